@@ -1,0 +1,236 @@
+"""A client of the gateway's HTTP API: what the command line and the workbench stand on. Synchronous.
+
+It knows our routes, OpenAI's shapes and server-sent events, and turns the API's error JSON back into MofangError. What
+it can do, any HTTP client can do.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import httpx
+
+from mofang.errors import MofangError, Unreachable
+
+
+class ApiError(MofangError):
+    """An error that the gateway answered, as it was said there: its own code, message and hint."""
+
+    def __init__(self, status: int, fault: Mapping[str, Any]) -> None:
+        super().__init__("client.api_error", status=status)
+        self.status = status
+        self.fault = fault
+
+    @property
+    def code(self) -> str:
+        return str(self.fault.get("code") or "api_error")
+
+    def message(self, lang: str | None = None) -> str:
+        return str(self.fault.get("message") or f"HTTP {self.status}")
+
+    def hint(self, lang: str | None = None) -> str:
+        return str(self.fault.get("hint") or "")
+
+
+class Client:
+    """One gateway. `key` may be None on loopback. Close it, or use it as a context manager."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 600.0) -> None:
+        self.url = url.rstrip("/")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # trust_env=False: a proxy set for the internet must not swallow calls to this machine.
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False
+        )
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # ---- the three ways to talk ----
+
+    def request(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """The decoded JSON answer (None for 204). Raises ApiError, or Unreachable when nobody answers."""
+        if body is not None:
+            options["json"] = body
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise Unreachable("client.gateway_unreachable", url=self.url, why=error) from error
+        _check(answer)
+        return answer.json() if answer.content else None
+
+    @contextmanager
+    def stream(self, method: str, path: str, body: Any = None) -> Iterator[Iterator[tuple[int | None, Any]]]:
+        """Server-sent events as (id, decoded data); ends at [DONE]. Leaving the block closes the connection."""
+        try:
+            with self._http.stream(method, path, json=body) as answer:
+                if answer.is_error:
+                    answer.read()
+                _check(answer)
+                yield _events(answer)
+        except httpx.TransportError as error:
+            raise Unreachable("client.gateway_unreachable", url=self.url, why=error) from error
+
+    def follow(self, path: str, after: int = -1) -> Iterator[dict[str, Any]]:
+        """The events of a generation or job after number `after`, each with its "seq", until the log is closed."""
+        with self.stream("GET", f"{path}/events?after={after}") as events:
+            for seq, data in events:
+                yield {**data, "seq": seq}
+
+    # ---- the gateway ----
+
+    def ready(self) -> dict[str, Any]:
+        return self.request("GET", "/readyz")  # type: ignore[no-any-return]
+
+    def system(self) -> dict[str, Any]:
+        """The machine, memory, versions, loaded engines."""
+        return self.request("GET", "/v1/system")  # type: ignore[no-any-return]
+
+    # ---- models ----
+
+    def models(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/v1/models")["data"]  # type: ignore[no-any-return]
+
+    def model(self, name: str) -> dict[str, Any]:
+        return self.request("GET", f"/v1/models/{name}")  # type: ignore[no-any-return]
+
+    def catalogue(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/v1/catalogue")["data"]  # type: ignore[no-any-return]
+
+    def pull(self, name: str, source: str | None = None) -> dict[str, Any]:
+        """Start bringing a model; the job's id leads to its progress (`follow_job`)."""
+        return self.request("POST", "/v1/models/pull", {"name": name, "source": source})  # type: ignore[no-any-return]
+
+    def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
+        return self.request("POST", "/v1/models/add", {"path": str(path), "name": name})  # type: ignore[no-any-return]
+
+    def remove_model(self, name: str) -> None:
+        self.request("DELETE", f"/v1/models/{name}")
+
+    def load_model(self, name: str) -> dict[str, Any]:
+        return self.request("POST", f"/v1/models/{name}/load")  # type: ignore[no-any-return]
+
+    def unload_model(self, name: str) -> None:
+        self.request("POST", f"/v1/models/{name}/unload")
+
+    # ---- jobs: pulls and ingests ----
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/v1/jobs")["data"]  # type: ignore[no-any-return]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.request("GET", f"/v1/jobs/{job_id}")  # type: ignore[no-any-return]
+
+    def stop_job(self, job_id: str) -> None:
+        self.request("POST", f"/v1/jobs/{job_id}/stop")
+
+    def follow_job(self, job_id: str, after: int = -1) -> Iterator[dict[str, Any]]:
+        return self.follow(f"/v1/jobs/{job_id}", after)
+
+    # ---- answers ----
+
+    @contextmanager
+    def chat_stream(self, body: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """POST /v1/chat/completions, streamed: OpenAI chunks. Leaving the block stops the generation."""
+        shape = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self.stream("POST", "/v1/chat/completions", shape) as events:
+            yield (data for _, data in events)
+
+    def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Start an answer that outlives this client: {"id", "conversation_id", "message_id", "status"}."""
+        return self.request("POST", "/v1/generations", dict(body))  # type: ignore[no-any-return]
+
+    def generation(self, generation_id: str) -> dict[str, Any]:
+        return self.request("GET", f"/v1/generations/{generation_id}")  # type: ignore[no-any-return]
+
+    def follow_generation(self, generation_id: str, after: int = -1) -> Iterator[dict[str, Any]]:
+        return self.follow(f"/v1/generations/{generation_id}", after)
+
+    def stop_generation(self, generation_id: str) -> None:
+        self.request("POST", f"/v1/generations/{generation_id}/stop")
+
+    # ---- conversations ----
+
+    def conversations(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/v1/conversations")["data"]  # type: ignore[no-any-return]
+
+    def create_conversation(self, **fields: Any) -> dict[str, Any]:
+        return self.request("POST", "/v1/conversations", fields)  # type: ignore[no-any-return]
+
+    def conversation(self, conversation_id: str) -> dict[str, Any]:
+        return self.request("GET", f"/v1/conversations/{conversation_id}")  # type: ignore[no-any-return]
+
+    def change_conversation(self, conversation_id: str, **fields: Any) -> dict[str, Any]:
+        return self.request("PATCH", f"/v1/conversations/{conversation_id}", fields)  # type: ignore[no-any-return]
+
+    def delete_conversation(self, conversation_id: str) -> None:
+        self.request("DELETE", f"/v1/conversations/{conversation_id}")
+
+    # ---- knowledge ----
+
+    def knowledge(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/v1/knowledge")["data"]  # type: ignore[no-any-return]
+
+    def create_knowledge(self, name: str, **fields: Any) -> dict[str, Any]:
+        return self.request("POST", "/v1/knowledge", {"name": name, **fields})  # type: ignore[no-any-return]
+
+    def remove_knowledge(self, name: str) -> None:
+        self.request("DELETE", f"/v1/knowledge/{name}")
+
+    def documents(self, name: str) -> list[dict[str, Any]]:
+        return self.request("GET", f"/v1/knowledge/{name}/documents")["data"]  # type: ignore[no-any-return]
+
+    def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]]) -> dict[str, Any]:
+        """Upload (relative name, content) pairs; the job's id leads to the progress, its last event to the report."""
+        parts = [("files", (relative, content, "application/octet-stream")) for relative, content in files]
+        return self.request("POST", f"/v1/knowledge/{name}/documents", files=parts)  # type: ignore[no-any-return]
+
+    def remove_document(self, name: str, document_id: str) -> None:
+        self.request("DELETE", f"/v1/knowledge/{name}/documents/{document_id}")
+
+    def document_text(self, name: str, document_id: str, start: int = 0, end: int | None = None) -> dict[str, Any]:
+        """Canonical text of a span and what surrounds it."""
+        params = {"start": start} if end is None else {"start": start, "end": end}
+        path = f"/v1/knowledge/{name}/documents/{document_id}/text"
+        return self.request("GET", path, params=params)  # type: ignore[no-any-return]
+
+    def search(self, knowledge: Sequence[str], query: str, k: int = 8) -> list[dict[str, Any]]:
+        body = {"knowledge": list(knowledge), "query": query, "k": k}
+        return self.request("POST", "/v1/knowledge/search", body)["data"]  # type: ignore[no-any-return]
+
+
+def _check(answer: httpx.Response) -> None:
+    if not answer.is_error:
+        return
+    try:
+        fault = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        fault = {"message": answer.text[:500] or f"HTTP {answer.status_code}"}
+    raise ApiError(answer.status_code, fault)
+
+
+def _events(answer: httpx.Response) -> Iterator[tuple[int | None, Any]]:
+    """Parse text/event-stream (WHATWG HTML, 9.2). An event {"error": …} of the OpenAI routes becomes ApiError."""
+    seq: int | None = None
+    data: list[str] = []
+    for line in answer.iter_lines():
+        if line.startswith("data:"):
+            data.append(line[5:].removeprefix(" "))
+        elif line.startswith("id:"):
+            seq = int(line[3:])
+        elif not line and data:
+            text, data = "\n".join(data), []
+            if text == "[DONE]":
+                return
+            decoded = json.loads(text)
+            if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict) and "type" not in decoded:
+                raise ApiError(502, decoded["error"])
+            yield seq, decoded

@@ -1,0 +1,1 @@
+"""The room of what generates. See docs/adding-engine.md."""

@@ -1,0 +1,99 @@
+"""What every engine offers. Engines are async; api.py and client.py are where that becomes sync.
+
+An engine holds one model, ready to answer. It knows nothing of HTTP clients, conversations or documents.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mofang.messages import Delta, Message, Sampling
+
+Kind = Literal["chat", "embedding", "reranker"]
+Purpose = Literal["query", "passage"]
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded model is and takes, for people and for /v1/system."""
+
+    model: str
+    engine: str
+    kind: Kind
+    n_ctx: int
+    """Tokens of one conversation, prompt and answer together."""
+    n_slots: int
+    pid: int | None
+    memory_bytes: int
+    """Resident memory of the process that holds the model; 0 when it is ours."""
+    provider: str = ""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What all kinds share."""
+
+    def info(self) -> EngineInfo: ...
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text, without special tokens added."""
+        ...
+
+    async def close(self) -> None:
+        """Free the model. Calls under way end with EngineFailed. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class ChatEngine(Engine, Protocol):
+    """Generates text.
+
+    Closing the returned iterator (`aclose`, also by cancellation) stops the generation within one token and frees its
+    slot, during the prompt too. Raises Invalid ("engine.context_length_exceeded", with both numbers) when the prompt
+    does not fit: nothing is ever cut in silence; EngineFailed when the model's process dies.
+    """
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
+        """The answer to a conversation, rendered with the model's own chat template."""
+        ...
+
+    def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
+        """The continuation of raw text or token ids."""
+        ...
+
+    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
+        """The prompt that `chat` would read, as text."""
+        ...
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of that prompt."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Engine, Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def dimensions(self) -> int: ...
+
+    async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors:
+        """(n, dimensions) float32, each row of length 1, in the order of `texts`.
+
+        The model's own prefix for queries and passages is added here. A text beyond the model's context raises
+        TooLarge: it is never cut in silence.
+        """
+        ...
+
+
+@runtime_checkable
+class Reranker(Engine, Protocol):
+    """Scores how well documents answer a query."""
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
+        """One score a document, in their order; higher is better, comparable within one call."""
+        ...

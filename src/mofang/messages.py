@@ -1,0 +1,133 @@
+"""The words that every room shares: a message, how to sample, a piece of an answer. Standard library only."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool", "developer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `content` is text, or OpenAI's list of content parts ({"type": "text", …})."""
+
+    role: Role
+    content: str | list[dict[str, Any]] | None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the content, parts joined."""
+        if isinstance(self.content, list):
+            return "".join(str(part.get("text", "")) for part in self.content if part.get("type") == "text")
+        return self.content or ""
+
+    def to_openai(self) -> dict[str, Any]:
+        """OpenAI's shape, without the fields that are not set."""
+        shape: dict[str, Any] = {"role": self.role, "content": self.content}
+        for key in ("name", "tool_calls", "tool_call_id"):
+            if getattr(self, key) is not None:
+                shape[key] = getattr(self, key)
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. None leaves a choice to the engine's default.
+
+    `options` holds whatever else the engine understands under its own name (tools, response_format, logit_bias,
+    logprobs, dry_multiplier…): passed on as it is, never dropped.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repeat_penalty: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as OpenAI counts them; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Measured by the engine. Milliseconds, and tokens a second."""
+
+    prompt_ms: float
+    predicted_ms: float
+    prompt_per_second: float
+    predicted_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long piece of work is. `total` 0: not known. `unit`: "bytes", "tokens", "passages", "files"…"""
+
+    stage: str
+    done: int
+    total: int = 0
+    unit: str = ""
+    rate: float = 0.0
+    """Units a second over the last seconds; 0 while unknown."""
+    detail: str = ""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None while total or rate is not known."""
+        return (self.total - self.done) / self.rate if self.total and self.rate > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer. The last one carries `finish_reason`, `usage` and `timings`.
+
+    content is always whole characters: no engine may send half a Chinese character.
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] | None = None
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+    progress: Progress | None = None
+    """The prompt is being read: tokens done of all."""
+    index: int = 0
+    """Which of the `n` answers this belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A numbered source of an answer: a span of a document's canonical text, and where a person finds it."""
+
+    number: int
+    """The n of the mark [n] in the answer, from 1."""
+    knowledge: str
+    document_id: str
+    title: str
+    """The document's name as the user knows it (its relative path)."""
+    text: str
+    start: int
+    end: int
+    """Character span in the canonical text, end exclusive."""
+    page: int | None = None
+    """From 1, for documents that have pages."""
+    headings: tuple[str, ...] = ()
+    score: float = 0.0
+    """Fused retrieval score, higher is closer; comparable within one answer only."""
+    cited: bool = False
+    """The answer carries this source's mark."""

@@ -1,0 +1,165 @@
+"""What differs between systems, in one file: child processes, memory, CPU features, free disk."""
+
+import contextlib
+import ctypes
+import os
+import platform as _platform
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+
+def start_child(
+    arguments: Sequence[str],
+    *,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child that ends with us, also when we are killed with SIGKILL.
+
+    The child must call `end_with_parent()`: its standard input is a pipe whose other end only this process holds, so
+    the pipe closes when we die, on every system. It is in a process group of its own, so Ctrl-C in the terminal
+    reaches us first and we end it in order. `log` receives its standard error (and output, unless `stdout` is given).
+    """
+    sink: int | IO[Any] = log.open("ab") if log else subprocess.DEVNULL
+    try:
+        return subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=sink if stdout is None else stdout,
+            stderr=sink,
+            env={**os.environ, **(env or {})},
+            start_new_session=os.name == "posix",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    finally:
+        if not isinstance(sink, int):
+            sink.close()
+
+
+def end_with_parent() -> None:
+    """Called by a child of `start_child`: leave as soon as standard input closes. Returns at once."""
+    pipe = sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer
+
+    def watch() -> None:
+        while pipe.read(4096):
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def end_child(child: subprocess.Popen[bytes], *, grace_s: float = 3.0) -> None:
+    """Ask the child and its descendants to end, then make them. Blocks for at most `grace_s` and a little."""
+    try:
+        family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        family = []
+    if child.stdin:
+        child.stdin.close()
+    for process in family:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=grace_s)
+    for process in alive:
+        _quietly(process.kill)
+    child.wait(timeout=grace_s)
+
+
+def _quietly(action: Any) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it was faster than we
+        action()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of main memory that this process may use (a container's limit counts)."""
+
+    total: int
+    available: int
+
+
+def memory() -> Memory:
+    """What the machine, or the container that we are in, has and has left."""
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit is not None and limit < total:
+        total, available = limit, min(available, max(0, limit - (used or 0)))
+    return Memory(total, available)
+
+
+def _cgroup(name: str) -> int | None:
+    """A number from the control group v2 of this process, as containers see it; None when there is no limit."""
+    try:
+        text = Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def n_cores() -> int:
+    """Physical cores that this process may run on; at least 1. Hyper-threads do not speed up matrix products."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set names as Linux spells them ("avx2", "avx512f", "amx_tile"); empty where we cannot tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def has_avx2() -> bool | None:
+    """Whether this is an x86 CPU with AVX2; None where that does not matter or cannot be told."""
+    if _platform.machine().lower() not in {"x86_64", "amd64"}:
+        return None
+    flags = cpu_flags()
+    return "avx2" in flags if flags else None
+
+
+def has_library(soname: str) -> bool:
+    """Whether the dynamic loader finds `soname` ("libgomp.so.1")."""
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return False
+    return True
+
+
+def free_disk(path: Path) -> int:
+    """Bytes left on the disk that holds `path` (or the nearest folder above it that exists)."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process with that id exists and is not a zombie."""
+    try:
+        return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def describe() -> dict[str, str | int]:
+    """The machine in words, for `mofang doctor` and reports; no names of hosts or users."""
+    return {
+        "system": f"{_platform.system()} {_platform.release()}",
+        "machine": _platform.machine(),
+        "python": _platform.python_version(),
+        "cores": n_cores(),
+        "memory_bytes": memory().total,
+    }

@@ -1,0 +1,133 @@
+"""This machine's settings: environment variables MOFANG_* over `<home>/settings.toml` over defaults.
+
+Not the place for the recipe of one run (recipes/). Unknown names are refused, with the nearest known one.
+"""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from mofang.errors import Invalid
+
+PREFIX = "MOFANG_"
+_NOT_SETTINGS = {"MOFANG_CACHE", "MOFANG_TEST_MODELS"}
+"""Read by the test suite and the Makefile, not by the program."""
+
+
+class Settings(BaseSettings):
+    """Every setting; the environment name is MOFANG_ + the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False
+    )
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".mofang")
+    """All data: models, knowledge bases, conversations, logs."""
+    host: str = "127.0.0.1"
+    """Address the gateway binds to. Any other than loopback is refused without `api_key`."""
+    port: int = Field(default=8642, ge=0, le=65535)
+    """Gateway port; 0 takes any free one."""
+    ui_port: int | None = Field(default=None, ge=0, le=65535)
+    """Workbench port; the one after `port` when not set."""
+    api_key: SecretStr | None = None
+    """Key that clients must send as "Authorization: Bearer …". None: no key, loopback only."""
+    lang: Literal["zh", "en"] = "zh"
+    """Language of messages for people."""
+    chat_model: str = "auto"
+    """What the model name "auto" means in chat; "auto" here: the catalogue's default, or the only one installed."""
+    embedding_model: str = "auto"
+    """The embedder of new knowledge bases."""
+    model_path: str = ""
+    """Folders with models already there, joined with the system's path separator (":" on Linux). Never written to."""
+    n_ctx: int = Field(default=8192, ge=256, le=1_048_576)
+    """Context for each conversation, in tokens, capped by what the model was trained for."""
+    n_slots: int = Field(default=2, ge=1, le=64)
+    """Conversations that one model answers at a time; each has its own context of n_ctx tokens."""
+    n_threads: int = Field(default=0, ge=0, le=1024)
+    """Threads for one model; 0: one a physical core."""
+    idle_unload_s: float = Field(default=900.0, ge=0)
+    """Seconds without a request after which a model leaves memory; 0: never."""
+    queue_limit: int = Field(default=32, ge=1, le=100_000)
+    """Requests that may wait for one model; one more is refused with 429."""
+    load_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that a model may take to load."""
+    max_tokens: int = Field(default=2048, ge=1)
+    """Length of an answer, in tokens, when the request names none: no endless generation by default."""
+    upload_limit_mb: int = Field(default=200, ge=1)
+    """Largest document that is taken in, in MB."""
+    hf_endpoint: str = Field(default_factory=lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    """Hugging Face or a mirror of it; HF_ENDPOINT is respected."""
+    modelscope_endpoint: str = "https://modelscope.cn"
+    hub_timeout_s: float = Field(default=3.0, gt=0)
+    """A hub that has not answered by then counts as silent, once a process."""
+
+    @field_validator("home", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def workbench_port(self) -> int:
+        """The workbench's port: `ui_port`, or the one after the gateway's."""
+        return self.ui_port if self.ui_port is not None else (self.port + 1 if self.port else 0)
+
+    @property
+    def model_folders(self) -> list[Path]:
+        """The folders of `model_path`."""
+        return [Path(part).expanduser() for part in self.model_path.split(os.pathsep) if part]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, _file()))
+
+
+def _file() -> Path:
+    home = os.environ.get(PREFIX + "HOME") or str(Path.home() / ".mofang")
+    return Path(home).expanduser().absolute() / "settings.toml"
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings now; `overrides` (from the command line) win. Raises Invalid for an unknown name or a bad value."""
+    file = _file()
+    fields = Settings.model_fields
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in _NOT_SETTINGS and name[len(PREFIX) :].lower() not in fields:
+            raise _unknown(name, where="environment", known=[PREFIX + field.upper() for field in fields])
+    if file.is_file():
+        try:
+            written = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Invalid("core.bad_settings_file", path=file, why=error) from error
+        for name in written:
+            if name not in fields:
+                raise _unknown(name, where=str(file), known=list(fields))
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        name = str(fault["loc"][0])
+        env = PREFIX + name.upper()
+        where = "environment" if env in os.environ else str(file)
+        raise Invalid("core.bad_setting", name=name, value=fault["input"], why=fault["msg"], where=where) from error
+
+
+def _unknown(name: str, *, where: str, known: list[str]) -> Invalid:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return Invalid("core.unknown_setting", name=name, where=where, near=near[0] if near else "-")

@@ -1,0 +1,37 @@
+"""Every sentence that a person reads, in Chinese and English, from data files with the same keys.
+
+`zh/<room>.toml` and `en/<room>.toml` hold one table a message. A key is "<room>.<name>", and the name is the stable
+code that programs match ("models.model_not_found" → code "model_not_found"). An error's table has `message` and
+`hint`; a plain sentence has `text`. Placeholders are `str.format` fields. tests/test_strings.py holds both languages
+to the same keys and the same placeholders.
+"""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LANGUAGES = ("zh", "en")
+
+
+def language() -> str:
+    """The language of this process: `MOFANG_LANG` ("zh" or "en"), Chinese when it is not set."""
+    value = os.environ.get("MOFANG_LANG", "zh").lower()
+    return "en" if value.startswith("en") else "zh"
+
+
+@cache
+def _room(room: str, lang: str) -> dict[str, dict[str, str]]:
+    path = Path(__file__).parent / lang / f"{room}.toml"
+    with path.open("rb") as file:
+        return tomllib.load(file)
+
+
+def say(key: str, /, *, part: str = "text", lang: str | None = None, **values: Any) -> str:
+    """The sentence `key` ("room.name") in `lang`, its placeholders filled from `values`.
+
+    Raises KeyError for an unknown key or a missing value: that is our fault, and a test finds it.
+    """
+    room, name = key.split(".", 1)
+    return _room(room, lang or language())[name][part].format(**values)

