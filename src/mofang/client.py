@@ -105,9 +105,9 @@ class Client:
     def catalogue(self) -> list[dict[str, Any]]:
         return self.request("GET", "/v1/catalogue")["data"]  # type: ignore[no-any-return]
 
-    def pull(self, name: str, source: str | None = None) -> dict[str, Any]:
-        """Start bringing a model; the job's id leads to its progress (`follow_job`)."""
-        return self.request("POST", "/v1/models/pull", {"name": name, "source": source})  # type: ignore[no-any-return]
+    def pull(self, name: str, source: str | None = None, *, kind: str = "chat") -> dict[str, Any]:
+        """Start bringing a model ("auto": the default of `kind`); the job's id leads to its progress (`follow_job`)."""
+        return self.request("POST", "/v1/models/pull", {"name": name, "source": source, "kind": kind})  # type: ignore[no-any-return]
 
     def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
         return self.request("POST", "/v1/models/add", {"path": str(path), "name": name})  # type: ignore[no-any-return]

@@ -196,9 +196,12 @@ class ConversationRequest(Request):
 
 
 class PullRequest(Request):
+    """POST /v1/models/pull. The name "auto" is the catalogue's default of `kind`, from the first source that answers."""
+
     name: Name
     source: str | None = None
     """One of the model's sources; None: the first that answers."""
+    kind: Literal["chat", "embedding", "reranker"] = "chat"
 
 
 class AddRequest(Request):

@@ -1,0 +1,200 @@
+"""The gateway and the workbench on this machine: what `mofang up` and `mofang serve` start, and what they end.
+
+Sockets are bound before anything is loaded, so that a taken port is told at once and nothing can slip between check and
+use. Models and the workbench are children that end with us, also when we are killed.
+"""
+
+import errno
+import ipaddress
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import uvicorn
+from pydantic import SecretStr
+
+from mofang.client import Client
+from mofang.errors import Conflict, Invalid, MissingSystem
+from mofang.launch import home as homes
+from mofang.platform import end_child, start_child
+from mofang.settings import Settings
+
+GRACE_S = 3
+"""Seconds that running answers get to end when the gateway is told to stop; then they end with an explicit error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that accepts requests."""
+
+    url: str
+    key: str | None
+    settings: Settings
+
+    def client(self) -> Client:
+        return Client(self.url, self.key)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(host: str, port: int, *, setting: str) -> socket.socket:
+    """A bound TCP socket. Raises Conflict when the port is taken, Invalid when the address is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(128)
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict("launch.port_taken", port=port, setting=setting, other=port + 10) from error
+        raise Invalid("launch.cannot_bind", host=host, port=port, why=error.strerror or error) from error
+    return bound
+
+
+def check_exposure(settings: Settings) -> None:
+    """Refuse an address that others can reach when there is no key."""
+    if not is_loopback(settings.host) and settings.api_key is None:
+        raise Invalid("launch.key_needed", host=settings.host, example=secrets.token_urlsafe(24))
+
+
+@contextmanager
+def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[Running]:
+    """Own the home and serve it from a thread of this process for the length of the block."""
+    from mofang.server import create_app
+    from mofang.server.backend import LocalBackend
+
+    check_exposure(settings)
+    homes.prepare(settings.home)
+    with homes.own(settings.home):
+        bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
+        port = bound.getsockname()[1]
+        settings = settings.model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
+        (settings.home / "logs").mkdir(exist_ok=True)
+        app = create_app(LocalBackend(settings))
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=_logging(settings.home / "logs" / "gateway.log"),
+                timeout_graceful_shutdown=GRACE_S,
+                server_header=False,
+                ws="none",
+            )
+        )
+        failure: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                server.run(sockets=[bound])
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=serve, name="gateway", daemon=True)
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        if not server.started:
+            if failure and not isinstance(failure[0], SystemExit):
+                raise failure[0]
+            raise MissingSystem("launch.gateway_failed", log=settings.home / "logs" / "gateway.log")
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 (compared, not bound)
+        key = settings.api_key.get_secret_value() if settings.api_key else None
+        running = Running(f"http://{host}:{port}", key, settings)
+        homes.announce(settings.home, homes.Owner(pid=os.getpid(), url=running.url, key=key))
+        try:
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join(timeout=GRACE_S + 10)
+
+
+@contextmanager
+def passing_gateway(settings: Settings) -> Iterator[Running]:
+    """A gateway for the length of one command: any free port, a key that nobody else has."""
+    private = settings.model_copy(
+        update={"host": "127.0.0.1", "port": 0, "api_key": SecretStr(secrets.token_urlsafe(24))}
+    )
+    with gateway(private) as running:
+        yield running
+
+
+@contextmanager
+def workbench(running: Running, *, ready_timeout_s: float = 60.0) -> Iterator[str]:
+    """The workbench as a child process for the length of the block; yields its address once the page answers."""
+    settings = running.settings
+    with bind(settings.host, settings.workbench_port, setting="MOFANG_UI_PORT") as probe:
+        port = probe.getsockname()[1]
+    key = running.key if is_loopback(settings.host) else None  # others must bring the key themselves
+    log = settings.home / "logs" / "workbench.log"
+    child = start_child(
+        [sys.executable, "-m", "mofang.ui.run"],
+        log=log,
+        env={
+            "WORKBENCH_GATEWAY": running.url,
+            "WORKBENCH_KEY": key or "",
+            "WORKBENCH_HOST": settings.host,
+            "WORKBENCH_PORT": str(port),
+            "WORKBENCH_LANG": settings.lang,
+        },
+    )
+    host = running.url.split("://")[1].rsplit(":", 1)[0]
+    url = f"http://{host}:{port}"
+    try:
+        _await_page(url, child, log, ready_timeout_s)
+        owner = homes.Owner(pid=os.getpid(), url=running.url, key=running.key, workbench=url)
+        homes.announce(settings.home, owner)
+        yield url
+    finally:
+        end_child(child)
+
+
+def _await_page(url: str, child: subprocess.Popen[bytes], log: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if child.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{url}/_stcore/health", timeout=1.0, trust_env=False).is_success:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise MissingSystem("launch.workbench_failed", log=log)
+
+
+def _logging(path: Path) -> dict[str, object]:
+    """Uvicorn's and our own log, without request bodies, in a file that cannot grow without end."""
+    handler = {
+        "class": "logging.handlers.RotatingFileHandler",
+        "filename": str(path),
+        "maxBytes": 5_000_000,
+        "backupCount": 2,
+        "encoding": "utf-8",
+        "formatter": "line",
+    }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+        "handlers": {"file": handler},
+        "loggers": {
+            name: {"handlers": ["file"], "level": "INFO", "propagate": False} for name in ("uvicorn", "mofang")
+        },
+    }
