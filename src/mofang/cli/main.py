@@ -16,7 +16,7 @@ from mofang.errors import MofangError
 class Commands(TyperGroup):
     """Turns MofangError into a message, a hint and an exit code: the command line's one edge."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except MofangError as error:
