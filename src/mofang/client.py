@@ -35,11 +35,14 @@ class ApiError(MofangError):
 
 
 class Client:
-    """One gateway. `key` may be None on loopback. Close it, or use it as a context manager."""
+    """One gateway. `key` may be None on loopback; `lang` is the language that its messages should be in. Close it, or
+    use it as a context manager."""
 
-    def __init__(self, url: str, key: str | None = None, *, timeout_s: float = 600.0) -> None:
+    def __init__(self, url: str, key: str | None = None, *, lang: str | None = None, timeout_s: float = 600.0) -> None:
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if lang:
+            headers["Accept-Language"] = lang
         # trust_env=False: a proxy set for the internet must not swallow calls to this machine.
         self._http = httpx.Client(
             base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout_s, connect=5.0), trust_env=False
