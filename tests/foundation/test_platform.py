@@ -1,0 +1,87 @@
+"""Children end with us; memory and disk are numbers that make sense."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mofang import platform
+
+CHILD = """
+import time
+from mofang.platform import end_with_parent
+end_with_parent()
+print("up", flush=True)
+time.sleep(60)
+"""
+GRANDCHILD = """
+import subprocess, sys
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(grandchild.pid, flush=True)
+"""
+PARENT = f"""
+import subprocess, sys, time
+from mofang.platform import start_child
+child = start_child([sys.executable, "-c", {CHILD!r}], stdout=subprocess.PIPE)
+assert child.stdout.readline() == b"up\\n"
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def _gone(pid: int, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not platform.is_alive(pid):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        assert platform.is_alive(pid)
+        os.kill(parent.pid, signal.SIGKILL)
+    assert _gone(pid, within_s=2)
+
+
+def test_end_child_ends_its_descendants_too() -> None:
+    child = platform.start_child([sys.executable, "-c", GRANDCHILD + CHILD], stdout=subprocess.PIPE)
+    assert child.stdout
+    grandchild = int(child.stdout.readline())
+    platform.end_child(child)
+    child.stdout.close()
+    assert child.returncode is not None
+    assert _gone(grandchild, within_s=2)
+
+
+def test_the_log_gets_what_the_child_says(tmp_path: Path) -> None:
+    log = tmp_path / "child.log"
+    child = platform.start_child(
+        [sys.executable, "-c", "print('你好'); import sys; print('错', file=sys.stderr)"], log=log
+    )
+    child.wait(timeout=10)
+    platform.end_child(child)
+    assert set(log.read_text(encoding="utf-8").split()) == {"你好", "错"}
+
+
+def test_memory_and_disk(tmp_path: Path) -> None:
+    now = platform.memory()
+    assert 0 < now.available <= now.total
+    assert platform.free_disk(tmp_path / "not" / "there" / "yet") > 0
+    assert 1 <= platform.n_cores() <= (os.cpu_count() or 1)
+
+
+def test_is_alive_knows_the_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    assert not platform.is_alive(child.pid)
+    assert platform.is_alive(os.getpid())
+
+
+def test_a_library_that_is_not_there() -> None:
+    assert not platform.has_library("libno-such-thing.so.9")
