@@ -79,9 +79,12 @@ def test_a_passing_gateway_is_closed_to_others(small_models: Path) -> None:
 
 
 def test_a_second_gateway_on_one_home_is_refused(small_models: Path) -> None:
-    with local.passing_gateway(settings.load()), pytest.raises(Conflict) as caught:
-        with local.passing_gateway(settings.load()):
-            pass
+    with (
+        local.passing_gateway(settings.load()),
+        pytest.raises(Conflict) as caught,
+        local.passing_gateway(settings.load()),
+    ):
+        pass
     assert caught.value.code == "home_in_use"
 
 
@@ -127,11 +130,11 @@ def test_up_serves_page_and_api_and_ctrl_c_ends_all(small_models: Path) -> None:
         assert httpx.get(f"{owner.workbench}/_stcore/health", trust_env=False).is_success
         front = httpx.get(owner.url, trust_env=False, follow_redirects=False)
         assert front.headers["location"].rstrip("/") == owner.workbench
-        listening = {c.laddr.ip for p in (psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True))
-                     for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN}  # fmt: skip
-        assert listening == {"127.0.0.1"}
         family = psutil.Process(child.pid).children(recursive=True)
         assert family
+        sockets = [each for one in (psutil.Process(child.pid), *family) for each in one.net_connections("tcp")]
+        listening = {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+        assert listening == {"127.0.0.1"}
         child.send_signal(signal.SIGINT)
         assert child.wait(timeout=20) == 0
         _, alive = psutil.wait_procs(family, timeout=3)
