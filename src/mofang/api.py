@@ -32,3 +32,10 @@ def gateway(settings: Settings | None = None) -> Iterator[Client]:
 
     with passing_gateway(settings) as running, running.client() as client:
         yield client
+
+
+def document_suffixes() -> frozenset[str]:
+    """The suffixes of documents that can be read, lower case with their dot: {".md", ".pdf", …}."""
+    from mofang.knowledge import LOADERS
+
+    return frozenset(f".{name}" for name in LOADERS)

@@ -102,8 +102,10 @@ class Client:
     def models(self) -> list[dict[str, Any]]:
         return self.request("GET", "/v1/models")["data"]  # type: ignore[no-any-return]
 
-    def model(self, name: str) -> dict[str, Any]:
-        return self.request("GET", f"/v1/models/{name}")  # type: ignore[no-any-return]
+    def model(self, name: str, n_ctx: int | None = None) -> dict[str, Any]:
+        """Facts, and the memory that it needs at `n_ctx` tokens of context (None: as configured)."""
+        params = {} if n_ctx is None else {"n_ctx": n_ctx}
+        return self.request("GET", f"/v1/models/{name}", params=params)  # type: ignore[no-any-return]
 
     def catalogue(self) -> list[dict[str, Any]]:
         return self.request("GET", "/v1/catalogue")["data"]  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""Run a job of the gateway (a pull, an ingest) to its end: progress on standard error, Ctrl-C stops the job."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mofang.cli.follow import following
+from mofang.cli.render import ProgressBar
+from mofang.client import ApiError, Client
+from mofang.errors import EngineFailed
+
+
+class JobStopped(Exception):
+    """The job was stopped, here or elsewhere. `progress` is how far it had come."""
+
+    def __init__(self, progress: Mapping[str, Any]) -> None:
+        super().__init__(progress)
+        self.progress = progress
+
+
+def finish(client: Client, job: Mapping[str, Any], *, title: str) -> Any:
+    """The job's result. Raises ApiError when it failed, JobStopped when it was stopped."""
+    job_id = job["id"]
+    progress: Mapping[str, Any] = job.get("progress") or {}
+    with (
+        ProgressBar(title) as bar,
+        following(lambda: client.follow_job(job_id), lambda: client.stop_job(job_id)) as events,
+    ):
+        for event in events:
+            if event is None:
+                continue
+            if event["type"] == "done":
+                return event.get("result")
+            if event["type"] == "stopped":
+                raise JobStopped(progress)
+            if event["type"] == "error":
+                raise ApiError(502, event.get("error") or {})
+            progress = event
+            bar.update(event)
+    raise EngineFailed("cli.job_lost")

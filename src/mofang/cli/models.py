@@ -1,0 +1,215 @@
+"""`mofang models`: the catalogue, what is here, and bringing, adding, looking at and removing a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mofang.strings import say
+
+if TYPE_CHECKING:
+    from mofang.client import Client
+
+app = typer.Typer(help=say("cli.models"), no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help=say("cli.option_json"))]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help=say("cli.option_yes"))]
+Installed = Annotated[str, typer.Argument(help=say("cli.argument_model"), metavar="NAME")]
+
+
+@app.command("catalog", help=say("cli.models_catalog"))
+def catalog(as_json: Json = False) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        entries = client.catalogue()
+    if as_json:
+        render.show_json(entries)
+        return
+    render.show(render.table(_headings("name", "kind", "size", "memory", "context"), map(_catalogue_row, entries)))
+    render.note(say("cli.catalog_legend"))
+
+
+def _catalogue_row(entry: dict[str, Any]) -> tuple[Any, ...]:
+    from mofang.cli import render
+    from mofang.cli.wrap import ChineseText
+    from mofang.strings import language
+
+    summary = entry.get("summary") or {}
+    about = " · ".join(part for part in (str(summary.get(language()) or ""), str(entry.get("licence") or "")) if part)
+    mark = "✓ " if entry.get("installed") else "  "
+    name = ChineseText.assemble(mark, (entry["name"], "bold"), "\n", (about, "dim"))
+    memory = render.size(entry["memory_bytes"]) if entry.get("memory_bytes") else "–"
+    if entry.get("fits") is False:
+        memory = f"✗ {memory}"
+    context = f"{entry['n_ctx_train']:,}" if entry.get("n_ctx_train") else "–"
+    return name, _kind(entry), render.size(entry["size_bytes"]) if entry.get("size_bytes") else "–", memory, context
+
+
+@app.command("list", help=say("cli.models_list"))
+def list_(as_json: Json = False) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        models = client.models()
+    if as_json:
+        render.show_json(models)
+        return
+    if not models:
+        render.note(say("cli.no_models"), style="")
+        return
+    columns = _headings("name", "kind", "size", "quantization", "source", "loaded")
+    render.show(
+        render.table(
+            columns,
+            (
+                (
+                    model["id"],
+                    _kind(model),
+                    render.size(model.get("size_bytes") or 0),
+                    model.get("quantization") or "–",
+                    model.get("source") or "–",
+                    "●" if model.get("loaded") else "",
+                )
+                for model in models
+            ),
+        )
+    )
+
+
+@app.command("pull", help=say("cli.models_pull"))
+def pull(
+    name: Annotated[str, typer.Argument(help=say("cli.argument_pull"), metavar="NAME")],
+    source: Annotated[str | None, typer.Option(help=say("cli.option_source"), metavar="SOURCE")] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        model = bring(client, name, source=source)
+    if as_json:
+        render.show_json(model)
+    else:
+        render.show(say("cli.pulled", name=model.get("id") or model.get("name") or name))
+
+
+def bring(client: "Client", name: str, *, source: str | None = None, kind: str = "chat") -> dict[str, Any]:
+    """Pull a model with its progress on standard error. On Ctrl-C the gateway stops, and keeps what it has.
+
+    Raises ApiError as the job did; typer.Exit(130) after Ctrl-C.
+    """
+    from mofang.cli import jobs, render
+
+    job = client.pull(name, source, kind=kind)
+    try:
+        result: dict[str, Any] = jobs.finish(client, job, title=name)
+    except jobs.JobStopped as stopped:
+        done = render.size(float(stopped.progress.get("done") or 0))
+        render.note(say("cli.pull_stopped", name=name, done=done), style="yellow")
+        raise typer.Exit(130) from stopped
+    return result
+
+
+@app.command("add", help=say("cli.models_add"))
+def add(
+    path: Annotated[Path, typer.Argument(help=say("cli.argument_add"), metavar="PATH")],
+    name: Annotated[str | None, typer.Option(help=say("cli.option_name"), metavar="NAME")] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    # The gateway may stand in another folder.
+    place = path.expanduser().absolute()
+    with api.gateway() as client, render.working(say("cli.adding", path=place)):
+        model = client.add_model(place, name)
+    if as_json:
+        render.show_json(model)
+    else:
+        render.show(say("cli.added", name=model["id"], path=place, size=render.size(model.get("size_bytes") or 0)))
+
+
+@app.command("info", help=say("cli.models_info"))
+def info(
+    name: Installed,
+    n_ctx: Annotated[int | None, typer.Option("--n-ctx", min=1, metavar="N", help=say("cli.option_n_ctx"))] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        model = client.model(name, n_ctx)
+    if as_json:
+        render.show_json(model)
+        return
+    render.show(render.facts((say(f"cli.fact_{key}"), value) for key, value in _facts(model) if value))
+
+
+def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key of the label, value) in the order that people look for them; empty values are left out by the caller."""
+    from mofang.cli import render
+
+    def number(key: str) -> str:
+        return f"{model[key]:,}" if model.get(key) else ""
+
+    memory, template = model.get("memory") or {}, model.get("chat_template")
+    return [
+        ("name", str(model["id"])),
+        ("kind", _kind(model)),
+        ("architecture", str(model.get("architecture") or "")),
+        ("parameters", render.count(model["parameters"]) if model.get("parameters") else ""),
+        ("layers", number("n_layers")),
+        ("embedding", number("n_embd")),
+        ("context", number("n_ctx_train")),
+        ("vocabulary", number("n_vocab")),
+        ("tokenizer", str(model.get("tokenizer") or "")),
+        ("quantization", str(model.get("quantization") or "")),
+        ("template", say("cli.template_yes", n=len(template)) if template else say("cli.template_no")),
+        ("size", render.size(model.get("size_bytes") or 0)),
+        ("memory", _memory(memory)),
+        ("source", str(model.get("source") or "")),
+        ("path", str(model.get("path") or "")),
+        ("sha256", str(model.get("sha256") or "")),
+        ("loaded", say("cli.yes") if model.get("loaded") else say("cli.no")),
+    ]
+
+
+def _memory(memory: dict[str, Any]) -> str:
+    from mofang.cli import render
+
+    if not memory:
+        return ""
+    parts = {key: render.size(memory[key]) for key in ("total", "weights", "kv_cache", "compute")}
+    return say("cli.memory", n_ctx=f"{memory.get('n_ctx') or 0:,}", n_slots=memory.get("n_slots") or 1, **parts)
+
+
+@app.command("rm", help=say("cli.models_rm"))
+def rm(name: Installed, yes: Yes = False) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        model = client.model(name)
+        managed = model.get("managed", True)
+        ask = "cli.rm_model" if managed else "cli.rm_model_entry"
+        size = render.size(model.get("size_bytes") or 0)
+        if not yes and not render.confirm(say(ask, name=name, size=size, path=model.get("path") or "")):
+            render.note(say("cli.left_alone"))
+            raise typer.Exit(1)
+        client.remove_model(name)
+    render.show(say("cli.removed", name=name))
+
+
+def _headings(*names: str) -> list[tuple[str, str]]:
+    right = {"size", "memory", "context"}
+    return [(say(f"cli.heading_{name}"), "right" if name in right else "left") for name in names]
+
+
+def _kind(model: dict[str, Any]) -> str:
+    from mofang.cli import render
+
+    return render.word("kind", str(model.get("kind") or "chat"))
