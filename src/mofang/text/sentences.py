@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 CLOSERS = "”’」』）)】》〉］]｝}〕〗\"'＂＇"
 ABBREVIATIONS = frozenset(
-    "e.g i.e etc cf vs al fig no vol ch sec eq ref refs mr mrs ms dr prof st jr sr inc ltd co corp dept approx "
-    "jan feb mar apr jun jul aug sep sept oct nov dec".split()  # noqa: SIM905
+    """
+    e.g i.e etc cf vs al fig no vol ch sec eq ref refs mr mrs ms dr prof st jr sr inc ltd co corp dept approx
+    jan feb mar apr jun jul aug sep sept oct nov dec
+    """.split()  # noqa: SIM905
 )
 
 _END = re.compile(

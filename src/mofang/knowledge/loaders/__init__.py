@@ -1,0 +1,46 @@
+"""From a file to a ParsedDocument, one file a format. The table is mofang.knowledge.LOADERS, by suffix.
+
+A loader is `load(path: Path, name: str) -> ParsedDocument`: `path` is what to read, `name` what the user calls it (for
+errors and as the title when the file has none). It is plain blocking code and runs in a thread. It raises Unreadable
+for a file that is not what it should be, and says in `notes` what a person should know.
+"""
+
+from pathlib import Path, PurePosixPath
+
+from mofang.errors import TooLarge, Unreadable
+from mofang.knowledge import LOADERS
+from mofang.knowledge.base import ParsedDocument
+
+LATER = frozenset(
+    ["doc", "docx", "xls", "xlsx", "ppt", "pptx", "wps", "et", "dps", "odt", "ods", "odp", "rtf", "epub", "csv", "zip"]
+)
+"""Formats that people bring and that we cannot read yet: refused with what to do instead."""
+
+
+def suffix(name: str) -> str:
+    """The suffix of a file name, lower case, without its dot; "" when there is none."""
+    return PurePosixPath(name).suffix.removeprefix(".").lower()
+
+
+def parse(path: Path, name: str, *, limit_bytes: int | None = None) -> ParsedDocument:
+    """Read `path` with the loader that the suffix of `name` chooses.
+
+    Raises Unreadable: knowledge.unknown_format, knowledge.format_later, knowledge.empty_file, knowledge.no_text, or
+    what the loader says; TooLarge beyond `limit_bytes`.
+    """
+    kind = suffix(name)
+    if kind not in LOADERS.names():
+        if kind in LATER:
+            raise Unreadable("knowledge.format_later", name=name, suffix=kind)
+        raise Unreadable("knowledge.unknown_format", name=name, known=", ".join(LOADERS.names()))
+    size = path.stat().st_size
+    if size == 0:
+        raise Unreadable("knowledge.empty_file", name=name)
+    if limit_bytes is not None and size > limit_bytes:
+        raise TooLarge(
+            "knowledge.file_too_large", name=name, size_mb=size // 1_000_000, limit_mb=limit_bytes // 1_000_000
+        )
+    document: ParsedDocument = LOADERS.get(kind)(path, name)
+    if not document.text.strip():
+        raise Unreadable("knowledge.no_text", name=name)
+    return document

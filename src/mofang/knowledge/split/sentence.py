@@ -1,0 +1,118 @@
+"""Cuts a document into chunks at sentence ends: as full as the limit allows, never across a change of headings.
+
+A heading stays with the text that follows it. A table or a code block stays whole when it fits, and is cut between its
+lines when it does not; a sentence longer than the limit is cut after a comma or a space, and only then anywhere.
+Knows nothing of embedders: the limit is in characters, and the caller knows what its model takes.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+from mofang.knowledge.base import Block, Chunk, ParsedDocument
+from mofang.text.sentences import clause_ends, sentence_ends, trim
+
+LIMIT = 350
+"""Characters: about 230 tokens of Chinese, so that with its headings a chunk fits the 512 tokens of BERT embedders."""
+
+_WHOLE = ("table", "code")
+
+
+def split(document: ParsedDocument, limit: int = LIMIT) -> list[Chunk]:
+    """Chunks in order, none longer than `limit`; together they cover every character that is not white space."""
+    chunks: list[Chunk] = []
+    for section in _sections(document):
+        pieces = [piece for block in section for piece in _pieces(document.text, block, limit)]
+        chunks.extend(Chunk(start, end, section[-1].headings) for start, end in _pack(pieces, limit))
+    return chunks
+
+
+def _sections(document: ParsedDocument) -> Iterator[list[Block]]:
+    """Runs of blocks under one path of headings; a heading without text of its own opens the next run."""
+    run: list[Block] = []
+    for block in document.blocks:
+        if run and run[-1].kind != "heading" and (block.kind == "heading" or block.headings != run[-1].headings):
+            yield run
+            run = []
+        run.append(block)
+    if run:
+        yield run
+
+
+def _pieces(text: str, block: Block, limit: int) -> Iterator[tuple[int, int]]:
+    """The spans of a block that stay together: the whole block, its lines, its sentences, or parts of those."""
+    start, end = trim(text, block.start, block.end)
+    if start == end:
+        return
+    if block.kind in (*_WHOLE, "heading") and end - start <= limit:
+        yield start, end
+        return
+    ends = _line_ends(text, start, end) if block.kind in _WHOLE else sentence_ends(text, start, end)
+    for piece in _spans(text, start, ends):
+        yield from _fit(text, piece, limit)
+
+
+def _line_ends(text: str, start: int, end: int) -> Iterator[int]:
+    while (newline := text.find("\n", start, end)) >= 0:
+        start = newline + 1
+        yield start
+    yield end
+
+
+def _spans(text: str, start: int, ends: Iterable[int]) -> Iterator[tuple[int, int]]:
+    for end in ends:
+        span = trim(text, start, end)
+        if span[0] < span[1]:
+            yield span
+        start = end
+
+
+def _fit(text: str, span: tuple[int, int], limit: int) -> Iterator[tuple[int, int]]:
+    """A span cut so that no part exceeds the limit, at the last good place before it."""
+    start, end = span
+    while end - start > limit:
+        cut = max(clause_ends(text, start, start + limit), default=0)
+        if cut < start + limit // 2:
+            cut = _safe_cut(text, start, start + limit)
+        part = trim(text, start, cut)
+        if part[0] < part[1]:
+            yield part
+        start = trim(text, cut, end)[0]
+    if start < end:
+        yield start, end
+
+
+def _safe_cut(text: str, start: int, cut: int) -> int:
+    """`cut`, moved back so that it does not part an emoji or accent from what it belongs to."""
+    for place in range(cut, max(start + 1, cut - 16), -1):
+        if not _joins(text[place]) and text[place - 1] != "\u200d":
+            return place
+    return cut
+
+
+def _joins(character: str) -> bool:
+    """Zero-width joiner, variation selector, skin tone, combining accent."""
+    return (
+        character == "\u200d"
+        or "\ufe00" <= character <= "\ufe0f"
+        or "\U0001f3fb" <= character <= "\U0001f3ff"
+        or unicodedata.combining(character) > 0
+    )
+
+
+def _pack(pieces: list[tuple[int, int]], limit: int) -> Iterator[tuple[int, int]]:
+    """Neighbouring pieces joined as long as they fit, into parts of even length rather than a full one and a rest."""
+    if not pieces:
+        return
+    target = _even(pieces, limit)
+    first, last = pieces[0]
+    for start, end in pieces[1:]:
+        if end - first > limit or last - first >= target:
+            yield first, last
+            first = start
+        last = end
+    yield first, last
+
+
+def _even(pieces: list[tuple[int, int]], limit: int) -> int:
+    total = pieces[-1][1] - pieces[0][0]
+    return -(-total // -(-total // limit))
