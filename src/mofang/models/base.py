@@ -1,5 +1,6 @@
 """What is known of a model on disk without loading it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,3 +49,24 @@ class ModelFacts:
     """Bytes of key and value cache for one token of context, at 16 bits."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """The file's short metadata values (no token lists)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FormatReader:
+    """How a format is read without loading a model. Each function raises Unreadable for a damaged or cut-off one."""
+
+    facts: Callable[[Path], ModelFacts]
+    kind: Callable[[Path], Kind]
+    size_bytes: Callable[[Path], int]
+    """Bytes of the weights, all files together."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes that a loaded model will take. `total` is their sum."""
+
+    weights: int
+    kv_cache: int
+    compute: int
+    """Buffers for one batch, and the server itself."""
+    total: int
