@@ -1,0 +1,131 @@
+"""Small things that every page uses: fragments that cannot break a page, errors as people read them, a confirm."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import wraps
+from html import escape
+from typing import Any, ParamSpec
+
+import streamlit as st
+
+from mofang.client import ApiError
+from mofang.errors import MofangError, Unreachable
+from mofang.ui.session import client, gateway_url, language, t
+
+P = ParamSpec("P")
+_LOG = logging.getLogger("mofang.ui")
+
+
+def guarded(function: Callable[P, None]) -> Callable[P, None]:
+    """What goes wrong in `function` is shown in its place, in the reader's language; never a traceback on a page."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except Unreachable:
+            waiting()
+        except MofangError as error:
+            if isinstance(error, ApiError) and error.status == 401:
+                ask_key()
+            else:
+                show_error(error)
+        except Exception as error:  # the page's outermost edge: logged with its trace, told in one sentence
+            _LOG.exception("a page failed")
+            fault(t("page_failed", why=type(error).__name__), t("page_failed_hint"))
+
+    return run
+
+
+def fragment(*, run_every: float | None = None) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """A part of the page that runs again on its own, every `run_every` seconds; guarded."""
+
+    def decorate(function: Callable[P, None]) -> Callable[P, None]:
+        part: Callable[P, None] = st.fragment(guarded(function), run_every=run_every)
+        return part
+
+    return decorate
+
+
+def show_error(error: MofangError) -> None:
+    lang = language()
+    fault(error.message(lang), error.hint(lang))
+
+
+def show_fault(shape: Mapping[str, Any] | None) -> None:
+    """An error as the API tells it: {"message", "hint"}."""
+    shape = shape or {}
+    fault(str(shape.get("message") or t("unknown_error")), str(shape.get("hint") or ""))
+
+
+def fault(message: str, hint: str = "") -> None:
+    """What was wrong, and what to do next."""
+    more = f'<div class="mf-hint">{escape(hint)}</div>' if hint else ""
+    st.html(f'<div class="mf-fault" role="alert"><div>{escape(message)}</div>{more}</div>')
+
+
+def quiet(text: str) -> None:
+    """A line of small grey text."""
+    st.html(f'<div class="mf-quiet">{escape(text)}</div>')
+
+
+def badges(*labels: tuple[str, str]) -> str:
+    """HTML of small labels: (text, one of "", "good", "warn")."""
+    return "".join(f'<span class="mf-badge {tone}">{escape(text)}</span>' for text, tone in labels if text)
+
+
+def flash(error: MofangError) -> None:
+    """Keep an error of a callback for the run that follows it."""
+    lang = language()
+    st.session_state["flash"] = {"message": error.message(lang), "hint": error.hint(lang)}
+
+
+def show_flash() -> None:
+    if shape := st.session_state.pop("flash", None):
+        show_fault(shape)
+
+
+def waiting() -> None:
+    """The gateway does not answer: say so calmly, and go on by itself as soon as it does."""
+    st.html(
+        f'<div class="mf-waiting"><div class="mf-pulse">{mark()}</div><h3>{escape(t("waiting_title"))}</h3>'
+        f'<p class="mf-quiet">{escape(t("waiting_text", url=gateway_url()))}</p></div>'
+    )
+    _await_gateway()
+
+
+def _try_again() -> None:
+    try:
+        client().models()
+    except Unreachable:
+        return
+    except MofangError:
+        pass  # it answers: whatever is wrong now is shown by the page itself
+    st.rerun()
+
+
+def _await_gateway() -> None:
+    st.fragment(_try_again, run_every=1.5)()
+
+
+def ask_key() -> None:
+    """The gateway wants a key: ask for it, keep it for this visit only."""
+    with st.container(key="ask_key"):
+        st.html(f'<div class="mf-waiting">{mark()}<h3>{escape(t("key_title"))}</h3></div>')
+        if st.session_state.get("api_key"):
+            fault(t("key_wrong"), t("key_wrong_hint"))
+        with st.form("key_form", border=False):
+            key = st.text_input(t("key_label"), type="password", key="key_input", autocomplete="off")
+            if st.form_submit_button(t("key_submit"), type="primary", width="stretch") and key:
+                st.session_state["api_key"] = key
+                st.rerun()
+        quiet(t("key_note"))
+
+
+def mark() -> str:
+    """The product's mark as inline SVG: a cube that is a workshop, its gate lit."""
+    return (
+        '<svg class="mf-mark" viewBox="0 0 48 48" aria-hidden="true"><path d="M24 4 42 14 24 24 6 14Z" fill="#3f9c86"/>'
+        '<path d="M6 14 24 24V44L6 34Z" fill="#1d6f5f"/><path d="M42 14V34L24 44V24Z" fill="#14524a"/>'
+        '<path d="M29 41.2V31.5l8-4.4V36.8Z" fill="#f4c66a"/></svg>'
+    )

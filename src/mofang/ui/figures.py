@@ -1,0 +1,81 @@
+"""Numbers as people read them: sizes, rates, durations, counts. Decimal units, as disks and hubs count.
+
+Knows nothing of Streamlit.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from mofang.ui.words import word, word_or
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as "468 MB"; three significant digits are enough to choose by."""
+    value, unit = float(n_bytes), "B"
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    digits = 0 if value >= 99.5 or unit == "B" else 1
+    return f"{value:.{digits}f} {unit}"
+
+
+def count(lang: str, n: float) -> str:
+    """A large count: "4.94 亿" in Chinese, "494 M" in English."""
+    steps = ((1e8, "亿"), (1e4, "万")) if lang == "zh" else ((1e9, "B"), (1e6, "M"), (1e3, "K"))
+    for step, unit in steps:
+        if abs(n) >= step:
+            return f"{n / step:.3g} {unit}"
+    return f"{n:g}"
+
+
+def duration(lang: str, seconds: float) -> str:
+    """Seconds in words, rounded to what a waiting person cares about."""
+    if seconds < 60:
+        return word(lang, "seconds", n=max(1, round(seconds)))
+    if seconds < 3600:
+        return word(lang, "minutes", m=int(seconds // 60), s=round(seconds % 60))
+    return word(lang, "hours", h=int(seconds // 3600), m=round(seconds % 3600 / 60))
+
+
+def progress(lang: str, shape: dict[str, Any] | None) -> tuple[float, str]:
+    """A Progress as JSON → (fraction from 0 to 1, one line: stage, amount, rate, time left)."""
+    if not shape:
+        return 0.0, word(lang, "job_starting")
+    done, total, rate = shape.get("done") or 0, shape.get("total") or 0, shape.get("rate") or 0.0
+    in_bytes = shape.get("unit") == "bytes"
+    parts = [word_or(lang, f"stage_{shape.get('stage')}", word(lang, "stage_other"))]
+    if total:
+        parts.append(f"{size(done)} / {size(total)}" if in_bytes else f"{done} / {total}")
+    if rate:
+        parts.append(f"{size(rate)}/s" if in_bytes else word(lang, "rate", n=f"{rate:.3g}"))
+    if shape.get("seconds_left"):
+        parts.append(word(lang, "time_left", time=duration(lang, shape["seconds_left"])))
+    if shape.get("detail"):
+        parts.append(str(shape["detail"]))
+    return (min(1.0, max(0.0, done / total)) if total else 0.0), " · ".join(parts)
+
+
+def moment(stamp: str | float | int | None) -> str:
+    """A time as the server writes it (ISO 8601 or seconds since 1970), in this machine's zone; "" when there is none."""
+    if stamp is None or stamp == "":
+        return ""
+    when = datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int | float) else datetime.fromisoformat(stamp)
+    return when.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def speed_line(lang: str, message: dict[str, Any]) -> str:
+    """What stands under an answer: tokens a second, time to the first token, token counts, model."""
+    usage, timings = message.get("usage") or {}, message.get("timings") or {}
+    parts = []
+    if timings.get("predicted_per_second"):
+        parts.append(word(lang, "speed", n=f"{timings['predicted_per_second']:.1f}"))
+    if timings.get("prompt_ms"):
+        parts.append(word(lang, "first_token", n=f"{timings['prompt_ms'] / 1000:.2f}"))
+    if usage:
+        parts.append(word(lang, "tokens", prompt=usage.get("prompt_tokens", 0), answer=usage.get("completion_tokens", 0)))
+    if cached := (usage.get("prompt_tokens_details") or {}).get("cached_tokens"):
+        parts.append(word(lang, "tokens_cached", n=cached))
+    if message.get("model"):
+        parts.append(str(message["model"]))
+    return " · ".join(parts)

@@ -1,0 +1,307 @@
+"""对话: a conversation with a model. The answer lives in the gateway; this page shows it, and may come and go.
+
+A run of the page takes a few small requests and never waits for a token: a running answer is shown by a fragment that
+looks at its Watch several times a second, so clicks are answered at once and a reload re-attaches.
+"""
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any, Final
+
+import streamlit as st
+
+from mofang.client import ApiError
+from mofang.errors import MofangError
+from mofang.ui import figures
+from mofang.ui.components import jobs, settings
+from mofang.ui.components.base import flash, fragment, mark, quiet, show_fault, show_flash
+from mofang.ui.prose import anchor_of, sources_html, to_markdown
+from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
+from mofang.ui.tree import Message, Turn, path, title_of
+from mofang.ui.watch import Answer
+
+TICK_S: Final = 0.2
+LOG_WAIT_S: Final = 0.5
+DOCS: Final = ("mofang", "模坊")
+
+Conversation = dict[str, Any]
+
+
+def page() -> None:
+    models = [model for model in client().models() if model.get("kind") == "chat"]
+    bases = client().knowledge()
+    conversation = _conversation()
+    turns = path(conversation["messages"], _chosen(conversation))
+    running = conversation.get("running_generation_id")
+    settings.bar(conversation, models, bases)
+    if not models and not turns:
+        _first_run()
+    elif not turns and not running:
+        _invite(conversation, bases)
+    for turn in turns:
+        _turn(conversation, turn, is_last=turn is turns[-1], running=running)
+    if running and not any(turn.message.get("generation_id") == running for turn in turns):
+        with st.chat_message("assistant", avatar=":material/deployed_code:"):
+            _live(running)
+    show_flash()
+    _input(conversation, turns, can_ask=bool(models), running=running)
+
+
+def _conversation() -> Conversation:
+    """The one that the URL names, or the draft of a new one."""
+    name = conversation_id()
+    if name is None:
+        return settings.draft()
+    try:
+        return client().conversation(name)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        open_conversation(None)
+        flash(error)
+        return settings.draft()
+
+
+def _chosen(conversation: Conversation) -> dict[str, str]:
+    """Which version this visitor looks at, by the parent's message id."""
+    chosen: dict[str, str] = st.session_state.setdefault(f"versions_{conversation['id']}", {})
+    return chosen
+
+
+# ---- asking ----
+
+
+def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, running: str | None) -> None:
+    # Streamlit pins a chat input to the page's lower edge; the stop button is laid over its send button (style.css).
+    if running:
+        with st._bottom, st.container(key="stop_bar"):
+            st.button(
+                t("stop_answer"), key="stop", icon=":material/stop_circle:", on_click=_stop, args=(running,), shortcut="Esc"
+            )
+    placeholder = t("answering") if running else t("ask") if can_ask else t("ask_later")
+    if question := st.chat_input(placeholder, key="question", disabled=bool(running) or not can_ask):
+        _ask(conversation, turns, question)
+        st.rerun()
+
+
+def _ask(conversation: Conversation, turns: list[Turn], question: str) -> None:
+    """Store the question and start its answer. What fails is shown on the next run, with nothing of ours lost."""
+    try:
+        if conversation["id"] is None:
+            kept = {name: conversation[name] for name in ("system", "model", "knowledge", "sampling")}
+            conversation = client().create_conversation(title=title_of(question), **kept)
+            open_conversation(conversation["id"])
+        body = _request(conversation, parent_id=turns[-1].message["id"] if turns else None)
+        client().generate({**body, "messages": [{"role": "user", "content": question}]})
+    except MofangError as error:
+        flash(error)
+
+
+def _regenerate(conversation: Conversation, message: Message) -> None:
+    try:
+        client().generate({**_request(conversation, parent_id=message["parent_id"]), "messages": []})
+    except MofangError as error:
+        flash(error)
+    else:
+        _chosen(conversation).pop(message["parent_id"], None)
+
+
+def _request(conversation: Conversation, parent_id: str | None) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        **settings.sampling_of(conversation),
+        "conversation_id": conversation["id"],
+        "model": conversation.get("model") or "auto",
+    }
+    optional = {
+        "parent_id": parent_id,
+        "system": conversation.get("system"),
+        "knowledge": conversation.get("knowledge"),
+    }
+    return body | {name: value for name, value in optional.items() if value}
+
+
+def _stop(generation: str) -> None:
+    try:
+        client().stop_generation(generation)
+    except MofangError as error:
+        flash(error)
+
+
+# ---- what was said ----
+
+
+def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str | None) -> None:
+    message = turn.message
+    if message["role"] == "user":
+        with st.container(key=f"user_{message['id']}"):
+            st.html(f'<div class="mf-user">{escape(str(message["content"] or ""))}</div>')
+        return
+    with st.container(key=f"answer_{message['id']}"):
+        if running and message.get("generation_id") == running:
+            _live(running)
+            return
+        _said(message)
+        _under(conversation, turn, is_last=is_last, is_free=running is None)
+
+
+def _said(message: Message) -> None:
+    _reasoning(message.get("reasoning"), message["id"])
+    sources = message.get("sources") or []
+    _content(message.get("content") or "", sources, message["id"])
+    if message["status"] == "error":
+        answer = watches().of(client(), message["generation_id"]).settle(LOG_WAIT_S) if message.get("generation_id") else None
+        show_fault(answer.error if answer else None)
+    elif message["status"] == "stopped":
+        quiet(t("was_stopped"))
+    if sources:
+        st.html(_sources(sources, message["id"]))
+
+
+def _content(text: str, sources: Iterable[dict[str, Any]], message_id: str) -> None:
+    numbers = {int(source["number"]) for source in sources}
+    if text.strip():
+        st.markdown(to_markdown(text, numbers, f"#{anchor_of(message_id, '')}"[1:]), anchors=False)
+
+
+def _reasoning(text: str | None, message_id: str) -> None:
+    if text:
+        with st.expander(t("reasoning"), icon=":material/psychology:", key=f"reasoning_{message_id}"):
+            st.markdown(to_markdown(text), anchors=False)
+
+
+def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
+    words = {"title": t("sources"), "page": t("page_n", n="{n}"), "not_cited": t("not_cited"), "gone": t("source_gone")}
+    contexts = {
+        int(source["number"]): _context(client(), source["knowledge"], source["document_id"], source["start"], source["end"])
+        for source in sources
+        if source.get("cited")
+    }
+    return sources_html(sources, contexts, message_id, words)
+
+
+@st.cache_data(max_entries=4096, show_spinner=False)
+def _context(_client: Any, knowledge: str, document: str, start: int, end: int) -> dict[str, Any]:
+    """The span with what surrounds it; {} when the document is no longer there."""
+    try:
+        shape: dict[str, Any] = _client.document_text(knowledge, document, start, end)
+    except ApiError as error:
+        if error.status == 404:
+            return {}
+        raise
+    return shape
+
+
+def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bool) -> None:
+    """The row below an answer: versions, again, copy, and the figures."""
+    message = turn.message
+    own = message["id"]
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"under_{own}"):
+        if len(turn.versions) > 1:
+            chosen, parent = _chosen(conversation), message.get("parent_id") or ""
+            with st.container(horizontal=True, vertical_alignment="center", gap=None, width="content", key=f"versions_{own}"):
+                for step, icon, word in ((-1, "chevron_left", "previous"), (1, "chevron_right", "next")):
+                    if step == 1:
+                        st.html(f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content")
+                    at = turn.version + step
+                    st.button(
+                        "",
+                        key=f"{word}_{own}",
+                        icon=f":material/{icon}:",
+                        help=t(f"{word}_version"),
+                        type="tertiary",
+                        disabled=not 0 <= at < len(turn.versions),
+                        on_click=chosen.__setitem__,
+                        args=(parent, turn.versions[max(0, min(at, len(turn.versions) - 1))]),
+                    )
+        if is_free and message.get("parent_id") and (is_last or message["status"] != "done"):
+            st.button(
+                t("again"),
+                key=f"again_{own}",
+                icon=":material/refresh:",
+                type="tertiary",
+                on_click=_regenerate,
+                args=(conversation, message),
+                shortcut="Ctrl+Shift+Enter" if is_last else None,
+            )
+        if message.get("content"):
+            st.html(
+                f'<button type="button" class="mf-copy">{escape(t("copy"))}</button>'
+                f'<span class="mf-raw">{escape(message["content"])}</span>',
+                width="content",
+            )
+        st.html(f'<span class="mf-quiet">{escape(figures.speed_line(language(), message))}</span>', width="content")
+
+
+# ---- the answer under way ----
+
+
+@fragment(run_every=TICK_S)
+def _live(generation: str) -> None:
+    answer = watches().of(client(), generation).answer()
+    _reasoning(answer.reasoning, generation)
+    _content(answer.content, answer.sources, generation)
+    _state(answer)
+    for notice in answer.notices:
+        quiet(str(notice.get("message") or ""))
+    if answer.is_final and client().generation(generation)["status"] not in ("queued", "running"):
+        st.rerun()
+
+
+def _state(answer: Answer) -> None:
+    """What is happening, in one quiet line, while there is no text or the connection is lost."""
+    line = ""
+    if answer.is_lost:
+        line = t("reconnecting")
+    elif answer.status == "queued":
+        line = t("queued")
+    elif answer.status == "loading":
+        fraction, detail = figures.progress(language(), answer.loading.get("progress"))
+        line = t("loading_model", model=answer.loading.get("model") or "", detail=detail if fraction else "")
+    elif answer.status == "prompt":
+        done, total = answer.prompt
+        line = t("reading", done=done, total=total) if total else t("thinking")
+    elif not answer.content:
+        line = t("thinking")
+    elif answer.status == "running":
+        st.html('<span class="mf-cursor" aria-hidden="true"></span>')
+    if line:
+        found = t("found_sources", n=len(answer.sources)) if answer.sources else ""
+        st.html(f'<div class="mf-state"><i></i>{escape(" · ".join(part for part in (found, line.strip(" ·")) if part))}</div>')
+
+
+# ---- before the first question ----
+
+
+def _first_run() -> None:
+    """No chat model yet: the pulls under way, or the way to the models page."""
+    pulls = jobs.running(("pull",))
+    st.html(
+        f'<div class="mf-hero">{mark()}<h2>{escape(t("preparing_title" if pulls else "no_model_title"))}</h2>'
+        f"<p>{escape(t('preparing_text' if pulls else 'no_model_text'))}</p></div>"
+    )
+    if not pulls:
+        jobs.last_failure("pull")
+        with st.container(horizontal=True, horizontal_alignment="center"):
+            if st.button(t("go_models"), key="go_models", type="primary", icon=":material/deployed_code:"):
+                st.switch_page(st.session_state["pages"]["models"], query_params=link_params())
+    jobs.live(("pull",), tuple(job["id"] for job in pulls))
+
+
+def _invite(conversation: Conversation, bases: list[dict[str, Any]]) -> None:
+    """The empty page: a greeting and three questions to begin with."""
+    st.html(f'<div class="mf-hero">{mark()}<h2>{escape(t("hello"))}</h2><p>{escape(t("hello_text"))}</p></div>')
+    docs = next((base["name"] for base in bases if any(word in _names(base) for word in DOCS)), None)
+    examples = [("example_explain", None), ("example_code", None)]
+    examples.append(("example_docs", docs) if docs else ("example_write", None))
+    with st.container(horizontal=True, key="examples"):
+        for key, base in examples:
+            if st.button(t(key), key=key, icon=":material/menu_book:" if base else None, width="stretch"):
+                if base:
+                    settings.change(conversation, knowledge=[base])
+                    conversation = {**conversation, "knowledge": [base]}
+                _ask(conversation, [], t(key))
+                st.rerun()
+
+
+def _names(base: dict[str, Any]) -> str:
+    return f"{base['name']} {base.get('title') or ''}".lower()

@@ -1,0 +1,89 @@
+"""A model's answer → Markdown that Streamlit may show, with [n] as links to the answer's numbered sources.
+
+Notable: an answer is not trusted. Images become plain links (an image would be fetched from wherever the text says),
+and Streamlit's own directives (":red[…]", ":material/x:") stay text. Code is left alone. Knows nothing of Streamlit.
+"""
+
+import re
+from collections.abc import Container, Iterable, Mapping
+from html import escape
+from typing import Any
+
+_CODE = re.compile(r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)|\Z)|`[^`\n]+`)", re.S | re.M)
+_IMAGE = re.compile(r"!\[([^\]]*)\](?=[(\[])")
+_DIRECTIVE = re.compile(r":(?=[a-z_+-]+[\[/:])")
+_DOLLARS = re.compile(r"\\\$|\$\$.*?\$\$|\$([^$\n]+)\$|\$", re.S)
+_MARK = re.compile(r"[\[【](\d{1,2}(?:\s*[,，、]\s*\d{1,2})*)[\]】](?![(\[:])|[\[【](\d{1,2})[\]】](?=[\[【]\d)")
+
+
+def to_markdown(text: str, numbers: Container[int] = (), anchor: str = "") -> str:
+    """`numbers` are the sources that exist; [n] of another number stays as it is. `anchor` is what `anchor_of` gave."""
+    parts, last = [], 0
+    for code in _CODE.finditer(text):
+        parts += [_prose(text[last : code.start()], numbers, anchor), code.group()]
+        last = code.end()
+    return "".join([*parts, _prose(text[last:], numbers, anchor)])
+
+
+def anchor_of(message_id: str, number: int | str) -> str:
+    """The HTML id of a source's text within a page."""
+    return f"s-{re.sub(r'[^A-Za-z0-9_-]', '', message_id)}-{number}"
+
+
+def _prose(text: str, numbers: Container[int], anchor: str) -> str:
+    text = _IMAGE.sub(lambda found: f"[{found[1] or '🖼'}]", text)
+    text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.S)
+    text = re.sub(r"\\\((.+?)\\\)", r"$\1$", text)
+    text = _DOLLARS.sub(_dollar, text)
+    text = _DIRECTIVE.sub(r"\:", text)
+
+    def link(found: re.Match[str]) -> str:
+        named = [int(digits) for digits in re.findall(r"\d+", found.group())]
+        if not all(number in numbers for number in named):
+            return found.group()
+        return "".join(f"[{number}](#{anchor}{number})" for number in named)
+
+    return _MARK.sub(link, text)
+
+
+def _dollar(found: re.Match[str]) -> str:
+    """Formulas stay formulas; prices stay prices."""
+    whole, inner = found.group(), found.group(1)
+    if whole.startswith(("$$", "\\")):
+        return whole
+    is_formula = inner and not inner[0].isspace() and (re.search(r"[\\^_={}]", inner) or len(inner) <= 2)
+    return whole if is_formula and not inner[0].isdigit() else whole.replace("$", r"\$")
+
+
+def place(source: Mapping[str, Any], page_word: str) -> str:
+    """Where in its document a source stands: "第 3 页 · 安装 › 离线". `page_word` has a {n}."""
+    parts = [page_word.format(n=source["page"])] if source.get("page") else []
+    if source.get("headings"):
+        parts.append(" › ".join(source["headings"]))
+    return " · ".join(parts)
+
+
+def sources_html(
+    sources: Iterable[Mapping[str, Any]], contexts: Mapping[int, Mapping[str, Any]], message_id: str, words: Mapping[str, str]
+) -> str:
+    """The numbered sources as <details>: a link to the text inside opens it, without script or round trip.
+
+    `contexts` gives, by number, the span with what surrounds it (GET …/text); a source without one shows its span alone.
+    `words`: "title", "page" (with {n}), "not_cited", "gone".
+    """
+    items = []
+    for source in sources:
+        number = int(source["number"])
+        context = contexts.get(number)
+        before, text, after = (context or {}).get("before", ""), source.get("text", ""), (context or {}).get("after", "")
+        where = escape(place(source, words["page"]))
+        mark = "" if source.get("cited") else f'<span class="mf-quiet">{escape(words["not_cited"])}</span>'
+        gone = f'<p class="mf-quiet">{escape(words["gone"])}</p>' if context == {} else ""
+        items.append(
+            f'<details class="mf-source"><summary><span class="mf-n">{number}</span>'
+            f'<span class="mf-title">{escape(str(source.get("title", "")))}</span>'
+            f'<span class="mf-where">{where}</span>{mark}</summary>'
+            f'<div class="mf-passage" id="{anchor_of(message_id, number)}">{escape(str(before))}'
+            f"<mark>{escape(str(text))}</mark>{escape(str(after))}{gone}</div></details>"
+        )
+    return f'<div class="mf-sources"><div class="mf-label">{escape(words["title"])}</div>{"".join(items)}</div>'

@@ -1,0 +1,118 @@
+"""The HTML page around Streamlit: our title, mark and language, a content security policy, and a small script.
+
+Notable: the policy forbids the browser to reach any host but this one, whatever an answer or a document says. The
+script (static/shell.js) puts Streamlit's few fixed English sentences into the reader's language and copies answers.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import streamlit
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from mofang.ui.session import default_language
+from mofang.ui.words import LANGUAGES, table, word
+
+STATIC: Final = Path(__file__).parent / "static"
+PAGES: Final = ("/", "/models", "/knowledge")
+POLICY: Final = "; ".join(
+    [
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "connect-src 'self'",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    ]
+)
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def routes() -> list[Route]:
+    """Before Streamlit's own: the page at each of our addresses, its mark, and its script."""
+    return [
+        *(Route(path, _page) for path in PAGES),
+        Route("/favicon.png", _mark),
+        Route("/workbench/shell.js", _script),
+    ]
+
+
+def middleware() -> list[Middleware]:
+    return [Middleware(_Guard)]
+
+
+class _Guard:
+    """Adds the security headers to every HTTP answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+        async def guarded(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            await send(message)
+
+        await self.app(scope, receive, guarded if scope["type"] == "http" else send)
+
+
+@cache
+def page_html(lang: str) -> str:
+    """Streamlit's own index.html with our title, language, script and first colours (no white flash in the dark)."""
+    html = (Path(streamlit.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+    html = html.replace('<html lang="en">', f'<html lang="{"zh-CN" if lang == "zh" else "en"}">')
+    html = html.replace("<title>Streamlit</title>", f"<title>{word(lang, 'app_title')}</title>")
+    # The preloaded font is Streamlit's, which our theme does not use.
+    html = re.sub(r"<link\s+rel=\"preload\".*?/>", "", html, flags=re.S)
+    html = re.sub(r"<noscript>.*?</noscript>", f"<noscript>{word(lang, 'needs_javascript')}</noscript>", html, flags=re.S)
+    head = (
+        '<meta name="color-scheme" content="light dark">'
+        "<style>html{background:#fcfbf8}@media(prefers-color-scheme:dark){html{background:#17191b}}</style>"
+        '<script defer src="./workbench/shell.js"></script>'
+    )
+    return html.replace("</head>", f"{head}</head>")
+
+
+async def _page(request: Request) -> Response:
+    asked = request.query_params.get("lang")
+    return HTMLResponse(
+        page_html(asked if asked in LANGUAGES else default_language()), headers={"Cache-Control": "no-cache"}
+    )
+
+
+async def _mark(request: Request) -> Response:
+    return Response((STATIC / "mark.svg").read_bytes(), media_type="image/svg+xml")
+
+
+@cache
+def script() -> str:
+    """static/shell.js with the sentences it needs in both languages."""
+    words = {
+        lang: {key.removeprefix("leftover_"): text for key, text in table(lang).items() if key.startswith("leftover_")}
+        for lang in LANGUAGES
+    }
+    data = {"words": words, "language": default_language()}
+    return f"const MOFANG = {json.dumps(data, ensure_ascii=False)};\n{(STATIC / 'shell.js').read_text(encoding='utf-8')}"
+
+
+async def _script(request: Request) -> Response:
+    return Response(script(), media_type="text/javascript; charset=utf-8", headers={"Cache-Control": "no-cache"})

@@ -1,0 +1,57 @@
+// Two things that Streamlit does not do: its own few English sentences in the reader's language, and copying an answer.
+// MOFANG = {words: {zh: {english: translated…}, en: {…}}, language: "zh" | "en"} is written before this file (shell.py).
+
+(() => {
+  const english = Object.keys(MOFANG.words.en);
+  const known = new Map(); // any language's sentence → its key
+  for (const lang of Object.keys(MOFANG.words)) for (const key of english) known.set(MOFANG.words[lang][key], key);
+  const ATTRIBUTES = ["aria-label", "title", "placeholder", "data-tooltip"];
+  const OURS = ".stMarkdown, .stHtml, textarea, input, code, [data-testid=stChatMessage]";
+
+  const language = () => new URLSearchParams(location.search).get("lang") || MOFANG.language;
+
+  function said(text) {
+    const words = MOFANG.words[language()] || MOFANG.words.en;
+    const key = known.get(text.trim());
+    if (key) return words[key];
+    const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) (?:per file|每个文件)(.*)$/);
+    return limit && words.per_file ? `${limit[1]} ${words.per_file}${limit[2]}` : undefined;
+  }
+
+  function settle(node) {
+    if (node.nodeType === Node.TEXT_NODE) {
+      if (!node.nodeValue.trim() || node.parentElement?.closest(OURS)) return;
+      const text = said(node.nodeValue);
+      if (text !== undefined && text !== node.nodeValue) node.nodeValue = text;
+      return;
+    }
+    if (node.nodeType !== Node.ELEMENT_NODE) return;
+    for (const name of ATTRIBUTES) {
+      const value = node.getAttribute(name);
+      const text = value && said(value);
+      if (text && text !== value) node.setAttribute(name, text);
+    }
+    for (const child of node.childNodes) settle(child);
+  }
+
+  const observer = new MutationObserver((changes) => {
+    document.documentElement.lang = language() === "zh" ? "zh-CN" : "en";
+    for (const change of changes) {
+      if (change.type === "childList") change.addedNodes.forEach(settle);
+      else settle(change.target);
+    }
+  });
+  observer.observe(document.documentElement, {
+    subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES,
+  });
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.(".mf-copy");
+    if (!button) return;
+    const text = button.parentElement.querySelector(".mf-raw")?.textContent ?? "";
+    await navigator.clipboard.writeText(text);
+    const label = button.textContent;
+    button.textContent = MOFANG.words[language()].copied;
+    setTimeout(() => { button.textContent = label; }, 1200);
+  });
+})();
