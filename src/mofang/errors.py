@@ -4,6 +4,7 @@
     ├── Invalid            400  a value cannot be used: the message names the value and what would be right
     │   └── UnknownName    404  no engine, source, loader… of that name
     ├── Denied             401  no key, or the wrong one
+    │   └── Forbidden      403  not from there: another machine, another web page
     ├── NotFound           404  no model, knowledge base, conversation… of that name
     ├── Conflict           409  it exists already, or another process owns it
     ├── TooLarge           413  a file, a prompt or a model beyond a limit
@@ -74,6 +75,10 @@ class UnknownName(Invalid):
 
 class Denied(MofangError):
     status, type = 401, "authentication_error"
+
+
+class Forbidden(Denied):
+    status, type = 403, "permission_error"
 
 
 class NotFound(MofangError):

@@ -1,0 +1,184 @@
+"""One answer, from a question to the last token: load the model, ground in documents, generate.
+
+The OpenAI routes and the server's own generations both stand on `answering`. It knows neither HTTP nor the store.
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from mofang.engine.base import ChatEngine, EngineInfo
+from mofang.errors import EngineFailed
+from mofang.knowledge.answer import mark_cited
+from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
+from mofang.server.events import Event
+from mofang.server.rooms import Rooms
+from mofang.server.sse import closing
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What an answer is made from."""
+
+    model: str
+    messages: Sequence[Message]
+    sampling: Sampling
+    knowledge: Sequence[str] = ()
+
+
+@dataclass
+class Choice:
+    """One of the `n` answers, as far as it has come."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.content += delta.content
+        self.reasoning += delta.reasoning
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        for call in delta.tool_calls or ():
+            _join_call(self.tool_calls, call)
+        if delta.logprobs is not None:
+            self.logprobs = _join_lists(self.logprobs or {}, delta.logprobs)
+
+
+@dataclass
+class Answer:
+    """Everything known of an answer while it grows."""
+
+    info: EngineInfo | None = None
+    choices: dict[int, Choice] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    notices: list[dict[str, str]] = field(default_factory=list)
+    usages: dict[int, Usage] = field(default_factory=dict)
+    timings: Timings | None = None
+
+    def choice(self, index: int = 0) -> Choice:
+        return self.choices.setdefault(index, Choice())
+
+    def add(self, delta: Delta) -> None:
+        self.choice(delta.index).add(delta)
+        if delta.usage:
+            self.usages[delta.index] = delta.usage
+        self.timings = delta.timings or self.timings
+
+    def check_complete(self) -> None:
+        """An engine that ends without a reason was cut off: raises EngineFailed, since half an answer is none."""
+        if not self.choices or any(choice.finish_reason is None for choice in self.choices.values()):
+            raise EngineFailed("server.cut_answer", model=self.info.model if self.info else "-")
+
+    @property
+    def usage(self) -> dict[str, Any] | None:
+        """OpenAI's shape: the prompt counts once, the `n` answers together. None before an engine said."""
+        if not self.usages:
+            return None
+        usages = self.usages.values()
+        return usage_shape(
+            Usage(
+                max(usage.prompt_tokens for usage in usages),
+                sum(usage.completion_tokens for usage in usages),
+                max(usage.cached_tokens for usage in usages),
+            )
+        )
+
+    @property
+    def timings_shape(self) -> dict[str, float] | None:
+        return asdict(self.timings) if self.timings else None
+
+    def cited_sources(self) -> list[dict[str, Any]]:
+        """The sources, each with whether the answer carries its mark."""
+        if not self.sources:
+            return []
+        return [asdict(source) for source in mark_cited(self.choice().content, self.sources)]
+
+
+def usage_shape(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def _nobody(_: Event) -> None: ...
+
+
+async def answering(
+    rooms: Rooms, question: Question, answer: Answer, tell: Callable[[Event], None] = _nobody
+) -> AsyncGenerator[Delta, None]:
+    """Yields the pieces and keeps them in `answer`; closing it stops the engine and frees its slot.
+
+    `tell` hears what happens before the first piece: loading, sources, notices.
+    """
+
+    def loading(progress: Progress) -> None:
+        tell({"type": "loading", "model": question.model, "progress": progress_shape(progress)})
+
+    sampling = bounded(question.sampling, rooms.settings.max_tokens)
+    async with rooms.engines.use(question.model, "chat", progress=loading) as engine:
+        assert isinstance(engine, ChatEngine)
+        answer.info = engine.info()
+        messages = question.messages
+        if question.knowledge:
+            messages = await _ground(rooms, question, engine, sampling, answer, tell)
+        async with closing(engine.chat(messages, sampling)) as deltas:
+            async for delta in deltas:
+                answer.add(delta)
+                yield delta
+    answer.check_complete()
+
+
+def bounded(sampling: Sampling, max_tokens: int) -> Sampling:
+    """With this machine's length of an answer, where the request names none."""
+    return sampling if sampling.max_tokens else replace(sampling, max_tokens=max_tokens)
+
+
+async def _ground(
+    rooms: Rooms,
+    question: Question,
+    engine: ChatEngine,
+    sampling: Sampling,
+    answer: Answer,
+    tell: Callable[[Event], None],
+) -> Sequence[Message]:
+    """The messages with the passages that belong to them; the answer keeps at most half of the context for itself."""
+    n_ctx = engine.info().n_ctx
+    room = n_ctx - min(sampling.max_tokens or 0, n_ctx // 2)
+    grounding = await rooms.library.ground(
+        list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
+    )
+    answer.sources = list(grounding.sources)
+    tell({"type": "sources", "sources": [asdict(source) for source in answer.sources]})
+    for notice in grounding.notices:
+        answer.notices.append({"code": "knowledge", "message": notice})
+        tell({"type": "notice", **answer.notices[-1]})
+    return grounding.messages
+
+
+def progress_shape(progress: Progress) -> dict[str, Any]:
+    return {**asdict(progress), "seconds_left": progress.seconds_left}
+
+
+def _join_call(calls: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece of a streamed tool call to the call of its index; only the arguments come in pieces."""
+    index = piece.get("index", len(calls))
+    while len(calls) <= index:
+        calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
+    call = calls[index]
+    call["id"] = piece.get("id") or call["id"]
+    function = piece.get("function") or {}
+    call["function"]["name"] += function.get("name") or ""
+    call["function"]["arguments"] += function.get("arguments") or ""
+
+
+def _join_lists(kept: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities come as named lists, one entry a token."""
+    joined = dict(kept)
+    for name, value in more.items():
+        joined[name] = [*(kept.get(name) or []), *value] if isinstance(value, list) else value
+    return joined

@@ -1,0 +1,112 @@
+"""What the routes stand on: `Backend`, and `LocalBackend`, which has everything in this process.
+
+Under Ray another Backend holds a handle to Serve in place of the pool; the routes are the same.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mofang.models.base import Kind as ModelKind
+from mofang.models.base import ModelRef
+from mofang.models.catalogue import CatalogueEntry
+from mofang.server.generate import Generations
+from mofang.server.jobs import Jobs
+from mofang.server.rooms import Engines, Library, Models, Report, Rooms
+from mofang.server.store import Store
+from mofang.settings import Settings
+
+
+class Backend(Rooms, Protocol):
+    """The rooms, and what the server keeps of its own."""
+
+    @property
+    def models(self) -> Models: ...
+    @property
+    def store(self) -> Store: ...
+    @property
+    def generations(self) -> Generations: ...
+    @property
+    def jobs(self) -> Jobs: ...
+    @property
+    def uploads(self) -> Path:
+        """Folder of files on their way into a knowledge base."""
+        ...
+
+    def catalogue(self) -> Sequence[CatalogueEntry]: ...
+
+    async def pull(self, name: str, kind: ModelKind, source: str | None, progress: Report) -> ModelRef:
+        """Bring a model; "auto": the default of `kind` whose source answers."""
+        ...
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class LocalBackend:
+    """Everything in this process: model files and documents under `settings.home`, engines as children.
+
+    Parts can be given, which is how tests and other launchers replace them. The store opens here, so that whoever
+    makes a backend hears of a database of a newer version (Conflict) before anything is served.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        models: Models | None = None,
+        engines: Engines | None = None,
+        library: Library | None = None,
+    ) -> None:
+        self.settings = settings
+        self.uploads = settings.home / "uploads"
+        self.jobs = Jobs(settings)
+        self.models = models or _models(settings)
+        self.engines = engines or _engines(settings, self.models)
+        self.library = library or _library(settings, self.engines)
+        self.store = Store(settings.home / "server.db")
+        self.generations = Generations(self, self.store)
+
+    async def start(self) -> None:
+        await self.generations.start()
+        await asyncio.to_thread(shutil.rmtree, self.uploads, ignore_errors=True)  # what a killed process left
+
+    async def close(self) -> None:
+        await self.jobs.close()
+        await self.generations.close()
+        await self.engines.close()
+        await asyncio.to_thread(self.store.close)
+
+    def catalogue(self) -> Sequence[CatalogueEntry]:
+        from mofang.models import catalogue
+
+        return catalogue.load().entries
+
+    async def pull(self, name: str, kind: ModelKind, source: str | None, progress: Report) -> ModelRef:
+        from mofang.models.pull import pull, pull_default
+        from mofang.models.store import ModelStore
+
+        assert isinstance(self.models, ModelStore)
+        if name == "auto":
+            return await pull_default(self.models, kind, progress=progress)
+        return await pull(self.models, name, source=source, progress=progress)
+
+
+def _models(settings: Settings) -> Models:
+    from mofang.models.store import ModelStore
+
+    return ModelStore(settings)
+
+
+def _engines(settings: Settings, models: Models) -> Engines:
+    from mofang.engine.pool import Pool
+
+    return Pool(settings, models)
+
+
+def _library(settings: Settings, engines: Engines) -> Library:
+    from mofang.knowledge.library import Library as LocalLibrary
+
+    return LocalLibrary(settings.home / "knowledge", lambda name: engines.use(name, "embedding"))

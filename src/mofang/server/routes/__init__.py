@@ -1,0 +1,34 @@
+"""One router each, thin: wire model in → backend → wire shape out.
+
+A route that blocks (files, SQLite) is a plain `def`, which FastAPI runs in a worker thread; the event loop carries
+only what waits.
+"""
+
+from mofang.server.routes import (
+    chat,
+    completions,
+    conversations,
+    embeddings,
+    generations,
+    jobs,
+    knowledge,
+    models,
+    rerank,
+    system,
+)
+
+ROUTERS = tuple(
+    module.router
+    for module in (
+        chat,
+        completions,
+        embeddings,
+        rerank,
+        models,
+        generations,
+        conversations,
+        jobs,
+        knowledge,
+        system,
+    )
+)

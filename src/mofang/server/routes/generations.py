@@ -1,0 +1,70 @@
+"""Answers that live in the server, whoever watches: start, look, follow, stop."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Header, Query, Response
+
+from mofang.errors import Invalid
+from mofang.server import sse
+from mofang.server.answer import Question
+from mofang.server.backend import Backend
+from mofang.server.faults import fit
+from mofang.server.routes.here import Here, Lang
+from mofang.wire import GenerationRequest
+
+router = APIRouter(tags=["generations"])
+
+
+@router.post("/v1/generations", status_code=202)
+async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str, Any]:
+    """Store the new turns and start the answer; it goes on when the client leaves."""
+    if body.n not in (None, 1):
+        raise Invalid("server.one_answer", param="n")
+    if body.parent_id is not None and body.conversation_id is None:
+        raise Invalid("server.parent_needs_conversation", param="parent_id")
+    request, system = await _with_defaults(body, backend, lang)
+    question = Question(request.model, [], request.sampling(), tuple(request.knowledge or ()))
+    return await backend.generations.begin(
+        question,
+        turns=[message.to_message() for message in body.messages],
+        system=system,
+        conversation_id=body.conversation_id,
+        parent_id=body.parent_id,
+        lang=lang,
+    )
+
+
+async def _with_defaults(body: GenerationRequest, backend: Backend, lang: str) -> tuple[GenerationRequest, str]:
+    """The request over its conversation's own choices of model, knowledge, sampling and system prompt."""
+    if body.conversation_id is None:
+        return body, body.system or ""
+    kept = await asyncio.to_thread(backend.store.conversation, body.conversation_id)
+    given = body.model_dump(exclude_unset=True, exclude_none=True)
+    defaults = {**kept["sampling"], "model": kept["model"], "knowledge": kept["knowledge"]}
+    merged = fit(GenerationRequest, {**defaults, **given}, field="sampling", lang=lang)
+    return merged, kept["system"] if body.system is None else body.system
+
+
+@router.get("/v1/generations/{generation_id}")
+async def look(generation_id: str, backend: Here) -> dict[str, Any]:
+    """Its state and its text so far."""
+    return await backend.generations.get(generation_id)
+
+
+@router.post("/v1/generations/{generation_id}/stop")
+async def stop(generation_id: str, backend: Here) -> dict[str, Any]:
+    """Stop it; its text is kept. Answers once it has stopped; one that has ended stays as it ended."""
+    return await backend.generations.stop(generation_id)
+
+
+@router.get("/v1/generations/{generation_id}/events", responses=sse.OPENAPI)
+async def events(
+    generation_id: str,
+    backend: Here,
+    after: int = Query(default=-1, ge=-1),
+    last_event_id: int | None = Header(default=None, ge=0),
+) -> Response:
+    """Everything after event number `after` (a browser's Last-Event-ID counts too), then what comes, to the end."""
+    start = max(after, -1 if last_event_id is None else last_event_id)
+    return sse.EventStream(sse.numbered(await backend.generations.follow(generation_id, start)))

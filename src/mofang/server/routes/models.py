@@ -1,0 +1,103 @@
+"""The models on disk and in memory, and the catalogue of those that can be brought."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Query
+
+from mofang.errors import Forbidden, MofangError
+from mofang.messages import Progress
+from mofang.models.base import ModelFacts, ModelRef
+from mofang.platform import memory
+from mofang.server import shapes
+from mofang.server.auth import is_loopback
+from mofang.server.backend import Backend
+from mofang.server.routes.here import Here, Lang
+from mofang.wire import AddRequest, PullRequest
+
+router = APIRouter(tags=["models"])
+
+
+def _loaded(backend: Backend) -> set[str]:
+    return {info.model for info in backend.engines.loaded()}
+
+
+def _facts(backend: Backend, ref: ModelRef) -> ModelFacts | None:
+    """None where the file cannot be read: a list must show the damaged model too; its own page says what is wrong."""
+    try:
+        return backend.models.facts(ref)
+    except MofangError:
+        return None
+
+
+def _shape(backend: Backend, ref: ModelRef) -> dict[str, Any]:
+    return shapes.model(ref, _facts(backend, ref), _loaded(backend))
+
+
+@router.get("/v1/models")
+def list_models(backend: Here) -> dict[str, Any]:
+    """Every model that can be used by name."""
+    return {"object": "list", "data": [_shape(backend, ref) for ref in backend.models.list()]}
+
+
+@router.get("/v1/catalogue")
+def catalogue(backend: Here) -> dict[str, Any]:
+    """The models that Mofang offers to bring."""
+    installed = {ref.name for ref in backend.models.list()}
+    available = memory().available
+    entries = [shapes.entry(entry, installed, backend.settings, available) for entry in backend.catalogue()]
+    return {"object": "list", "data": entries}
+
+
+@router.post("/v1/models/pull", status_code=202)
+async def pull(body: PullRequest, backend: Here, lang: Lang) -> dict[str, Any]:
+    """Start bringing a model; the running job of the same pull, when there is one."""
+    title = body.name if body.name != "auto" else f"auto ({body.kind})"
+
+    async def work(report: Callable[[Progress], None]) -> Any:
+        ref = await backend.pull(body.name, body.kind, body.source, report)
+        return await asyncio.to_thread(_shape, backend, ref)
+
+    job = backend.jobs.find_running("pull", title) or backend.jobs.start("pull", title, work, lang=lang)
+    return job.shape()
+
+
+@router.post("/v1/models/add")
+def add(body: AddRequest, backend: Here) -> dict[str, Any]:
+    """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
+    if not is_loopback(backend.settings.host):
+        raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
+    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name))
+
+
+@router.get("/v1/models/{name}")
+def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge=1, le=1 << 22)) -> dict[str, Any]:
+    """Facts from the file, and the memory that it takes at `n_ctx` tokens (the configured context by default)."""
+    ref = backend.models.get(name)
+    facts = backend.models.facts(ref)
+    context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
+    needed = backend.models.memory(ref, context, backend.settings.n_slots)
+    return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
+
+
+@router.post("/v1/models/{name}/load")
+async def load(name: str, backend: Here) -> dict[str, Any]:
+    """Bring it into memory and wait until it is there."""
+    return shapes.engine(await backend.engines.load(name))
+
+
+@router.post("/v1/models/{name}/unload", status_code=204)
+async def unload(name: str, backend: Here) -> None:
+    """Free its memory; nothing happens when it is not loaded."""
+    await asyncio.to_thread(backend.models.get, name)
+    await backend.engines.unload(name)
+
+
+@router.delete("/v1/models/{name}", status_code=204)
+async def remove(name: str, backend: Here) -> None:
+    """Unload and delete it; a file that was added in place is only forgotten."""
+    await asyncio.to_thread(backend.models.get, name)
+    await backend.engines.unload(name)
+    await asyncio.to_thread(backend.models.remove, name)

@@ -1,0 +1,386 @@
+"""What the server remembers: conversations, their messages, and the answers that write them, in one SQLite file.
+
+Every method is one transaction and blocks for it: the event loop calls them through worker threads. What is returned
+is the API's JSON shape. Knows nothing of engines or HTTP.
+"""
+
+import json
+import secrets
+import sqlite3
+import zlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from mofang.errors import Conflict, Invalid, NotFound
+from mofang.messages import Message
+from mofang.server.store.database import Database
+
+ROOT = "root"
+"""As `parent_id`: a new first turn, beside the ones that are there."""
+FORGET_AFTER = timedelta(days=7)
+"""Answers outside conversations, and the event logs of finished ones, are dropped at a start after this time."""
+TITLE_CHARS = 30
+"""Length of the title that a conversation gets from its first turn."""
+
+RUNNING = ("queued", "running")
+JSON_FIELDS = {"knowledge", "sampling"}
+
+
+def now() -> str:
+    """ISO 8601, UTC, milliseconds: sorts as text."""
+    return _iso(datetime.now(UTC))
+
+
+def _iso(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def new_id(prefix: str) -> str:
+    """Not guessable, so that an id seen in one log opens nothing else."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class Store:
+    """The file `<home>/server.db`. Raises Conflict (core.newer_home) when a newer Mofang wrote it."""
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+
+    def close(self) -> None:
+        self._database.close()
+
+    # ---- conversations ----
+
+    def conversations(self) -> list[dict[str, Any]]:
+        """All of them without their messages, last touched first."""
+        with self._database.reading() as db:
+            rows = db.execute("SELECT * FROM conversations ORDER BY updated_at DESC, number DESC").fetchall()
+            return [_conversation(row, _running(db, row["id"])) for row in rows]
+
+    def conversation(self, conversation_id: str) -> dict[str, Any]:
+        """With every message of its tree, in the order of their creation."""
+        with self._database.reading() as db:
+            row = _find_conversation(db, conversation_id)
+            messages = db.execute(
+                "SELECT * FROM messages WHERE conversation_id = ? ORDER BY number", (conversation_id,)
+            ).fetchall()
+            shape = _conversation(row, _running(db, conversation_id))
+            return {**shape, "messages": [_message(message) for message in messages]}
+
+    def create_conversation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        values = {"id": new_id("conv"), "created_at": now(), "updated_at": now(), **_columns(fields)}
+        with self._database.transaction() as db:
+            _insert(db, "conversations", values)
+        return self.conversation(values["id"])
+
+    def change_conversation(self, conversation_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        with self._database.transaction() as db:
+            _find_conversation(db, conversation_id)
+            _update(db, "conversations", conversation_id, {**_columns(fields), "updated_at": now()})
+        return self.conversation(conversation_id)
+
+    def delete_conversation(self, conversation_id: str) -> None:
+        """With its messages and answers."""
+        with self._database.transaction() as db:
+            _find_conversation(db, conversation_id)
+            db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+    # ---- answers ----
+
+    def begin(
+        self, *, model: str, turns: Sequence[Message], conversation_id: str | None, parent_id: str | None
+    ) -> tuple[dict[str, Any], list[Message]]:
+        """Store new turns and an empty answer below them; returns the generation and all that the answer replies to.
+
+        Raises NotFound for an unknown conversation or parent, Conflict while the parent is still being written,
+        Invalid when the last turn is not one to answer.
+        """
+        moment, generation_id, message_id = now(), new_id("gen"), new_id("msg")
+        with self._database.transaction() as db:
+            parent, path = None, list[Message]()
+            if conversation_id is not None:
+                _find_conversation(db, conversation_id)
+                parent, path = _place(db, conversation_id, parent_id)
+            history = [*path, *turns]
+            if not history or (not turns and history[-1].role == "assistant"):
+                raise Invalid("server.nothing_to_answer", param="messages")
+            user_ids = []
+            for turn in turns if conversation_id is not None else ():
+                parent = _add_turn(db, conversation_id, parent, turn, moment)
+                user_ids.append(parent)
+            _insert(
+                db,
+                "messages",
+                {
+                    "id": message_id,
+                    "conversation_id": conversation_id,
+                    "parent_id": parent,
+                    "generation_id": generation_id,
+                    "role": "assistant",
+                    "model": model,
+                    "status": "queued",
+                    "created_at": moment,
+                },
+            )
+            _insert(
+                db,
+                "generations",
+                {
+                    "id": generation_id,
+                    "conversation_id": conversation_id,
+                    "message_id": message_id,
+                    "user_message_ids": _json(user_ids),
+                    "model": model,
+                    "status": "queued",
+                    "created_at": moment,
+                },
+            )
+            if conversation_id is not None:
+                _touch(db, conversation_id, turns)
+            return _generation(db, generation_id), history
+
+    def generation(self, generation_id: str) -> dict[str, Any]:
+        """Its state and what is written so far. Raises NotFound."""
+        with self._database.reading() as db:
+            return _generation(db, generation_id)
+
+    def running(self, conversation_id: str) -> list[str]:
+        """Ids of the answers that a conversation is being given."""
+        with self._database.reading() as db:
+            rows = db.execute(
+                "SELECT id FROM generations WHERE conversation_id = ? AND status IN ('queued', 'running')",
+                (conversation_id,),
+            )
+            return [row["id"] for row in rows]
+
+    def events(self, generation_id: str) -> list[dict[str, Any]] | None:
+        """Everything that was told about a finished answer; None when the log was not kept."""
+        with self._database.reading() as db:
+            row = db.execute("SELECT events FROM generations WHERE id = ?", (generation_id,)).fetchone()
+        if row is None:
+            raise NotFound("server.generation_not_found", id=generation_id)
+        return None if row["events"] is None else json.loads(zlib.decompress(row["events"]))
+
+    def save_partial(self, generation_id: str, fields: Mapping[str, Any]) -> None:
+        """What is written so far. Late saves, after the end or of a deleted conversation, change nothing."""
+        with self._database.transaction() as db:
+            query = "UPDATE generations SET status = 'running' WHERE id = ? AND status IN ('queued', 'running')"
+            if db.execute(query, (generation_id,)).rowcount:
+                _save_message(db, generation_id, {**fields, "status": "running"})
+
+    def finish(
+        self,
+        generation_id: str,
+        *,
+        status: str,
+        message: Mapping[str, Any],
+        finish_reason: str | None,
+        error: Mapping[str, Any] | None,
+        events: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """The answer as it ended, in one transaction with its log."""
+        with self._database.transaction() as db:
+            _save_message(db, generation_id, {**message, "status": status})
+            db.execute(
+                "UPDATE generations SET status = ?, finish_reason = ?, error = ?, model = ?, events = ?,"
+                " finished_at = ? WHERE id = ?",
+                (
+                    status,
+                    finish_reason,
+                    None if error is None else _json(error),
+                    message["model"],
+                    zlib.compress(_json(list(events)).encode()),
+                    now(),
+                    generation_id,
+                ),
+            )
+
+    def interrupt_running(self, error: Mapping[str, Any]) -> int:
+        """Answers that an earlier process left unfinished become errors and keep their text; how many."""
+        with self._database.transaction() as db:
+            db.execute("UPDATE messages SET status = 'error' WHERE status IN ('queued', 'running')")
+            changed = db.execute(
+                "UPDATE generations SET status = 'error', error = ?, finished_at = ?"
+                " WHERE status IN ('queued', 'running')",
+                (_json(error), now()),
+            )
+            return changed.rowcount
+
+    def forget_old(self) -> None:
+        """Drop answers outside conversations and event logs that are older than FORGET_AFTER."""
+        limit = _iso(datetime.now(UTC) - FORGET_AFTER)
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM messages WHERE conversation_id IS NULL AND created_at < ?", (limit,))
+            db.execute("DELETE FROM generations WHERE conversation_id IS NULL AND created_at < ?", (limit,))
+            db.execute("UPDATE generations SET events = NULL WHERE finished_at < ?", (limit,))
+
+
+# ---- rows to shapes ----
+
+
+def _conversation(row: sqlite3.Row, running: str | None) -> dict[str, Any]:
+    shape = {key: row[key] for key in row.keys() if key != "number"}  # noqa: SIM118 (a Row iterates over values)
+    shape |= {name: json.loads(row[name]) for name in JSON_FIELDS}
+    return {**shape, "running_generation_id": running}
+
+
+def _message(row: sqlite3.Row) -> dict[str, Any]:
+    extra = json.loads(row["extra"])
+    content = extra.pop("parts", row["content"])
+    return {
+        "id": row["id"],
+        "parent_id": row["parent_id"],
+        "role": row["role"],
+        "content": content,
+        "reasoning": row["reasoning"],
+        "sources": json.loads(row["sources"]),
+        "usage": json.loads(row["usage"] or "null"),
+        "timings": json.loads(row["timings"] or "null"),
+        "model": row["model"],
+        "status": row["status"],
+        "generation_id": row["generation_id"],
+        "created_at": row["created_at"],
+        **extra,
+    }
+
+
+def _generation(db: sqlite3.Connection, generation_id: str) -> dict[str, Any]:
+    row = db.execute(
+        "SELECT g.*, m.content, m.reasoning, m.extra, m.sources, m.usage, m.timings FROM generations g"
+        " JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
+        (generation_id,),
+    ).fetchone()
+    if row is None:
+        raise NotFound("server.generation_not_found", id=generation_id)
+    plain = ("conversation_id", "message_id", "model", "status", "created_at", "finished_at", "finish_reason")
+    decoded = ("user_message_ids", "error", "sources", "usage", "timings")
+    return {
+        "id": row["id"],
+        "object": "generation",
+        **{name: row[name] for name in plain},
+        "content": row["content"],
+        "reasoning": row["reasoning"],
+        **{name: json.loads(row[name] or "null") for name in decoded},
+        **json.loads(row["extra"]),
+    }
+
+
+def _to_message(row: sqlite3.Row) -> Message:
+    extra = json.loads(row["extra"])
+    return Message(
+        row["role"],
+        extra.get("parts", row["content"]),
+        extra.get("name"),
+        extra.get("tool_calls"),
+        extra.get("tool_call_id"),
+    )
+
+
+# ---- pieces of transactions ----
+
+
+def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _json(value) if name in JSON_FIELDS else value for name, value in fields.items()}
+
+
+def _insert(db: sqlite3.Connection, table: str, values: Mapping[str, Any]) -> None:
+    names = ", ".join(values)
+    marks = ", ".join("?" * len(values))
+    db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))  # noqa: S608 (our own names)
+
+
+def _update(db: sqlite3.Connection, table: str, row_id: str, values: Mapping[str, Any]) -> None:
+    pairs = ", ".join(f"{name} = ?" for name in values)
+    db.execute(f"UPDATE {table} SET {pairs} WHERE id = ?", (*values.values(), row_id))  # noqa: S608 (our own names)
+
+
+def _save_message(db: sqlite3.Connection, generation_id: str, fields: Mapping[str, Any]) -> None:
+    row = db.execute("SELECT message_id FROM generations WHERE id = ?", (generation_id,)).fetchone()
+    if row is not None:
+        encoded = {name: _json(v) if isinstance(v, (dict, list)) else v for name, v in fields.items()}
+        _update(db, "messages", row["message_id"], encoded)
+
+
+def _find_conversation(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
+    if row is None:
+        raise NotFound("server.conversation_not_found", id=conversation_id)
+    return row
+
+
+def _running(db: sqlite3.Connection, conversation_id: str) -> str | None:
+    row = db.execute(
+        "SELECT id FROM generations WHERE conversation_id = ? AND status IN ('queued', 'running')"
+        " ORDER BY number DESC LIMIT 1",
+        (conversation_id,),
+    ).fetchone()
+    return row["id"] if row else None
+
+
+def _place(db: sqlite3.Connection, conversation_id: str, parent_id: str | None) -> tuple[str | None, list[Message]]:
+    """The message below which a new turn goes, and the turns from the first one down to it."""
+    if parent_id == ROOT:
+        return None, []
+    if parent_id is None:  # the newest message is always a leaf
+        query, key = "SELECT * FROM messages WHERE conversation_id = ? ORDER BY number DESC LIMIT 1", (conversation_id,)
+        row = db.execute(query, key).fetchone()
+        if row is None:
+            return None, []
+    else:
+        query = "SELECT * FROM messages WHERE id = ? AND conversation_id = ?"
+        row = db.execute(query, (parent_id, conversation_id)).fetchone()
+        if row is None:
+            raise NotFound("server.message_not_found", id=parent_id, conversation=conversation_id)
+    if row["status"] in RUNNING:
+        raise Conflict("server.still_answering", id=row["id"], generation=row["generation_id"])
+    path = db.execute(
+        "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL"
+        " SELECT m.parent_id, depth + 1 FROM up JOIN messages m ON m.id = up.id WHERE m.parent_id IS NOT NULL)"
+        " SELECT m.* FROM up JOIN messages m ON m.id = up.id ORDER BY depth DESC",
+        (row["id"],),
+    ).fetchall()
+    return row["id"], [_to_message(step) for step in path]
+
+
+def _add_turn(
+    db: sqlite3.Connection, conversation_id: str | None, parent_id: str | None, turn: Message, moment: str
+) -> str:
+    extra = {
+        "parts": turn.content if isinstance(turn.content, list) else None,
+        "name": turn.name,
+        "tool_calls": turn.tool_calls,
+        "tool_call_id": turn.tool_call_id,
+    }
+    turn_id = new_id("msg")
+    _insert(
+        db,
+        "messages",
+        {
+            "id": turn_id,
+            "conversation_id": conversation_id,
+            "parent_id": parent_id,
+            "role": turn.role,
+            "content": turn.text,
+            "extra": _json({name: value for name, value in extra.items() if value is not None}),
+            "status": "done",
+            "created_at": moment,
+        },
+    )
+    return turn_id
+
+
+def _touch(db: sqlite3.Connection, conversation_id: str, turns: Sequence[Message]) -> None:
+    """Note the use, and take a title from the first turn when there is none."""
+    said = next((turn.text for turn in turns if turn.role == "user"), "")
+    line = " ".join(said.split())
+    title = line if len(line) <= TITLE_CHARS else line[: TITLE_CHARS - 1] + "…"
+    db.execute(
+        "UPDATE conversations SET updated_at = ?, title = CASE WHEN title = '' THEN ? ELSE title END WHERE id = ?",
+        (now(), title, conversation_id),
+    )
