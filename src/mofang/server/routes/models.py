@@ -14,6 +14,7 @@ from mofang.platform import memory
 from mofang.server import shapes
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
+from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang
 from mofang.wire import AddRequest, PullRequest
 
@@ -37,9 +38,10 @@ def _shape(backend: Backend, ref: ModelRef) -> dict[str, Any]:
 
 
 @router.get("/v1/models")
-def list_models(backend: Here) -> dict[str, Any]:
-    """Every model that can be used by name."""
-    return {"object": "list", "data": [_shape(backend, ref) for ref in backend.models.list()]}
+def list_models(backend: Here, lang: Lang) -> dict[str, Any]:
+    """Every model that can be used by name, and what lies there and cannot be used."""
+    problems = [fault(problem, lang) for problem in backend.models.problems()]
+    return {"object": "list", "data": [_shape(backend, ref) for ref in backend.models.list()], "problems": problems}
 
 
 @router.get("/v1/catalogue")

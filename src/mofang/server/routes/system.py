@@ -61,4 +61,5 @@ def system(backend: Here) -> dict[str, Any]:
             "generations": backend.generations.n_running,
             "jobs": sum(job.status == "running" for job in backend.jobs.all()),
         },
+        "waiting": backend.engines.waiting(),
     }
