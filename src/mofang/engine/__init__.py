@@ -1,1 +1,22 @@
-"""The room of what generates. See docs/adding-engine.md."""
+"""The room of what generates: which engines there are, and which one holds a model. See docs/adding-engine.md."""
+
+from mofang.models.base import ModelRef
+from mofang.registry import Entry, Registry
+
+ENGINES = Registry(
+    "engine",
+    {
+        "llama": Entry("mofang.engine.llama.engine:load", "GGUF models, in a llama.cpp server of their own"),
+        "echo": Entry("mofang.engine.echo:load", "repeats the last message; for tests and load trials"),
+        "hash": Entry("mofang.engine.hashed:load", "vectors from hashed characters; for tests"),
+    },
+)
+"""An entry is `async def load(ref, settings, *, progress) -> Engine`."""
+
+BY_FORMAT = {"gguf": "llama"}
+"""Which engine reads a format, where the manifest names none."""
+
+
+def engine_name(ref: ModelRef) -> str:
+    """The engine that holds this model: its manifest's word, else its format's."""
+    return str(ref.manifest.get("engine") or BY_FORMAT.get(ref.format, ref.format))

@@ -39,6 +39,10 @@ class Engine(Protocol):
 
     def info(self) -> EngineInfo: ...
 
+    def alive(self) -> bool:
+        """False once the model's process has died or the engine was closed."""
+        ...
+
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of raw text, without special tokens added."""
         ...

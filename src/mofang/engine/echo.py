@@ -1,0 +1,80 @@
+"""An engine that repeats the last message, character by character: for tests and load trials of everything above it.
+
+Honest where it counts: whole characters, one token a character, stop words, max_tokens, usage, a slot count. A model's
+manifest may hold {"echo": {"delay_s": 0.0, "n_slots": 8, "n_ctx": 8192, "crash_after": 3}}: `crash_after` characters it
+dies as a killed child does.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from mofang.engine.base import EngineInfo
+from mofang.errors import EngineFailed, Invalid
+from mofang.messages import Delta, Message, Progress, Sampling, Timings, Usage
+from mofang.models.base import ModelRef
+from mofang.settings import Settings
+
+
+async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> "EchoEngine":
+    progress(Progress("load", 1, 1))
+    return EchoEngine(ref, settings)
+
+
+class EchoEngine:
+    """mofang.engine.base.ChatEngine without a model."""
+
+    def __init__(self, ref: ModelRef, settings: Settings) -> None:
+        options: dict[str, Any] = ref.manifest.get("echo", {})
+        self._name = ref.name
+        self._max_tokens = settings.max_tokens
+        self._delay_s = float(options.get("delay_s", 0.0))
+        self._n_slots = int(options.get("n_slots", 8))
+        self._n_ctx = int(options.get("n_ctx", settings.n_ctx))
+        self._crash_after: int | None = options.get("crash_after")
+        self._alive = True
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(self._name, "echo", "chat", self._n_ctx, self._n_slots, pid=None, memory_bytes=0)
+
+    def alive(self) -> bool:
+        return self._alive
+
+    async def close(self) -> None:
+        self._alive = False
+
+    async def tokenize(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
+        return "".join(f"{message.role}: {message.text}\n" for message in messages)
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        return len(await self.render(messages))
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
+        n_prompt = sum(len(message.role) + 3 + len(message.text) for message in messages)
+        return self._say(messages[-1].text if messages else "", n_prompt, sampling)
+
+    def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        return self._say(text, len(text), sampling)
+
+    async def _say(self, text: str, n_prompt: int, sampling: Sampling) -> AsyncIterator[Delta]:
+        if n_prompt >= self._n_ctx:
+            raise Invalid("engine.context_length_exceeded", param="messages", n_prompt=n_prompt, n_ctx=self._n_ctx)
+        yield Delta(progress=Progress("prompt", n_prompt, n_prompt, "tokens"))
+        ends = [at for at in (text.find(stop) for stop in sampling.stop if stop) if at >= 0]
+        said = text[: min(ends)] if ends else text
+        limit = min(sampling.max_tokens or self._max_tokens, self._n_ctx - n_prompt)
+        for number, character in enumerate(said[:limit]):
+            await asyncio.sleep(self._delay_s)
+            if number == self._crash_after:
+                self._alive = False
+            if not self._alive:
+                raise EngineFailed("engine.engine_died", model=self._name, exit_code=-9, why="echo")
+            yield Delta(content=character)
+        n_said = min(len(said), limit)
+        finish = "length" if len(said) > limit else "stop"
+        usage = Usage(n_prompt, n_said)
+        yield Delta(finish_reason=finish, usage=usage, timings=Timings(0.0, 0.0, 0.0, 0.0))
