@@ -22,7 +22,8 @@ from mofang.ui.watch import Answer
 
 TICK_S: Final = 0.2
 LOG_WAIT_S: Final = 0.5
-DOCS: Final = ("mofang", "模坊")
+DOCS: Final = ("handbook", "mofang", "模坊")
+"""A knowledge base whose name or title has one of these holds our own documentation."""
 
 Conversation = dict[str, Any]
 

@@ -224,7 +224,12 @@ def _entry_figures(entry: dict[str, Any]) -> list[str]:
         t("figure_context", n=f"{entry['n_ctx_train']:,}") if entry.get("n_ctx_train") else "",
         t("figure_licence", name=entry["licence"]) if entry.get("licence") else "",
     ]
-    languages = [t_or(f"language_{code}", code) for code in entry.get("languages") or []]
+    languages = [_language(code) for code in entry.get("languages") or []]
     if languages:
         figures_of.append(t("comma").join(languages[:4]) + (t("and_more") if len(languages) > 4 else ""))
     return [text for text in figures_of if text]
+
+
+def _language(code: str) -> str:
+    """A language's name; the catalogue writes "+27" for 27 more."""
+    return t("languages_more", n=code[1:]) if code.startswith("+") else t_or(f"language_{code}", code)

