@@ -52,11 +52,11 @@ def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here
     state = "here" if is_here else "row"
     with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap=None, key=f"conv_{state}_{name}"):
         title = conversation.get("title") or t("untitled")
-        busy = " ●" if conversation.get("running_generation_id") else ""
+        busy = " ·" if conversation.get("running_generation_id") else ""
         if st.button(f"{_plain(title)}{busy}", key=f"open_{name}", type="tertiary", width="stretch"):
             _go(chat_page, name, is_chat)
         chosen = st.menu_button(
-            "",
+            t("chat_actions"),
             ("rename", "delete"),
             key=f"menu_{name}",
             icon=":material/more_horiz:",

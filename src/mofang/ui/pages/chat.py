@@ -75,7 +75,7 @@ def _chosen(conversation: Conversation) -> dict[str, str]:
 def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, running: str | None) -> None:
     # Streamlit pins a chat input to the page's lower edge; the stop button is laid over its send button (style.css).
     if running:
-        with st._bottom, st.container(key="stop_bar"):
+        with st.bottom, st.container(key="stop_bar"):
             st.button(
                 t("stop_answer"), key="stop", icon=":material/stop_circle:", on_click=_stop, args=(running,), shortcut="Esc"
             )
@@ -205,10 +205,9 @@ def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bo
                         st.html(f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content")
                     at = turn.version + step
                     st.button(
-                        "",
+                        t(f"{word}_version"),
                         key=f"{word}_{own}",
                         icon=f":material/{icon}:",
-                        help=t(f"{word}_version"),
                         type="tertiary",
                         disabled=not 0 <= at < len(turn.versions),
                         on_click=chosen.__setitem__,

@@ -169,7 +169,7 @@ def _documents(name: str) -> None:
                 f'<div class="mf-card"><b>{escape(document["name"])}</b>{more}</div>'
                 f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>{notes}'
             )
-            with st.popover("", icon=":material/delete:", key=f"doc_delete_{own}", help=t("delete")):
+            with st.popover(t("delete"), icon=":material/delete:", key=f"doc_delete_{own}"):
                 st.write(t("delete_document_text"))
                 st.button(
                     t("delete_sure"),

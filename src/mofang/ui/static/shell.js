@@ -14,6 +14,8 @@
     const words = MOFANG.words[language()] || MOFANG.words.en;
     const key = known.get(text.trim());
     if (key) return words[key];
+    const keys = text.match(/^(?:Shortcut|快捷键) (.+)$/);
+    if (keys) return `${words.shortcut} ${keys[1]}`;
     const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) (?:per file|每个文件)(.*)$/);
     return limit && words.per_file ? `${limit[1]} ${words.per_file}${limit[2]}` : undefined;
   }
