@@ -31,6 +31,8 @@ class ParsedDocument:
     blocks: list[Block]
     title: str = ""
     notes: tuple[str, ...] = ()
+    n_pages: int | None = None
+    """None for formats without pages."""
 
 
 @dataclass(frozen=True, slots=True)

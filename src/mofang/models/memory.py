@@ -22,7 +22,7 @@ BYTES_PER_SLOT = 1_000_000
 
 
 def estimate(weights: int, facts: ModelFacts, n_ctx: int, n_slots: int) -> MemoryEstimate:
-    """Bytes at `n_ctx` tokens for each of `n_slots` conversations; n_ctx is capped by what the model was trained for."""
+    """Bytes with `n_ctx` tokens, at most what the model was trained for, for each of `n_slots` conversations."""
     tokens = min(n_ctx, facts.n_ctx_train or n_ctx) * n_slots
     kv_cache = (facts.kv_bytes_per_token or 0) * tokens
     feed_forward = facts.metadata.get(f"{facts.architecture}.feed_forward_length", 4 * (facts.n_embd or 0))
@@ -44,6 +44,4 @@ def compute_bytes(*, n_vocab: int, n_embd: int, n_ff: int, n_slots: int, encoder
     """
     activations = BATCH * 4 * (4 * n_embd + 2 * n_ff)
     outputs = BATCH * n_vocab * 4 if encoder else 0
-    return (
-        PROCESS_BYTES + BYTES_PER_TOKEN_OF_VOCABULARY * n_vocab + activations + outputs + BYTES_PER_SLOT * n_slots
-    )
+    return PROCESS_BYTES + BYTES_PER_TOKEN_OF_VOCABULARY * n_vocab + activations + outputs + BYTES_PER_SLOT * n_slots

@@ -7,6 +7,7 @@ A manifest is written aside and renamed. Files of MOFANG_MODEL_PATH are read, ne
 cannot be used is not hidden: `problems()` names it. Knows nothing of engines: a manifest may name one for them.
 """
 
+import builtins
 import difflib
 import errno
 import hashlib
@@ -54,11 +55,11 @@ class ModelStore:
 
     # ---- looking ----
 
-    def list(self) -> "list[ModelRef]":
+    def list(self) -> builtins.list[ModelRef]:
         """Every usable model: the home folder's by name, then those of MOFANG_MODEL_PATH."""
         return [found for found in self._survey() if isinstance(found, ModelRef)]
 
-    def problems(self) -> "list[MofangError]":
+    def problems(self) -> builtins.list[MofangError]:
         """What lies in the folders and cannot be used, each with its reason."""
         return [found for found in self._survey() if isinstance(found, MofangError)]
 
@@ -100,7 +101,9 @@ class ModelStore:
 
     # ---- changing ----
 
-    def add(self, path: Path, name: str | None = None, *, progress: Callable[[int, int], None] | None = None) -> ModelRef:
+    def add(
+        self, path: Path, name: str | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> ModelRef:
         """Register a file or folder where it lies. Reads it whole once, for the digest; `progress(done, total)` bytes.
 
         Raises NotFound, Unreadable for a damaged one, Conflict when the name is taken, Invalid for a bad name.
@@ -142,7 +145,7 @@ class ModelStore:
             ref = self.get(name)
             raise Conflict("models.not_ours", name=name, path=ref.path)
         trash = self.folder / f".removed-{uuid.uuid4().hex}"
-        os.replace(folder, trash)  # gone at once, also when deleting takes long or is interrupted
+        folder.rename(trash)  # gone at once, also when deleting takes long or is interrupted
         shutil.rmtree(trash)
 
     def check_free(self, name: str) -> None:
@@ -153,7 +156,7 @@ class ModelStore:
     def publish(self, aside: Path, name: str) -> None:
         """Give a complete model folder its final name. Raises Conflict when somebody was faster."""
         try:
-            os.rename(aside, self.folder / name)
+            aside.rename(self.folder / name)
         except OSError as error:
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
                 raise Conflict("models.model_exists", name=name) from error
@@ -178,7 +181,7 @@ class ModelStore:
         suggestion = defaults[-1].name if defaults else "NAME"
         raise NotFound("models.no_model_installed", kind=kind, suggestion=suggestion)
 
-    def _survey(self) -> "Iterator[ModelRef | MofangError]":
+    def _survey(self) -> Iterator[ModelRef | MofangError]:
         seen: dict[str, Path] = {}
         folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else []
         for folder in folders:
@@ -299,7 +302,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest so that it is never seen half."""
     aside = folder / f".{MANIFEST}.part"
     aside.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, folder / MANIFEST)
+    aside.replace(folder / MANIFEST)
 
 
 def now() -> str:
@@ -320,9 +323,9 @@ def _found(folders: list[Path]) -> Iterator[Path]:
                 yield here
             for name in sorted(files):
                 path = here / name
-                if path.suffix == ".gguf" and not name.startswith(".") and "mmproj" not in name.lower():
-                    if not gguf.is_later_part(path):
-                        yield path
+                projector = "mmproj" in name.lower()
+                if path.suffix == ".gguf" and not (name.startswith(".") or projector or gguf.is_later_part(path)):
+                    yield path
 
 
 def _cleaned(name: str) -> str:

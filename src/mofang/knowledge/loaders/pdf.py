@@ -66,7 +66,7 @@ def load(path: Path, name: str) -> ParsedDocument:
     first = next((builder.text[b.start : b.end] for b in builder.blocks if b.kind == "heading"), "")
     notes = [*_page_notes(pages, broken), *_truncation_note(path)]
     good_title = title if title and not _FILE_NAME.match(title) else ""
-    return ParsedDocument(builder.text, builder.blocks, good_title or first or stem(name), tuple(notes))
+    return ParsedDocument(builder.text, builder.blocks, good_title or first or stem(name), tuple(notes), len(pages))
 
 
 def _open(path: Path, name: str) -> pypdfium2.PdfDocument:

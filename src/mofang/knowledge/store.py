@@ -1,0 +1,416 @@
+"""One knowledge base on disk: folder/base.sqlite, the truth, and folder/files/<sha256>, the originals.
+
+Every change is one transaction: a reader sees a document's old version or its new one, whole. Whoever is killed in the
+middle leaves the old state, and at most a stray file that the next writer sweeps away. Vectors and words of a document
+that is gone are gone in the same commit. A connection lives for one call, so any thread may call.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mofang import platform
+from mofang.errors import Busy, Conflict, NoSpace, NotFound, Unreadable
+from mofang.knowledge import schema
+from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
+from mofang.knowledge.loaders.build import stem
+from mofang.knowledge.passage import digest, passage
+from mofang.text.words import words
+
+FILE = "base.sqlite"
+BUSY_TIMEOUT_S = 30.0
+"""How long a writer waits for another one."""
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """A private copy of a file on its way in, and what it is."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """Everything about a document's new version but its vectors."""
+
+    name: str
+    file: StagedFile
+    document: ParsedDocument
+    chunks: list[Chunk]
+
+    def passages(self) -> list[str]:
+        """What is to be embedded, one a chunk."""
+        text = self.document.text
+        return [passage(chunk.headings, text[chunk.start : chunk.end]) for chunk in self.chunks]
+
+
+class Store:
+    """The base in `folder`. Raises NotFound on use when there is none; `create` makes one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / FILE
+
+    @classmethod
+    def create(cls, folder: Path, *, title: str, embedding_model: str) -> "Store":
+        """A new, empty base named like its folder, which appears whole or not at all. Raises Conflict."""
+        aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+        aside.mkdir(parents=True)
+        try:
+            (aside / "files").mkdir()
+            with closing(sqlite3.connect(aside / FILE, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                schema.migrate(connection, aside / FILE)
+                connection.execute(
+                    "INSERT INTO base (name, title, embedding_model, created_at) VALUES (?, ?, ?, ?)",
+                    (folder.name, title, embedding_model, _now()),
+                )
+            # Renaming onto a folder that exists fails: the files in it make it non-empty.
+            try:
+                aside.rename(folder)
+            except OSError as error:
+                raise Conflict("knowledge.knowledge_exists", name=folder.name) from error
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        return cls(folder)
+
+    # ---- transactions ----
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """One consistent view of the base."""
+        with self._connection("BEGIN") as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """One change: all of it, or none when the block raises."""
+        with self._connection("BEGIN IMMEDIATE") as connection:
+            yield connection
+            connection.execute("UPDATE base SET version = version + 1")
+
+    @contextmanager
+    def _connection(self, begin: str) -> Iterator[sqlite3.Connection]:
+        if not self.path.is_file():
+            raise NotFound("knowledge.knowledge_not_found", name=self.folder.name, known="-", near="-")
+        with self._faults(), closing(self._connect()) as connection:
+            connection.execute(begin)
+            try:
+                yield connection
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.execute("COMMIT")
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: a base that was just removed must not come back as an empty file.
+        uri = f"{self.path.absolute().as_uri()}?mode=rw"
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        try:
+            connection.row_factory = sqlite3.Row
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            schema.migrate(connection, self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """SQLite's errors in our words."""
+        name = self.folder.name
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise Busy("knowledge.base_busy", name=name, seconds=BUSY_TIMEOUT_S) from error
+            if code == sqlite3.SQLITE_FULL:
+                free = platform.free_disk(self.folder)
+                raise NoSpace("core.no_space", path=self.folder, needed="?", free=f"{free // 1_000_000} MB") from error
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
+                raise Unreadable("knowledge.damaged", name=name, why=error, path=self.path) from error
+            raise
+
+    # ---- what is there ----
+
+    def info(self) -> KnowledgeInfo:
+        with self.read() as connection:
+            row = connection.execute("SELECT * FROM base").fetchone()
+            n_documents = connection.execute("SELECT count(*) FROM documents").fetchone()[0]
+            n_chunks = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
+        return KnowledgeInfo(
+            name=self.folder.name,
+            title=row["title"],
+            embedding_model=row["embedding_model"],
+            dimensions=row["dimensions"],
+            n_documents=n_documents,
+            n_chunks=n_chunks,
+            size_bytes=sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()),
+            created_at=row["created_at"],
+        )
+
+    def documents(self) -> list[DocumentInfo]:
+        """By name."""
+        query = """
+            SELECT d.id, d.name, v.*, (SELECT count(*) FROM chunks WHERE version_id = v.id) AS n_chunks
+            FROM documents d JOIN versions v ON v.id = d.version_id ORDER BY d.name
+        """
+        with self.read() as connection:
+            return [_document_info(row) for row in connection.execute(query)]
+
+    def digests_of_files(self) -> dict[str, str]:
+        """Document name → sha256 of its file."""
+        query = "SELECT d.name, v.sha256 FROM documents d JOIN versions v ON v.id = d.version_id"
+        with self.read() as connection:
+            return {row["name"]: row["sha256"] for row in connection.execute(query)}
+
+    def original(self, document_id: str) -> Path:
+        """The file as it was added. Raises NotFound."""
+        with self.read() as connection:
+            return self.folder / "files" / str(self._version(connection, document_id)["sha256"])
+
+    def text(self, document_id: str, start: int, end: int | None) -> tuple[sqlite3.Row, Block | None]:
+        """The document's current version (its whole text in it), and the block where `start` lies."""
+        with self.read() as connection:
+            version = self._version(connection, document_id)
+            return version, block_at(connection, version["id"], start, end)
+
+    def vectors(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
+        """Those of the digests whose vectors are known."""
+        found: dict[bytes, Vector] = {}
+        with self.read() as connection:
+            for one in set(digests):
+                row = connection.execute("SELECT vector FROM vectors WHERE digest = ?", (one,)).fetchone()
+                if row is not None:
+                    found[one] = np.frombuffer(row[0], dtype=np.float32)
+        return found
+
+    def _version(self, connection: sqlite3.Connection, document_id: str) -> sqlite3.Row:
+        query = "SELECT v.*, d.name FROM documents d JOIN versions v ON v.id = d.version_id WHERE d.id = ?"
+        row: sqlite3.Row | None = connection.execute(query, (document_id,)).fetchone()
+        if row is None:
+            raise NotFound("knowledge.document_not_found", name=self.folder.name, document=document_id)
+        return row
+
+    # ---- changes ----
+
+    def stage(self, path: Path) -> StagedFile:
+        """A private copy of `path` under the base, so that it cannot change while it is read. `discard` it after."""
+        folder = self.folder / "incoming"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
+        sha256, size = hashlib.sha256(), 0
+        try:
+            with path.open("rb") as source, target.open("wb") as copy:
+                while piece := source.read(1 << 20):
+                    sha256.update(piece)
+                    size += len(piece)
+                    copy.write(piece)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return StagedFile(target, sha256.hexdigest(), size)
+
+    def discard(self, file: StagedFile) -> None:
+        """Remove the private copy; no harm when it went into the base."""
+        file.path.unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left: originals without a document, private copies of processes that are gone."""
+        with self._connection("BEGIN IMMEDIATE") as connection:
+            kept = {row[0] for row in connection.execute("SELECT sha256 FROM versions")}
+            for file in (self.folder / "files").iterdir():
+                if file.name not in kept:
+                    file.unlink(missing_ok=True)
+        for file in (self.folder / "incoming").glob("*"):
+            pid = file.name.split("-")[0]
+            if pid.isdigit() and not platform.is_alive(int(pid)):
+                file.unlink(missing_ok=True)
+
+    def put(
+        self, new: NewVersion, vectors: Mapping[bytes, Vector], *, embedding_model: str, dimensions: int
+    ) -> Literal["added", "replaced"]:
+        """Commit a document's version with all it needs in place of the one before. `vectors` by digest of passage.
+
+        Raises Conflict (knowledge.other_embedding_model, knowledge.other_dimensions) when the vectors are not of the
+        base's own embedder.
+        """
+        rows = _chunk_rows(new)  # cutting words takes its time: not while others wait for the lock
+        dropped: list[bytes] = []
+        with self.write() as connection:
+            self._fix_embedder(connection, embedding_model, dimensions)
+            row = connection.execute("SELECT id, version_id FROM documents WHERE name = ?", (new.name,)).fetchone()
+            document_id = row["id"] if row else secrets.token_hex(8)
+            if row:
+                dropped = _drop_version(connection, row["version_id"])
+            else:
+                connection.execute("INSERT INTO documents (id, name) VALUES (?, ?)", (document_id, new.name))
+            version_id = _insert_version(connection, document_id, new)
+            _insert_chunks(connection, version_id, rows, vectors)
+            connection.execute("UPDATE documents SET version_id = ? WHERE id = ?", (version_id, document_id))
+            _drop_unused_vectors(connection, dropped)
+            os.replace(new.file.path, self.folder / "files" / new.file.sha256)
+        return "replaced" if row else "added"
+
+    def remove(self, document_id: str) -> None:
+        """The document, its text, chunks, words, vectors; then its original. Raises NotFound."""
+        with self.write() as connection:
+            version = self._version(connection, document_id)
+            dropped = _drop_version(connection, version["id"])
+            connection.execute("DELETE FROM documents WHERE id = ?", (document_id,))
+            _drop_unused_vectors(connection, dropped)
+        self.sweep()
+
+    def _fix_embedder(self, connection: sqlite3.Connection, model: str, dimensions: int) -> None:
+        """The first vectors decide the model behind "auto" and the dimensions; later ones must agree."""
+        row = connection.execute("SELECT embedding_model, dimensions FROM base").fetchone()
+        check_embedder(self.folder.name, row["embedding_model"], row["dimensions"], model, dimensions)
+        connection.execute("UPDATE base SET embedding_model = ?, dimensions = ?", (model, dimensions))
+
+
+def check_embedder(name: str, fixed_model: str, fixed_dimensions: int | None, model: str, dimensions: int) -> None:
+    """Raises Conflict when an embedder is not the one that the base was made with."""
+    if fixed_model not in ("auto", model):
+        raise Conflict("knowledge.other_embedding_model", name=name, fixed=fixed_model, given=model)
+    if fixed_dimensions not in (None, dimensions):
+        raise Conflict("knowledge.other_dimensions", name=name, fixed=fixed_dimensions, given=dimensions, model=model)
+
+
+def block_at(connection: sqlite3.Connection, version_id: int, start: int, end: int | None = None) -> Block | None:
+    """The block in which `start` lies, or the first one after it (before `end`); None when there is none."""
+    query = """
+        SELECT * FROM blocks WHERE version_id = ? AND "end" > ? AND start < ? ORDER BY n LIMIT 1
+    """
+    row = connection.execute(query, (version_id, start, (1 << 62) if end is None else end)).fetchone()
+    if row is None:
+        return None
+    box = tuple(json.loads(row["box"])) if row["box"] else None
+    return Block(row["kind"], row["start"], row["end"], tuple(json.loads(row["headings"])), row["page"], box)
+
+
+def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVersion) -> int:
+    document = new.document
+    cursor = connection.execute(
+        """
+        INSERT INTO versions (document_id, sha256, size_bytes, title, text, n_chars, n_pages, notes, added_at)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """,
+        (
+            document_id,
+            new.file.sha256,
+            new.file.size_bytes,
+            document.title,
+            document.text,
+            len(document.text),
+            document.n_pages,
+            json.dumps(document.notes, ensure_ascii=False),
+            _now(),
+        ),
+    )
+    version_id = int(cursor.lastrowid or 0)
+    connection.executemany(
+        "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            (
+                version_id,
+                n,
+                block.kind,
+                block.start,
+                block.end,
+                json.dumps(block.headings, ensure_ascii=False),
+                block.page,
+                json.dumps([round(edge, 1) for edge in block.box]) if block.box else None,
+            )
+            for n, block in enumerate(document.blocks)
+        ),
+    )
+    return version_id
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkRow:
+    chunk: Chunk
+    digest: bytes
+    title_words: str
+    body_words: str
+
+
+def _chunk_rows(new: NewVersion) -> list[_ChunkRow]:
+    title = " ".join(words(f"{new.document.title} {stem(new.name)}"))
+    return [
+        _ChunkRow(chunk, digest(text), title, " ".join(words(text)))
+        for chunk, text in zip(new.chunks, new.passages(), strict=True)
+    ]
+
+
+def _insert_chunks(
+    connection: sqlite3.Connection, version_id: int, rows: Sequence[_ChunkRow], vectors: Mapping[bytes, Vector]
+) -> None:
+    for row in rows:
+        headings = json.dumps(row.chunk.headings, ensure_ascii=False)
+        cursor = connection.execute(
+            'INSERT INTO chunks (version_id, start, "end", headings, digest) VALUES (?, ?, ?, ?, ?)',
+            (version_id, row.chunk.start, row.chunk.end, headings, row.digest),
+        )
+        connection.execute(
+            "INSERT OR IGNORE INTO vectors VALUES (?, ?)", (row.digest, vectors[row.digest].astype("<f4").tobytes())
+        )
+        connection.execute(
+            "INSERT INTO words (rowid, title, body) VALUES (?, ?, ?)",
+            (cursor.lastrowid, row.title_words, row.body_words),
+        )
+
+
+def _drop_version(connection: sqlite3.Connection, version_id: int) -> list[bytes]:
+    """Remove a version with its blocks, chunks and words; returns the digests of its chunks."""
+    rows = connection.execute("SELECT id, digest FROM chunks WHERE version_id = ?", (version_id,)).fetchall()
+    connection.executemany("DELETE FROM words WHERE rowid = ?", [(row["id"],) for row in rows])
+    connection.execute("UPDATE documents SET version_id = NULL WHERE version_id = ?", (version_id,))
+    connection.execute("DELETE FROM versions WHERE id = ?", (version_id,))
+    return [row["digest"] for row in rows]
+
+
+def _drop_unused_vectors(connection: sqlite3.Connection, digests: Iterable[bytes]) -> None:
+    """Of these digests, the vectors that no chunk needs any more."""
+    connection.executemany(
+        "DELETE FROM vectors WHERE digest = ? AND NOT EXISTS (SELECT 1 FROM chunks WHERE chunks.digest = vectors.digest)",
+        [(one,) for one in digests],
+    )
+
+
+def _document_info(row: sqlite3.Row) -> DocumentInfo:
+    return DocumentInfo(
+        id=row["document_id"],
+        name=row["name"],
+        title=row["title"],
+        sha256=row["sha256"],
+        size_bytes=row["size_bytes"],
+        n_chars=row["n_chars"],
+        n_pages=row["n_pages"],
+        n_chunks=row["n_chunks"],
+        added_at=row["added_at"],
+        notes=tuple(json.loads(row["notes"])),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,148 @@
+"""A Hugging Face folder: config.json and the headers of its safetensors. Minimal facts, nothing is loaded.
+
+A safetensors file begins with 8 bytes, the length of a JSON object that names each tensor's type, shape and place
+(https://huggingface.co/docs/safetensors). Only that object is read. Python files that lie beside a model are never
+looked at; pickled weights (.bin, .pt) do not count as weights.
+"""
+
+import json
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mofang.errors import Unreadable
+from mofang.models.base import Format, FormatReader, Kind, ModelFacts
+
+MAX_JSON_BYTES = 1 << 26
+"""64 MiB: config files have kilobytes, headers of the largest models a few megabytes."""
+
+
+def is_model(folder: Path) -> bool:
+    """Whether the folder holds a model or an adapter of this kind."""
+    names = ("config.json", "adapter_config.json")
+    return any((folder / name).is_file() for name in names) and any(folder.glob("*.safetensors"))
+
+
+def format_of(folder: Path) -> Format:
+    """Which of the formats that live in such a folder this is."""
+    if (folder / "adapter_config.json").is_file():
+        return "lora"
+    quantized = _json(folder / "config.json").get("quantization_config") or {}
+    return "gptq" if quantized.get("quant_method") == "gptq" else "hf"
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _weights(folder))
+
+
+def kind(folder: Path) -> Kind:
+    if (folder / "adapter_config.json").is_file():
+        return "base"
+    heads = [str(name) for name in _json(folder / "config.json").get("architectures") or []]
+    if any(name.endswith("ForSequenceClassification") for name in heads):
+        return "reranker"
+    if heads and not any("LM" in name or "ConditionalGeneration" in name for name in heads):
+        return "embedding"
+    return "chat" if _template(folder) else "base"
+
+
+def facts(folder: Path) -> ModelFacts:
+    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    count, by_type = 0, Counter[str]()
+    for path in _weights(folder):
+        for elements, n_bytes, dtype in _tensors(path):
+            count += elements
+            by_type[dtype] += n_bytes
+    quantized = config.get("quantization_config") or {}
+    heads = _whole(config.get("num_attention_heads"))
+    return ModelFacts(
+        architecture=str(config.get("model_type", "")),
+        parameters=count,
+        n_layers=_whole(config.get("num_hidden_layers")),
+        n_ctx_train=_whole(config.get("max_position_embeddings")),
+        n_embd=_whole(config.get("hidden_size")),
+        n_head=heads,
+        n_head_kv=_whole(config.get("num_key_value_heads")) or heads,
+        n_vocab=_whole(config.get("vocab_size")),
+        quantization=_quantization(quantized) or (by_type.most_common(1)[0][0] if by_type else ""),
+        tokenizer=str(_json(folder / "tokenizer_config.json", missing={}).get("tokenizer_class", "")),
+        chat_template=_template(folder),
+        kv_bytes_per_token=_kv_bytes(config),
+        metadata={key: value for key, value in config.items() if isinstance(value, str | int | float | bool)},
+    )
+
+
+def _quantization(stated: dict[str, Any]) -> str:
+    method, bits = stated.get("quant_method"), stated.get("bits")
+    return f"{str(method).upper()} {bits}-bit" if method and bits else str(method or "").upper()
+
+
+def _kv_bytes(config: dict[str, Any]) -> int | None:
+    layers, heads, width = (
+        _whole(config.get(key)) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+    )
+    if not layers or not heads or not width:
+        return None
+    head = _whole(config.get("head_dim")) or width // heads
+    return layers * (_whole(config.get("num_key_value_heads")) or heads) * head * 2 * 2
+
+
+def _template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    template = _json(folder / "tokenizer_config.json", missing={}).get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _weights(folder: Path) -> list[Path]:
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise Unreadable("models.no_weights", path=folder)
+    return found
+
+
+def _tensors(path: Path) -> list[tuple[int, int, str]]:
+    """Elements, bytes and type of each tensor; the data that the header promises must be in the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
+            raise Unreadable("models.safetensors_broken", path=path, why=f"header length {length}")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        found = []
+        end = 0
+        for name, entry in header.items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                end = max(end, int(last))
+                found.append((prod(int(n) for n in entry["shape"]), int(last) - int(first), str(entry["dtype"])))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Unreadable("models.safetensors_broken", path=path, why=error) from error
+    if 8 + length + end > size:
+        raise Unreadable("models.gguf_truncated", path=path, size=size, needed=8 + length + end)
+    return found
+
+
+def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    if missing is not None and not path.is_file():
+        return missing
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unreadable("models.config_broken", path=path, why=error) from error
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+FORMAT = FormatReader(facts, kind, size_bytes)

@@ -1,0 +1,103 @@
+"""What model hubs have in common: an endpoint, a repository, a revision, files by HTTP, perhaps a token.
+
+A hub's own file says how it answers "what is there"; everything else is here.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from mofang.errors import Invalid, Unreachable
+from mofang.models.progress import Report
+from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http
+from mofang.models.sources.download import Download
+from mofang.settings import Settings
+
+_REPO = re.compile(r"^[\w.\-]+/[\w.\-]+$", re.ASCII)
+_FILE = re.compile(r"^[\w.\-+@ ]+(/[\w.\-+@ ]+)*$")
+
+
+class Hub:
+    """A Source for one repository. Subclasses set the class variables and write `_describe`."""
+
+    title: ClassVar[str]
+    token_variables: ClassVar[tuple[str, ...]]
+    default_revision: ClassVar[str]
+
+    def __init__(self, settings: Settings, spec: Spec | None = None, *, answers: HubAnswers | None = None) -> None:
+        self.settings = settings
+        self.endpoint = self._endpoint(settings).rstrip("/")
+        self.answers = answers or HubAnswers()
+        spec = spec or {}
+        self.repo = str(spec.get("repo", ""))
+        self.paths = [str(path) for path in spec.get("files", ())]
+        self.revision = str(spec.get("revision", self.default_revision))
+        self.sha256: Mapping[str, str] = spec.get("sha256", {})
+        """Digests computed by us, by path in the repository; rarely there."""
+
+    @classmethod
+    def parse(cls, address: str) -> dict[str, Any]:
+        """The spec of "USER/REPO/path/FILE.gguf" (an "@revision" may follow REPO). Raises Invalid."""
+        owner, _, rest = address.partition("/")
+        name, _, path = rest.partition("/")
+        name, _, revision = name.partition("@")
+        repo = f"{owner}/{name}"
+        if not _REPO.match(repo) or not _FILE.match(path) or ".." in (*repo.split("/"), *path.split("/")):
+            raise Invalid("models.bad_source", param="source", source=address)
+        return {"repo": repo, "files": [path], **({"revision": revision} if revision else {})}
+
+    @property
+    def where(self) -> str:
+        return self.title
+
+    async def probe(self) -> bool:
+        async def ask() -> bool:
+            return await answers(self.endpoint + "/", self.settings.hub_timeout_s)
+
+        return await self.answers.of(self.endpoint, ask)
+
+    async def files(self) -> list[RemoteFile]:
+        async with http(self.endpoint) as client:
+            client.headers.update(self._token_headers())
+            try:
+                return await self._describe(client)
+            except httpx.TimeoutException as error:
+                raise self._silent("timeout") from error
+            except httpx.TransportError as error:
+                raise self._silent(str(error) or type(error).__name__) from error
+
+    async def fetch(self, files: Sequence[RemoteFile], folder: Path, report: Report) -> list[Fetched]:
+        found = []
+        async with http(self.endpoint) as client:
+            for file in files:
+                headers, variable = self._token_headers(), self.token_variables[0]
+                download = Download(client, file, folder, hub=self.title, variable=variable, headers=headers)
+                found.append(await download.run(report))
+        return found
+
+    def _endpoint(self, settings: Settings) -> str:
+        raise NotImplementedError
+
+    async def _describe(self, client: httpx.AsyncClient) -> list[RemoteFile]:
+        """Size and stated digest of each of `self.paths`."""
+        raise NotImplementedError
+
+    def _token_headers(self) -> dict[str, str]:
+        token = next((os.environ[name] for name in self.token_variables if os.environ.get(name)), "")
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _silent(self, why: str) -> Unreachable:
+        return Unreachable("models.hub_silent", hub=self.title, url=self.endpoint, why=why)
+
+    def _nonsense(self, url: str, why: object) -> Unreachable:
+        return Unreachable("models.hub_nonsense", hub=self.title, url=url, why=why)
+
+
+def sha256_or_none(text: object) -> str | None:
+    """`text` when it is a SHA-256 in hexadecimal, as hubs state it for large files."""
+    cleaned = str(text or "").strip().strip('"').lower()
+    return cleaned if re.fullmatch(r"[0-9a-f]{64}", cleaned) else None
