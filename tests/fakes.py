@@ -275,9 +275,7 @@ class FakeLibrary:
                 shared = len(set(query) & set(text))
                 if shared:
                     hits.append(
-                        Hit(
-                            name, document_id, info.title, text, 0, len(text), None, (), float(shared), 1, None, None
-                        )
+                        Hit(name, document_id, info.title, text, 0, len(text), None, (), float(shared), 1, None, None)
                     )
         return sorted(hits, key=lambda hit: -hit.score)[:k]
 

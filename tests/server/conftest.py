@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeLibrary, FakePool, HashEmbedder, ScriptedEngine, SharedLetters, install_model
 from served import Gateway, serving
 
+from fakes import FakeLibrary, FakePool, HashEmbedder, ScriptedEngine, SharedLetters, install_model
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
 

@@ -25,6 +25,7 @@ class Gateway:
 
     def http(self, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers |= options.pop("headers", {})
         return httpx.Client(base_url=self.url, trust_env=False, timeout=20, headers=headers, **options)
 
     def client(self, **options: Any) -> Client:

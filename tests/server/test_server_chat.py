@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from fakes import FakeLibrary, FakePool, ScriptedEngine, engine_died, spoken
 from served import Gateway, wait_until
 
+from fakes import FakeLibrary, FakePool, ScriptedEngine, engine_died, spoken
 from mofang.errors import Busy, EngineFailed, Invalid
 from mofang.messages import Delta, Progress, Usage
 

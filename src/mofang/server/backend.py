@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mofang.models.base import Kind as ModelKind
+from mofang.engine.base import Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
 from mofang.server.generate import Generations
@@ -37,7 +37,7 @@ class Backend(Rooms, Protocol):
 
     def catalogue(self) -> Sequence[CatalogueEntry]: ...
 
-    async def pull(self, name: str, kind: ModelKind, source: str | None, progress: Report) -> ModelRef:
+    async def pull(self, name: str, kind: Kind, source: str | None, progress: Report) -> ModelRef:
         """Bring a model; "auto": the default of `kind` whose source answers."""
         ...
 
@@ -84,7 +84,7 @@ class LocalBackend:
 
         return catalogue.load().entries
 
-    async def pull(self, name: str, kind: ModelKind, source: str | None, progress: Report) -> ModelRef:
+    async def pull(self, name: str, kind: Kind, source: str | None, progress: Report) -> ModelRef:
         from mofang.models.pull import pull, pull_default
         from mofang.models.store import ModelStore
 

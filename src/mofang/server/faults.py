@@ -90,6 +90,8 @@ def understood(error: Exception, settings: Settings) -> MofangError | None:
     full_database = isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"
     if full_disk or full_database:
         return NoSpace("server.disk_full", path=settings.home)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return Invalid("server.broken_text")  # JSON can escape half a character (\ud800); nothing can store or send it
     return None
 
 
@@ -170,7 +172,6 @@ def _from_http(error: HTTPException, request: Request) -> MofangError:
 WHY = {
     "missing": "server.why_missing",
     "string_type": "server.why_string",
-    "string_unicode": "server.why_unicode",
     "int_type": "server.why_integer",
     "int_parsing": "server.why_integer",
     "int_from_float": "server.why_integer",

@@ -7,7 +7,7 @@ relative paths are all understood (RFC 7578, WHATWG HTML 4.10.21.8).
 import asyncio
 import re
 import shutil
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -63,12 +63,11 @@ async def receive(request: Request, folder: Path, *, limit_mb: int) -> Upload:
     connection instead of the reason.
     """
     upload = await asyncio.to_thread(Upload, folder / new_id("upload"))
-    stream = request.stream()
     try:
-        parts = _Parts(upload, _boundary(request), limit_mb)
-        async for chunk in stream:
-            await asyncio.to_thread(parts.feed, chunk)
-        await asyncio.to_thread(parts.end)
+        with closing(_Parts(upload, _boundary(request), limit_mb)) as parts:
+            async for chunk in request.stream():
+                await asyncio.to_thread(parts.feed, chunk)
+        parts.check_complete()
         return upload
     except BaseException as error:
         await asyncio.to_thread(upload.discard)
@@ -114,7 +113,7 @@ class _Parts:
                 "on_header_end": self._on_header_end,
                 "on_headers_finished": self._open,
                 "on_part_data": self._write,
-                "on_part_end": self._close,
+                "on_part_end": self.close,
                 "on_end": self._end,
             },
         )
@@ -123,14 +122,9 @@ class _Parts:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            self._close()
             raise Invalid("server.bad_upload", why=error) from error
-        except BaseException:
-            self._close()
-            raise
 
-    def end(self) -> None:
-        self._close()
+    def check_complete(self) -> None:
         if not self._complete:
             raise Invalid("server.bad_upload", why="no closing boundary")
         if not self._upload.files:
@@ -168,7 +162,7 @@ class _Parts:
         assert self._file is not None
         self._file.write(memoryview(data)[start:end])
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
