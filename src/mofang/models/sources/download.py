@@ -14,6 +14,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
 import httpx
 
 from mofang.errors import Denied, MofangError, NoSpace, NotFound, Unreachable, Unreadable

@@ -46,7 +46,12 @@ class Hub:
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         repo = f"{owner}/{name}"
-        if not _REPO.match(repo) or not _FILE.match(path) or ".." in (*repo.split("/"), *path.split("/")):
+        if (
+            not _REPO.match(repo)
+            or not _FILE.match(path)
+            or not path.endswith(".gguf")
+            or ".." in (*repo.split("/"), *path.split("/"))
+        ):
             raise Invalid("models.bad_source", param="source", source=address)
         return {"repo": repo, "files": [path], **({"revision": revision} if revision else {})}
 

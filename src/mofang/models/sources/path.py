@@ -60,7 +60,7 @@ async def _copy(file: RemoteFile, folder: Path, report: Report) -> Fetched:
     meter = Meter(report, "download", total, detail=file.name)
     need_disk(folder, total - (part.stat().st_size if part.exists() else 0))
     try:
-        with Path(file.url).open("rb") as source, part.open("ab+", buffering=0) as out:
+        with Path(file.url).open("rb") as source, part.open("ab+", buffering=0) as out:  # noqa: ASYNC230
             out.seek(0)
             while chunk := await asyncio.to_thread(source.read, CHUNK):
                 there = await asyncio.to_thread(out.read, len(chunk))

