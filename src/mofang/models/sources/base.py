@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import httpx
 
-from mofang.errors import NoSpace
+from mofang.errors import MofangError, NoSpace
 from mofang.models.progress import Report, size
 from mofang.platform import free_disk
 
@@ -57,6 +57,10 @@ class Source(Protocol):
 
     async def probe(self) -> bool:
         """Whether it can be asked at all: within settings.hub_timeout_s, once for all who share `answers`."""
+        ...
+
+    def silence(self) -> MofangError:
+        """What a probe that said no means to a person."""
         ...
 
     async def files(self) -> list[RemoteFile]:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import httpx
 
-from mofang.errors import Invalid, Unreachable
+from mofang.errors import Invalid, MofangError, Unreachable
 from mofang.models.progress import Report
 from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http
 from mofang.models.sources.download import Download
@@ -46,12 +46,8 @@ class Hub:
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         repo = f"{owner}/{name}"
-        if (
-            not _REPO.match(repo)
-            or not _FILE.match(path)
-            or not path.endswith(".gguf")
-            or ".." in (*repo.split("/"), *path.split("/"))
-        ):
+        plain = ".." not in (*repo.split("/"), *path.split("/"))
+        if not (plain and _REPO.match(repo) and _FILE.match(path) and path.endswith(".gguf")):
             raise Invalid("models.bad_source", param="source", source=address)
         return {"repo": repo, "files": [path], **({"revision": revision} if revision else {})}
 
@@ -64,6 +60,9 @@ class Hub:
             return await answers(self.endpoint + "/", self.settings.hub_timeout_s)
 
         return await self.answers.of(self.endpoint, ask)
+
+    def silence(self) -> MofangError:
+        return self._silent(f"{self.settings.hub_timeout_s:g} s")
 
     async def files(self) -> list[RemoteFile]:
         async with http(self.endpoint) as client:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mofang.errors import Invalid, NoSpace, NotFound, Unreadable
+from mofang.errors import Invalid, MofangError, NoSpace, NotFound, Unreadable
 from mofang.models.formats import gguf
 from mofang.models.progress import Meter, Report, size
 from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, disk_is_full, need_disk
@@ -40,9 +40,12 @@ class LocalPath:
     async def probe(self) -> bool:
         return self.path.exists()
 
+    def silence(self) -> MofangError:
+        return NotFound("models.no_such_file", path=self.path)
+
     async def files(self) -> list[RemoteFile]:
         if not self.path.is_file():
-            raise NotFound("models.no_such_file", path=self.path)
+            raise self.silence()
         parts = gguf.parts(self.path)
         digest = self.sha256 if len(parts) == 1 else None
         stated_by = "pinned" if digest else ""

