@@ -1,8 +1,8 @@
 """The models in memory: loaded on demand, shared by requests, queued for, unloaded when idle, restarted after a crash.
 
 A model has as many places as its engine has slots; whoever finds none waits in order, and when too many wait the
-next one is refused (Busy). One load at a time for a model, whoever asked; it goes on when the one who asked leaves. Unloading
-a model that answers somebody is refused (Conflict): it would break an answer that was promised.
+next one is refused (Busy). One load at a time for a model, whoever asked; it goes on when the one who asked leaves.
+Unloading a model that answers somebody is refused (Conflict): it would break an answer that was promised.
 """
 
 import asyncio

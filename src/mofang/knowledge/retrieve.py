@@ -121,7 +121,7 @@ def search(
 
 def fuse(keyword: Sequence[Key], coverage: Mapping[Key, float], dense: Sequence[Key]) -> list[tuple[Key, float]]:
     """Reciprocal rank fusion, the keyword votes weighted by evidence. Best first; equal scores keep the dense order."""
-    scores: dict[T, float] = {}
+    scores: dict[Key, float] = {}
     for rank, key in enumerate(dense, start=1):
         scores[key] = 1 / (RRF_K + rank)
     for rank, key in enumerate(keyword, start=1):
