@@ -11,10 +11,10 @@ import pytest
 from gguf import GGML_QUANT_SIZES, LlamaFileType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in import tiny_gguf
 
 from mofang.errors import Unreadable
 from mofang.models.formats import gguf
+from stand_in import tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -232,9 +232,7 @@ def test_random_bytes_raise_nothing_but_unreadable(tmp_path: Path, data: bytes) 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.floats(0, 0.999), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
-def test_a_damaged_file_is_read_or_refused(
-    tmp_path: Path, sound: bytes, changes: list[tuple[float, bytes]]
-) -> None:
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, sound: bytes, changes: list[tuple[float, bytes]]) -> None:
     content = bytearray(sound[:-4096])  # the header; its weights follow unharmed
     for place, bytes_ in changes:
         at = math.floor(place * len(content))
