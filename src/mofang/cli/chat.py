@@ -119,19 +119,20 @@ def _once(session: "Session", question: str, *, as_json: bool) -> None:
 def _talk(session: "Session") -> None:
     from mofang import settings
     from mofang.cli import render
-    from mofang.cli.prompt import Prompt
+    from mofang.cli.prompt import Prompt, unseen_keys
 
     session.show_stats = True
     render.note(say("cli.welcome", model=session.model, kb=_kb_words(session)))
     prompt = Prompt(settings.load().home / "chat_history", lambda before: _completions(session, before))
-    while True:
-        try:
-            line = prompt.ask()
-        except EOFError:
-            return
-        if not _try(session, line):
-            return
-        render.show("")
+    with unseen_keys():
+        while True:
+            try:
+                line = prompt.ask()
+            except EOFError:
+                return
+            if not _try(session, line):
+                return
+            render.show("")
 
 
 def _kb_words(session: "Session") -> str:

@@ -4,7 +4,9 @@ Enter sends; Alt+Enter, or Enter after a "\\", begins another line. Ctrl-C empti
 leaves. Knows nothing of what is typed.
 """
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -19,6 +21,23 @@ from mofang.strings import say
 
 Words = Callable[[str], Iterable[str]]
 """What may follow: given the text before the word that is being typed, the words that fit there."""
+
+
+@contextmanager
+def unseen_keys() -> Iterator[None]:
+    """Keys typed while an answer is drawn do not appear in it; they wait for the next prompt. Ctrl-C still works."""
+    try:
+        import termios
+    except ImportError:  # Windows shows keys only where they are read
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    quiet = [*before[:3], before[3] & ~(termios.ECHO | termios.ICANON), *before[4:]]
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 class _Words(Completer):
