@@ -33,9 +33,7 @@ def sidebar(pages: Mapping[str, Any], current: Any) -> None:
 
 def _conversations(chat_page: Any, *, is_chat: bool) -> None:
     with st.container(key="conversations"):
-        if st.button(
-            t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"
-        ):
+        if st.button(t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"):
             _go(chat_page, None, is_chat)
         conversations = client().conversations()
         limit = st.session_state.get("conversations_shown", SHOWN)
@@ -142,4 +140,3 @@ def offline(pages: Mapping[str, Any]) -> None:
         for name, page in pages.items():
             st.page_link(page, label=t(f"page_{name}"), query_params=link_params(), width="stretch")
         _language()
-
