@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from mofang.messages import Message, Sampling
 
-
 SAMPLED = tuple(field.name for field in fields(Sampling) if field.name not in ("stop", "options"))
 """Request fields that Sampling has under the same name; the others go into its `options`."""
 

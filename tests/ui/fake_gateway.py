@@ -32,9 +32,20 @@ CITED = (
     "也可以用 `mofang models add` 只登记一个文件[2]。"
 )
 SLOW = "这是一个慢慢写出来的回答。" * 12
-ERROR = {"message": "模型进程意外退出", "type": "server_error", "code": "engine_crashed", "param": None, "hint": "请重新提问；若再次出现，换一个更小的模型"}
+ERROR = {
+    "message": "模型进程意外退出",
+    "type": "server_error",
+    "code": "engine_crashed",
+    "param": None,
+    "hint": "请重新提问；若再次出现，换一个更小的模型",
+}
 SENTENCE = "把放着 .gguf 文件的文件夹告诉模坊，它们就会出现在列表里。"
-TEXT = "# 模型\n\n## 已经下载好的模型\n\n" + SENTENCE + "\n\n或者只登记一个文件，不复制：mofang models add /data/models/我的模型.gguf\n\n" + "更多说明。" * 60
+TEXT = (
+    "# 模型\n\n## 已经下载好的模型\n\n"
+    + SENTENCE
+    + "\n\n或者只登记一个文件，不复制：mofang models add /data/models/我的模型.gguf\n\n"
+    + "更多说明。" * 60
+)
 
 
 def now() -> str:
@@ -72,7 +83,9 @@ class State:
         return f"{kind}_{next(self.serial):06d}"
 
 
-def chat_model(name: str = "qwen2.5-coder-0.5b-instruct", *, loaded: bool = False, kind: str = "chat") -> dict[str, Any]:
+def chat_model(
+    name: str = "qwen2.5-coder-0.5b-instruct", *, loaded: bool = False, kind: str = "chat"
+) -> dict[str, Any]:
     return {
         "id": name, "object": "model", "created": 1, "owned_by": "mofang", "kind": kind, "format": "gguf", "size_bytes": 491_400_064,
         "quantization": "Q4_K_M", "source": "pypi", "managed": True, "loaded": loaded,
@@ -137,7 +150,9 @@ CATALOGUE: list[dict[str, Any]] = [
 
 
 def fault(status: int, code: str, message: str, hint: str = "") -> HTTPException:
-    return HTTPException(status, {"message": message, "type": "invalid_request_error", "param": None, "code": code, "hint": hint})
+    return HTTPException(
+        status, {"message": message, "type": "invalid_request_error", "param": None, "code": code, "hint": hint}
+    )
 
 
 def create_app(state: State) -> FastAPI:
@@ -214,7 +229,16 @@ def _models(app: FastAPI, state: State) -> None:
 
 
 def start_job(state: State, kind: str, title: str) -> dict[str, Any]:
-    job = {"id": state.id("job"), "kind": kind, "title": title, "status": "running", "created_at": now(), "progress": None, "result": None, "error": None}
+    job = {
+        "id": state.id("job"),
+        "kind": kind,
+        "title": title,
+        "status": "running",
+        "created_at": now(),
+        "progress": None,
+        "result": None,
+        "error": None,
+    }
     state.jobs[job["id"]] = job
     return job
 
@@ -302,7 +326,9 @@ def _generations(app: FastAPI, state: State) -> None:
             conversation["messages"].append(said)
             parent = said["id"]
         identity = state.id("gen")
-        answer = message(state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct")
+        answer = message(
+            state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct"
+        )
         conversation["messages"].append(answer)
         conversation.update(running_generation_id=identity, updated_at=now())
         shape = {
@@ -311,7 +337,9 @@ def _generations(app: FastAPI, state: State) -> None:
         }  # fmt: skip
         state.generations[identity], state.logs[identity] = shape, Log()
         question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
-        state.tasks.add(asyncio.create_task(_answer(state, shape, conversation, answer, question, bool(body.get("knowledge")))))
+        state.tasks.add(
+            asyncio.create_task(_answer(state, shape, conversation, answer, question, bool(body.get("knowledge"))))
+        )
         return shape
 
     @app.get("/v1/generations/{identity}")
@@ -345,7 +373,12 @@ def _generations(app: FastAPI, state: State) -> None:
 
 
 async def _answer(
-    state: State, shape: dict[str, Any], conversation: dict[str, Any], answer: dict[str, Any], question: str, grounded: bool
+    state: State,
+    shape: dict[str, Any],
+    conversation: dict[str, Any],
+    answer: dict[str, Any],
+    question: str,
+    grounded: bool,
 ) -> None:
     log, identity = state.logs[shape["id"]], shape["id"]
     log.events += [{"type": "queued"}, {"type": "prompt", "done": 64, "total": 128}]
@@ -366,12 +399,23 @@ async def _answer(
         log.events.append({"type": "delta", "content": letter, "reasoning": ""})
         await asyncio.sleep(delay)
     n = len(answer["content"])
-    usage = {"prompt_tokens": 128, "completion_tokens": n, "total_tokens": 128 + n, "prompt_tokens_details": {"cached_tokens": 0}}
+    usage = {
+        "prompt_tokens": 128,
+        "completion_tokens": n,
+        "total_tokens": 128 + n,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     timings = {"prompt_ms": 412.0, "predicted_ms": 1000.0, "prompt_per_second": 310.0, "predicted_per_second": 23.4}
     answer.update(status=status, sources=sources, usage=usage, timings=timings)
     shape["status"] = status
     conversation["running_generation_id"] = None
-    last: dict[str, Any] = {"finish_reason": "stop", "usage": usage, "timings": timings, "sources": sources, "message_id": answer["id"]}
+    last: dict[str, Any] = {
+        "finish_reason": "stop",
+        "usage": usage,
+        "timings": timings,
+        "sources": sources,
+        "message_id": answer["id"],
+    }
     log.events.append({"type": "error", "error": ERROR} if status == "error" else {"type": status, **last})
     log.closed = True
 
@@ -426,20 +470,47 @@ def _knowledge(app: FastAPI, state: State) -> None:
         for source in _sources():
             hit = {key: value for key, value in source.items() if key not in ("number", "cited")}
             number = source["number"]
-            hits.append({**hit, "bm25_rank": number if number < 3 else None, "dense_rank": 4 - number, "cosine": 0.9 - number / 50})
+            hits.append(
+                {
+                    **hit,
+                    "bm25_rank": number if number < 3 else None,
+                    "dense_rank": 4 - number,
+                    "cosine": 0.9 - number / 50,
+                }
+            )
         return {"data": hits[: body["k"]]}
 
 
 async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]) -> None:
     reports = []
     for index, file in enumerate(names):
-        job["progress"] = {"stage": "embed", "done": index, "total": len(names), "unit": "files", "rate": 1.0, "seconds_left": None, "detail": file}
+        job["progress"] = {
+            "stage": "embed",
+            "done": index,
+            "total": len(names),
+            "unit": "files",
+            "rate": 1.0,
+            "seconds_left": None,
+            "detail": file,
+        }
         await asyncio.sleep(0.5)
         if "坏" in file:
-            reports.append({"name": file, "status": "failed", "n_chunks": 0, "n_embedded": 0, "error": "文件是空的", "hint": "请换一个有内容的文件", "notes": []})
+            reports.append(
+                {
+                    "name": file,
+                    "status": "failed",
+                    "n_chunks": 0,
+                    "n_embedded": 0,
+                    "error": "文件是空的",
+                    "hint": "请换一个有内容的文件",
+                    "notes": [],
+                }
+            )
             continue
         state.documents[name].append(document(file, state.id("doc")))
-        reports.append({"name": file, "status": "added", "n_chunks": 8, "n_embedded": 8, "error": "", "hint": "", "notes": []})
+        reports.append(
+            {"name": file, "status": "added", "n_chunks": 8, "n_embedded": 8, "error": "", "hint": "", "notes": []}
+        )
     state.bases[name]["n_documents"] = len(state.documents[name])
     job.update(status="done", result={"files": reports, "seconds": 1.0})
 
@@ -448,7 +519,9 @@ async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]
 def serving(state: State, port: int = 0) -> Iterator[str]:
     """The gateway in a thread of this process; yields its URL."""
     bound = socket.create_server(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="warning", timeout_graceful_shutdown=1, ws="none"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(state), log_level="warning", timeout_graceful_shutdown=1, ws="none")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:

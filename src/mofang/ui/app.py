@@ -1,7 +1,6 @@
 """The script that Streamlit runs for every visit and click: page frame, sidebar, and the page that the URL names."""
 
 from functools import partial
-from pathlib import Path
 
 import streamlit as st
 

@@ -73,7 +73,9 @@ def speed_line(lang: str, message: dict[str, Any]) -> str:
     if timings.get("prompt_ms"):
         parts.append(word(lang, "first_token", n=f"{timings['prompt_ms'] / 1000:.2f}"))
     if usage:
-        parts.append(word(lang, "tokens", prompt=usage.get("prompt_tokens", 0), answer=usage.get("completion_tokens", 0)))
+        parts.append(
+            word(lang, "tokens", prompt=usage.get("prompt_tokens", 0), answer=usage.get("completion_tokens", 0))
+        )
     if cached := (usage.get("prompt_tokens_details") or {}).get("cached_tokens"):
         parts.append(word(lang, "tokens_cached", n=cached))
     if message.get("model"):

@@ -64,7 +64,10 @@ def place(source: Mapping[str, Any], page_word: str) -> str:
 
 
 def sources_html(
-    sources: Iterable[Mapping[str, Any]], contexts: Mapping[int, Mapping[str, Any]], message_id: str, words: Mapping[str, str]
+    sources: Iterable[Mapping[str, Any]],
+    contexts: Mapping[int, Mapping[str, Any]],
+    message_id: str,
+    words: Mapping[str, str],
 ) -> str:
     """The numbered sources as <details>: a link to the text inside opens it, without script or round trip.
 
@@ -75,7 +78,11 @@ def sources_html(
     for source in sources:
         number = int(source["number"])
         context = contexts.get(number)
-        before, text, after = (context or {}).get("before", ""), source.get("text", ""), (context or {}).get("after", "")
+        before, text, after = (
+            (context or {}).get("before", ""),
+            source.get("text", ""),
+            (context or {}).get("after", ""),
+        )
         where = escape(place(source, words["page"]))
         mark = "" if source.get("cited") else f'<span class="mf-quiet">{escape(words["not_cited"])}</span>'
         gone = f'<p class="mf-quiet">{escape(words["gone"])}</p>' if context == {} else ""

@@ -65,7 +65,9 @@ def gateway_url() -> str:
 
 def client() -> Client:
     """This visitor's client: their own key, else the one that the workbench was started with."""
-    return _client(gateway_url(), st.session_state.get("api_key") or os.environ.get("WORKBENCH_KEY") or None, language())
+    return _client(
+        gateway_url(), st.session_state.get("api_key") or os.environ.get("WORKBENCH_KEY") or None, language()
+    )
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)

@@ -83,7 +83,9 @@ def page_html(lang: str) -> str:
     html = html.replace("<title>Streamlit</title>", f"<title>{word(lang, 'app_title')}</title>")
     # The preloaded font is Streamlit's, which our theme does not use.
     html = re.sub(r"<link\s+rel=\"preload\".*?/>", "", html, flags=re.S)
-    html = re.sub(r"<noscript>.*?</noscript>", f"<noscript>{word(lang, 'needs_javascript')}</noscript>", html, flags=re.S)
+    html = re.sub(
+        r"<noscript>.*?</noscript>", f"<noscript>{word(lang, 'needs_javascript')}</noscript>", html, flags=re.S
+    )
     head = (
         '<meta name="color-scheme" content="light dark">'
         "<style>html{background:#fcfbf8}@media(prefers-color-scheme:dark){html{background:#17191b}}</style>"
@@ -111,7 +113,9 @@ def script() -> str:
         for lang in LANGUAGES
     }
     data = {"words": words, "language": default_language()}
-    return f"const MOFANG = {json.dumps(data, ensure_ascii=False)};\n{(STATIC / 'shell.js').read_text(encoding='utf-8')}"
+    return (
+        f"const MOFANG = {json.dumps(data, ensure_ascii=False)};\n{(STATIC / 'shell.js').read_text(encoding='utf-8')}"
+    )
 
 
 async def _script(request: Request) -> Response:

@@ -67,7 +67,10 @@ def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[di
         _model(conversation, models, own)
         if bases:
             _knowledge(conversation, bases, own)
-        with st.popover(t("settings"), icon=":material/tune:", key=f"settings_{own}"), st.container(key="settings_body"):
+        with (
+            st.popover(t("settings"), icon=":material/tune:", key=f"settings_{own}"),
+            st.container(key="settings_body"),
+        ):
             _system(conversation, own)
             _sampling(conversation, own)
 

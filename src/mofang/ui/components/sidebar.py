@@ -33,9 +33,7 @@ def sidebar(pages: Mapping[str, Any], current: Any) -> None:
 
 def _conversations(chat_page: Any, *, is_chat: bool) -> None:
     with st.container(key="conversations"):
-        if st.button(
-            t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"
-        ):
+        if st.button(t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"):
             _go(chat_page, None, is_chat)
         conversations = client().conversations()
         limit = st.session_state.get("conversations_shown", SHOWN)
@@ -82,7 +80,7 @@ def _go(chat_page: Any, conversation: str | None, is_chat: bool) -> None:
 
 
 def _rename(name: str, title: str) -> None:
-    @st.dialog(t("rename_title"))  # type: ignore[untyped-decorator]
+    @st.dialog(t("rename_title"))
     def ask() -> None:
         with st.form("rename", border=False):
             wanted = st.text_input(t("rename_label"), value=title, max_chars=200, key="rename_to")
@@ -98,7 +96,7 @@ def _rename(name: str, title: str) -> None:
 
 
 def _delete(name: str, title: str) -> None:
-    @st.dialog(t("delete_chat_title"))  # type: ignore[untyped-decorator]
+    @st.dialog(t("delete_chat_title"))
     def ask() -> None:
         st.write(t("delete_chat_text", title=_plain(title)))
         if st.button(t("delete"), key="delete_sure", type="primary", icon=":material/delete:"):
@@ -142,4 +140,3 @@ def offline(pages: Mapping[str, Any]) -> None:
         for name, page in pages.items():
             st.page_link(page, label=t(f"page_{name}"), query_params=link_params(), width="stretch")
         _language()
-

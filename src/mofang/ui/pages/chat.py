@@ -77,7 +77,12 @@ def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, runn
     if running:
         with st.bottom, st.container(key="stop_bar"):
             st.button(
-                t("stop_answer"), key="stop", icon=":material/stop_circle:", on_click=_stop, args=(running,), shortcut="Esc"
+                t("stop_answer"),
+                key="stop",
+                icon=":material/stop_circle:",
+                on_click=_stop,
+                args=(running,),
+                shortcut="Esc",
             )
     placeholder = t("answering") if running else t("ask") if can_ask else t("ask_later")
     if question := st.chat_input(placeholder, key="question", disabled=bool(running) or not can_ask):
@@ -150,7 +155,11 @@ def _said(message: Message) -> None:
     sources = message.get("sources") or []
     _content(message.get("content") or "", sources, message["id"])
     if message["status"] == "error":
-        answer = watches().of(client(), message["generation_id"]).settle(LOG_WAIT_S) if message.get("generation_id") else None
+        answer = (
+            watches().of(client(), message["generation_id"]).settle(LOG_WAIT_S)
+            if message.get("generation_id")
+            else None
+        )
         show_fault(answer.error if answer else None)
     elif message["status"] == "stopped":
         quiet(t("was_stopped"))
@@ -173,7 +182,9 @@ def _reasoning(text: str | None, message_id: str) -> None:
 def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
     words = {"title": t("sources"), "page": t("page_n", n="{n}"), "not_cited": t("not_cited"), "gone": t("source_gone")}
     contexts = {
-        int(source["number"]): _context(client(), source["knowledge"], source["document_id"], source["start"], source["end"])
+        int(source["number"]): _context(
+            client(), source["knowledge"], source["document_id"], source["start"], source["end"]
+        )
         for source in sources
         if source.get("cited")
     }
@@ -199,10 +210,14 @@ def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bo
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"under_{own}"):
         if len(turn.versions) > 1:
             chosen, parent = _chosen(conversation), message.get("parent_id") or ""
-            with st.container(horizontal=True, vertical_alignment="center", gap=None, width="content", key=f"versions_{own}"):
+            with st.container(
+                horizontal=True, vertical_alignment="center", gap=None, width="content", key=f"versions_{own}"
+            ):
                 for step, icon, word in ((-1, "chevron_left", "previous"), (1, "chevron_right", "next")):
                     if step == 1:
-                        st.html(f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content")
+                        st.html(
+                            f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content"
+                        )
                     at = turn.version + step
                     st.button(
                         t(f"{word}_version"),
@@ -266,7 +281,9 @@ def _state(answer: Answer) -> None:
         st.html('<span class="mf-cursor" aria-hidden="true"></span>')
     if line:
         found = t("found_sources", n=len(answer.sources)) if answer.sources else ""
-        st.html(f'<div class="mf-state"><i></i>{escape(" · ".join(part for part in (found, line.strip(" ·")) if part))}</div>')
+        st.html(
+            f'<div class="mf-state"><i></i>{escape(" · ".join(part for part in (found, line.strip(" ·")) if part))}</div>'
+        )
 
 
 # ---- before the first question ----

@@ -103,7 +103,10 @@ def _remove(name: str) -> None:
 def _upload(name: str) -> None:
     generation = st.session_state.setdefault("upload_round", 0)
     files = st.file_uploader(
-        t("upload_label", types="、".join(("txt", "md", "html", "pdf")) if language() == "zh" else "txt, md, html, pdf"),
+        t(
+            "upload_label",
+            types="、".join(("txt", "md", "html", "pdf")) if language() == "zh" else "txt, md, html, pdf",
+        ),
         type=TYPES,
         accept_multiple_files=True,
         key=f"files_{name}_{generation}",
@@ -135,7 +138,9 @@ def _report(name: str, job_id: str) -> None:
         show_fault(job.get("error"))
     for file in (job.get("result") or {}).get("files", []):
         if file["status"] == "failed":
-            fault(t("file_failed", name=file["name"], why=file.get("error") or t("unknown_error")), file.get("hint") or "")
+            fault(
+                t("file_failed", name=file["name"], why=file.get("error") or t("unknown_error")), file.get("hint") or ""
+            )
         else:
             st.html(
                 f'<div class="mf-file">{badges((t("file_" + file["status"]), "good"))}<span>{escape(file["name"])}</span>'
@@ -144,7 +149,11 @@ def _report(name: str, job_id: str) -> None:
             for note in file.get("notes") or ():
                 quiet(note)
     st.button(
-        t("dismiss"), key=f"report_{job_id}", type="tertiary", on_click=st.session_state.pop, args=(f"ingest_{name}", None)
+        t("dismiss"),
+        key=f"report_{job_id}",
+        type="tertiary",
+        on_click=st.session_state.pop,
+        args=(f"ingest_{name}", None),
     )
 
 
@@ -201,8 +210,14 @@ def _search(name: str) -> None:
         quiet(t("nothing_found"))
     for rank, hit in enumerate(hits, 1):
         legs = badges(
-            (t("leg_words", n=hit["bm25_rank"]) if hit.get("bm25_rank") else t("leg_words_none"), "good" if hit.get("bm25_rank") else ""),
-            (t("leg_meaning", n=hit["dense_rank"]) if hit.get("dense_rank") else t("leg_meaning_none"), "good" if hit.get("dense_rank") else ""),
+            (
+                t("leg_words", n=hit["bm25_rank"]) if hit.get("bm25_rank") else t("leg_words_none"),
+                "good" if hit.get("bm25_rank") else "",
+            ),
+            (
+                t("leg_meaning", n=hit["dense_rank"]) if hit.get("dense_rank") else t("leg_meaning_none"),
+                "good" if hit.get("dense_rank") else "",
+            ),
             (t("cosine", n=f"{hit['cosine']:.3f}") if hit.get("cosine") is not None else "", ""),
             (t("fused", n=f"{hit['score']:.4f}"), ""),
         )

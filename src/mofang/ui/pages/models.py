@@ -83,7 +83,11 @@ def _load_or_unload(model: Model) -> None:
         del tasks[name]
     if model.get("loaded"):
         st.button(
-            t("unload"), key=f"unload_{name}", icon=":material/eject:", on_click=_try, args=(partial(client().unload_model, name),)
+            t("unload"),
+            key=f"unload_{name}",
+            icon=":material/eject:",
+            on_click=_try,
+            args=(partial(client().unload_model, name),),
         )
     else:
         call = partial(client().load_model, name)
@@ -136,7 +140,9 @@ def _details(name: str) -> None:
     st.html(f'<dl class="mf-facts">{rows}</dl>')
     if memory.get("total"):
         parts = [
-            t(f"memory_{part}", size=figures.size(memory[part])) for part in ("weights", "kv_cache", "compute") if memory.get(part)
+            t(f"memory_{part}", size=figures.size(memory[part]))
+            for part in ("weights", "kv_cache", "compute")
+            if memory.get(part)
         ]
         quiet(t("memory_parts", parts=" + ".join(parts)))
     if model.get("chat_template"):
@@ -167,9 +173,18 @@ def _tree(manifest: dict[str, Any]) -> str:
 def _catalogue(pulling: set[str]) -> None:
     entries = client().catalogue()
     entries.sort(key=lambda entry: (not entry.get("fits", True), entry.get("installed", False)))
-    kinds = sorted({entry["kind"] for entry in entries}, key=lambda kind: ("chat", "embedding", "reranker").index(kind) if kind in ("chat", "embedding", "reranker") else 9)
+    kinds = sorted(
+        {entry["kind"] for entry in entries},
+        key=lambda kind: (
+            ("chat", "embedding", "reranker").index(kind) if kind in ("chat", "embedding", "reranker") else 9
+        ),
+    )
     chosen = st.pills(
-        t("kind"), kinds, format_func=lambda kind: t_or(f"kind_{kind}", kind), key="catalogue_kind", label_visibility="collapsed"
+        t("kind"),
+        kinds,
+        format_func=lambda kind: t_or(f"kind_{kind}", kind),
+        key="catalogue_kind",
+        label_visibility="collapsed",
     )
     for entry in entries:
         if chosen in (None, entry["kind"]):
