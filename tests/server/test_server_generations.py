@@ -1,5 +1,6 @@
 """Answers that outlive who asked, over HTTP with our own client."""
 
+import json
 import threading
 import time
 from pathlib import Path
@@ -273,6 +274,37 @@ def test_a_shutdown_ends_answers_explicitly(settings: Settings, library: FakeLib
     kept = store.generation(shape["id"])
     assert (kept["status"], kept["error"]["code"], kept["content"]) == ("error", "interrupted", "没写完")
     store.close()
+
+
+def test_streams_are_told_that_the_gateway_ends(settings: Settings, library: FakeLibrary) -> None:
+    engine = ScriptedEngine()
+    told: dict[str, Any] = {}
+
+    def chat(stream: bool) -> None:
+        body = {"messages": HI, "stream": stream}
+        with gateway.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = [line for line in answer.iter_lines() if line]
+            told["stream" if stream else "whole"] = json.loads(lines[-1].removeprefix("data: "))
+
+    def watch() -> None:
+        with gateway.client(lang="en") as client:
+            told["watch"] = list(client.follow_generation(shape["id"]))[-1]
+
+    with serving(LocalBackend(settings, engines=FakePool(engine), library=library)) as gateway:
+        engine.script = [Delta("没写完"), gateway.event()]
+        with gateway.client() as client:
+            shape = client.generate({"messages": HI})
+        threads = [threading.Thread(target=chat, args=(stream,)) for stream in (True, False)]
+        threads.append(threading.Thread(target=watch))
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: engine.open == 3)
+        time.sleep(0.2)
+    for thread in threads:
+        thread.join(timeout=5)
+    assert engine.open == 0
+    assert told["stream"]["error"]["code"] == told["whole"]["error"]["code"] == "interrupted"
+    assert told["watch"]["type"] == "error" and told["watch"]["error"]["code"] == "interrupted"
 
 
 def test_after_a_kill_the_next_start_owns_up(settings: Settings, library: FakeLibrary) -> None:

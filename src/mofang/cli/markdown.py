@@ -9,9 +9,11 @@ verses and addresses), HTML is shown as it was written instead of vanishing, and
 """
 
 import time
+from copy import copy
 from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.live import Live
 from rich.markdown import Heading, MarkdownContext, MarkdownElement, Paragraph, TableDataElement
@@ -46,7 +48,7 @@ def _parser() -> MarkdownIt:
 
 
 class Markdown(RichMarkdown):
-    """`markup` rendered as this module's docstring says."""
+    """`markup` rendered as this module's docstring says: one block below the other, a blank line between them."""
 
     elements: ClassVar[dict[str, type[MarkdownElement]]] = {
         **RichMarkdown.elements,
@@ -64,6 +66,28 @@ class Markdown(RichMarkdown):
             for child in token.children or ():
                 if child.type == "softbreak":
                     child.type = "hardbreak"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        tokens, begin, gap = self.parsed, 0, False
+        for index, token in enumerate(tokens):
+            if token.level == 0 and token.nesting <= 0:
+                if gap:
+                    yield Segment.line()
+                yield from self._block(tokens[begin : index + 1], console, options)
+                begin, gap = index + 1, leaves_gap(token)
+
+    def _block(self, tokens: list[Token], console: Console, options: ConsoleOptions) -> RenderResult:
+        one = copy(self)
+        one.parsed = tokens
+        for index, part in enumerate(RichMarkdown.__rich_console__(one, console, options)):
+            # rich puts a blank line above a list or quote, even when nothing stands before it.
+            if index or part != Segment.line():
+                yield part
+
+
+def leaves_gap(last: Token) -> bool:
+    """Whether a blank line belongs below the block that ends with this token. A rule brings its own."""
+    return last.type != "hr"
 
 
 class _Tail:
@@ -143,6 +167,6 @@ class MarkdownStream:
         lines = self._open.split("\n")
         closed, self._open = "\n".join(lines[:begin]) + "\n", "\n".join(lines[begin:])
         printed = self._blocks(closed)
-        self._gap = blocks[-2].type != "hr"
+        self._gap = leaves_gap(blocks[-2])
         self._live.update(self._tail())
         self._console.print(*printed, sep="\n")

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -329,5 +330,8 @@ def _found(folders: list[Path]) -> Iterator[Path]:
 
 
 def _cleaned(name: str) -> str:
-    kept = re.sub(r"[^\w一-鿿.\-]+", "-", name).lstrip(".-")[:128]
-    return kept or "model"
+    """Letters and decimal digits of any script, "_", "." and "-": what every definition of a word agrees on."""
+    plain = (
+        char if char in "_.-" or unicodedata.category(char)[0] == "L" or char.isdecimal() else " " for char in name
+    )
+    return "-".join("".join(plain).split()).lstrip(".-")[:128] or "model"

@@ -7,6 +7,7 @@ Source: transformers utils/chat_template_utils.py (_compile_jinja_template); lla
 """
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -19,6 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mofang.errors import Invalid, Unreadable
 from mofang.messages import Message
+
+_ENCODES_ARGUMENTS = re.compile(r"arguments\s*\|\s*tojson")
+"""How templates that want a call's arguments as an object write them."""
 
 
 def render(
@@ -34,7 +38,8 @@ def render(
 
     Raises Unreadable for a template that is no valid Jinja, or that breaks; Invalid when it refuses the messages.
     """
-    shapes = [_shape(message) for message in messages]
+    as_objects = _ENCODES_ARGUMENTS.search(template) is not None
+    shapes = [_shape(message, arguments_as_objects=as_objects) for message in messages]
     try:
         return _compiled(template).render(
             messages=shapes,
@@ -70,12 +75,27 @@ def _compiled(template: str) -> Template:
     return environment.from_string(template)
 
 
-def _shape(message: Message) -> dict[str, Any]:
-    """OpenAI's shape with the text parts of a content list joined: most templates know only text."""
+def _shape(message: Message, *, arguments_as_objects: bool) -> dict[str, Any]:
+    """OpenAI's shape as templates expect it: text parts joined by line breaks, as llama.cpp does where a template
+    knows only text; a call's arguments decoded where the template encodes them again.
+    """
     shape = message.to_openai()
     if isinstance(message.content, list) and all(part.get("type") == "text" for part in message.content):
-        shape["content"] = message.text
+        shape["content"] = "\n".join(str(part.get("text", "")) for part in message.content)
+    if message.tool_calls and arguments_as_objects:
+        shape["tool_calls"] = [_decoded(call) for call in message.tool_calls]
     return shape
+
+
+def _decoded(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:  # a model's broken JSON is shown to it as the text that it was
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _tojson(

@@ -6,10 +6,11 @@ Under Ray another Backend holds a handle to Serve in place of the pool; the rout
 import asyncio
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
-from mofang.engine.base import Kind
+from mofang.engine.base import Embedder, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
 from mofang.server.generate import Generations
@@ -109,4 +110,7 @@ def _engines(settings: Settings, models: Models) -> Engines:
 def _library(settings: Settings, engines: Engines) -> Library:
     from mofang.knowledge.library import Library as LocalLibrary
 
-    return LocalLibrary(settings.home / "knowledge", lambda name: engines.use(name, "embedding"))
+    def embedder(name: str) -> AbstractAsyncContextManager[Embedder]:
+        return cast(AbstractAsyncContextManager[Embedder], engines.use(name, "embedding"))
+
+    return LocalLibrary(settings.home / "knowledge", embedder, limit_bytes=settings.upload_limit_mb * 1_000_000)

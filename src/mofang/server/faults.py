@@ -4,6 +4,7 @@ MofangError, a request that does not fit its model (named by field, the nearest 
 does not exist; and what nobody expected: 500, without internals, under a reference that the log has too.
 """
 
+import asyncio
 import difflib
 import errno
 import logging
@@ -22,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mofang.errors import Busy, Invalid, MofangError, NoSpace, NotFound
+from mofang.errors import Busy, EngineFailed, Invalid, MofangError, NoSpace, NotFound
 from mofang.server.sse import ClientGone
 from mofang.settings import Settings
 from mofang.strings import say
@@ -71,6 +72,11 @@ def fault(error: MofangError, lang: str) -> dict[str, Any]:
         "code": error.code,
         "hint": error.hint(lang) or None,
     }
+
+
+def interrupted(lang: str) -> dict[str, Any]:
+    """What an answer is told that the gateway cannot finish because it ends."""
+    return fault(EngineFailed("server.interrupted"), lang)
 
 
 def reply(error: MofangError, lang: str) -> JSONResponse:
@@ -122,10 +128,13 @@ class LastResort:
 
         try:
             await self._app(scope, receive, noting)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if started or scope["type"] != "http":
                 raise
             wanted = language(Request(scope).headers, self._settings)
+            if isinstance(error, asyncio.CancelledError):  # the server ends before its answer does
+                await reply(EngineFailed("server.interrupted"), wanted)(scope, receive, send)
+                raise
             await reply(internal(error, self._settings), wanted)(scope, receive, send)
 
 

@@ -12,11 +12,10 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mofang.errors import EngineFailed
 from mofang.messages import Delta, Message
 from mofang.server.answer import Answer, Question, answering
 from mofang.server.events import Event, EventLog, on_this_loop
-from mofang.server.faults import fault, internal
+from mofang.server.faults import fault, internal, interrupted
 from mofang.server.rooms import Rooms
 from mofang.server.store import Store
 
@@ -69,8 +68,7 @@ class Generations:
 
     async def start(self) -> None:
         """Own up to what the last process left unfinished."""
-        error = fault(EngineFailed("server.interrupted"), self._rooms.settings.lang)
-        left = await asyncio.to_thread(self._store.interrupt_running, error)
+        left = await asyncio.to_thread(self._store.interrupt_running, interrupted(self._rooms.settings.lang))
         if left:
             log.warning("%d answers were interrupted by the end of the last process", left)
         await asyncio.to_thread(self._store.forget_old)
@@ -156,10 +154,7 @@ class Generations:
                     async for delta in deltas:
                         _tell(running.events, delta)
         except asyncio.CancelledError:
-            interrupted = EngineFailed("server.interrupted")
-            status, error = (
-                ("stopped", None) if running.stopped_by_user else ("error", fault(interrupted, running.lang))
-            )
+            status, error = ("stopped", None) if running.stopped_by_user else ("error", interrupted(running.lang))
         except Exception as failure:
             status, error = "error", fault(internal(failure, self._rooms.settings), running.lang)
         running.ending = True

@@ -77,12 +77,18 @@ def closing(source: AsyncIterator[Any]) -> aclosing[AsyncGenerator[Any, None]]:
 
 
 class EventStream(Response):
-    """Sends what `source` yields and closes it, whether it ends, fails or its client leaves."""
+    """Sends what `source` yields and closes it, whether it ends, fails or its client leaves.
+
+    `farewell` is the last event when the server ends before the source does: a stream never just stops.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, source: AsyncGenerator[bytes, None], first: bytes | None = None) -> None:
+    def __init__(
+        self, source: AsyncGenerator[bytes, None], *, farewell: bytes = b"", first: bytes | None = None
+    ) -> None:
         super().__init__()
+        self._farewell = farewell
         self._source = source
         self._first = first
         del self.headers["content-length"]
@@ -96,6 +102,9 @@ class EventStream(Response):
                     await self._send_all(send)
             except ClientGone:
                 return
+            except asyncio.CancelledError:  # the server ends
+                await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
+                raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
@@ -123,7 +132,7 @@ class EventStream(Response):
             pinger.cancel()
 
 
-async def opened(source: AsyncGenerator[bytes, None], receive: Receive) -> EventStream:
+async def opened(source: AsyncGenerator[bytes, None], receive: Receive, *, farewell: bytes) -> EventStream:
     """A stream that has its first event: whatever fails before it is raised here and can still be an HTTP status."""
     try:
         async with until_client_leaves(receive):
@@ -131,4 +140,4 @@ async def opened(source: AsyncGenerator[bytes, None], receive: Receive) -> Event
     except BaseException:
         await source.aclose()
         raise
-    return EventStream(source, first)
+    return EventStream(source, farewell=farewell, first=first)

@@ -26,7 +26,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
 MAX_KEYS = 1 << 16
-MAX_TENSORS = 1 << 20
+MAX_TENSORS = 1 << 16
 MAX_KEY_BYTES = (1 << 16) - 1
 """The specification's own limit."""
 MAX_STRING_BYTES = 1 << 24
@@ -207,7 +207,7 @@ def parts(path: Path) -> list[Path]:
     found = [path.with_name(name) for name in names]
     for part in found:
         if not part.is_file():
-            raise Unreadable("models.part_missing", path=path, part=part.name, count=count)
+            raise Unreadable("models.part_missing", path=path, missing=part.name, count=count)
     return found
 
 
@@ -430,9 +430,7 @@ def _header(reader: _Reader, arrays: frozenset[str]) -> Header:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise reader.bad(f"general.alignment {alignment!r}")
-    tensors = [_tensor(reader, alignment) for _ in range(n_tensors)]
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise reader.bad("two tensors of one name")
+    tensors = _tensors(reader, n_tensors, alignment)
     data_offset = reader.at + -reader.at % alignment
     end = max((data_offset + tensor.offset + tensor.n_bytes for tensor in tensors), default=reader.at)
     if end > reader.size:
@@ -479,6 +477,16 @@ def _array(reader: _Reader, *, whole: bool) -> Any:
     else:
         reader.skip_texts(length)
     return Array(length)
+
+
+def _tensors(reader: _Reader, count: int, alignment: int) -> list[Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for _ in range(count):
+        tensor = _tensor(reader, alignment)
+        if tensor.name in tensors:
+            raise reader.bad(f"the tensor {tensor.name!r} twice")
+        tensors[tensor.name] = tensor
+    return list(tensors.values())
 
 
 def _tensor(reader: _Reader, alignment: int) -> Tensor:

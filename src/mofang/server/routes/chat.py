@@ -18,7 +18,7 @@ from mofang import __version__
 from mofang.messages import Delta
 from mofang.server import sse
 from mofang.server.answer import Answer, Choice, Question, answering
-from mofang.server.faults import fault, internal
+from mofang.server.faults import fault, internal, interrupted
 from mofang.server.routes.here import Here, Lang
 from mofang.wire import ChatRequest, SamplingFields
 
@@ -58,7 +58,8 @@ async def chat_completions(body: ChatRequest, request: Request, backend: Here, l
     if body.stream:
         with_usage = wants_usage(body)
         chunks = guarded(_chunks(deltas, answer, body.model, with_usage), backend, lang)
-        return await sse.opened(chunks, request.receive)
+        farewell = sse.event({"error": interrupted(lang)})
+        return await sse.opened(chunks, request.receive, farewell=farewell)
     async with sse.until_client_leaves(request.receive), aclosing(deltas):
         async for _ in deltas:
             pass

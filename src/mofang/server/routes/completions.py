@@ -19,6 +19,7 @@ from mofang.messages import Delta, Sampling
 from mofang.server import sse
 from mofang.server.answer import Answer, Choice, bounded
 from mofang.server.backend import Backend
+from mofang.server.faults import interrupted
 from mofang.server.routes.chat import Head, guarded, wants_usage
 from mofang.server.routes.here import Here, Lang
 from mofang.wire import CompletionRequest
@@ -39,7 +40,8 @@ async def completions(body: CompletionRequest, request: Request, backend: Here, 
     echoes = {i * n + k: str(p) for i, p in enumerate(prompts) for k in range(n)} if body.echo else {}
     if body.stream:
         chunks = guarded(_chunks(pieces, answer, body, echoes), backend, lang)
-        return await sse.opened(chunks, request.receive)
+        farewell = sse.event({"error": interrupted(lang)})
+        return await sse.opened(chunks, request.receive, farewell=farewell)
     async with sse.until_client_leaves(request.receive), aclosing(pieces):
         async for delta in pieces:
             answer.add(delta)

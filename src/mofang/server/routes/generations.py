@@ -9,7 +9,7 @@ from mofang.errors import Invalid
 from mofang.server import sse
 from mofang.server.answer import Question
 from mofang.server.backend import Backend
-from mofang.server.faults import fit
+from mofang.server.faults import fit, interrupted
 from mofang.server.routes.here import Here, Lang
 from mofang.wire import GenerationRequest
 
@@ -62,9 +62,11 @@ async def stop(generation_id: str, backend: Here) -> dict[str, Any]:
 async def events(
     generation_id: str,
     backend: Here,
+    lang: Lang,
     after: int = Query(default=-1, ge=-1),
     last_event_id: int | None = Header(default=None, ge=0),
 ) -> Response:
     """Everything after event number `after` (a browser's Last-Event-ID counts too), then what comes, to the end."""
     start = max(after, -1 if last_event_id is None else last_event_id)
-    return sse.EventStream(sse.numbered(await backend.generations.follow(generation_id, start)))
+    source = sse.numbered(await backend.generations.follow(generation_id, start))
+    return sse.EventStream(source, farewell=sse.event({"type": "error", "error": interrupted(lang)}))

@@ -36,4 +36,5 @@ async def events(
 ) -> Response:
     """Everything after event number `after`, then what comes, to the end."""
     start = max(after, -1 if last_event_id is None else last_event_id)
-    return sse.EventStream(sse.numbered(backend.jobs.follow(job_id, start)))
+    source = sse.numbered(backend.jobs.follow(job_id, start))
+    return sse.EventStream(source, farewell=sse.event({"type": "stopped"}))

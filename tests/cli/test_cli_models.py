@@ -1,0 +1,88 @@
+"""`mofang models`: what is shown, what is JSON, and what Ctrl-C does to a pull."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from cli_fakes import FakeClient
+from conftest import Run
+from rich.cells import cell_len
+
+
+def test_catalog_reads_at_80_columns_in_chinese(run: Run) -> None:
+    shown = run("models", "catalog").stdout
+    lines = shown.splitlines()
+    assert max(cell_len(line.rstrip()) for line in lines) <= 80
+    assert any("✓ qwen2.5-0.5b-instruct" in line and "491 MB" in line and "32,768" in line for line in lines)
+    assert any("qwen3-32b" in line and "✗ 24 GB" in line for line in lines)
+    told = shown.replace(" ", "").replace("\n", "")
+    assert "通义千问2.5，五亿参数；能说流利中文，普通笔记本上每秒二十多个token·Apache-2.0" in told, "nothing is cut off"
+
+
+def test_list_and_its_json(run: Run, client: FakeClient) -> None:
+    result = run("models", "list")
+    assert [line for line in result.stdout.splitlines() if "千问-小" in line and "92 MB" in line and "对话" in line]
+    result = run("models", "list", "--json")
+    assert json.loads(result.stdout) == client.models_
+    assert result.stderr == ""
+
+
+def test_an_empty_list_says_what_to_type(run: Run, client: FakeClient) -> None:
+    client.models_ = []
+    result = run("models", "list")
+    assert result.stdout == "" and "mofang models pull auto" in result.stderr
+    assert run("models", "list", "--json").stdout == "[]\n"
+
+
+def test_info_with_memory_at_a_context(run: Run) -> None:
+    shown = " ".join(run("models", "info", "echo", "--n-ctx", "4096").stdout.split())
+    for fact in ("qwen2", "494M", "层数 24", "32,768", "151,936", "Q4_K_M", "有（8 个字符）", "上下文 4,096 × 2 路",
+                 "892 MB（权重 491 MB + 键值缓存 101 MB + 计算 300 MB）"):  # fmt: skip
+        assert fact in shown
+    assert json.loads(run("models", "info", "echo", "--n-ctx", "4096", "--json").stdout)["memory"]["n_ctx"] == 4096
+
+
+def test_the_gateways_error_is_message_hint_and_exit_code(run: Run) -> None:
+    result = run("models", "info", "ech")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "没有名为 ech 的模型" in result.stderr and "最接近的名字：echo" in result.stderr
+
+
+def test_pull_writes_progress_to_stderr_and_the_model_to_stdout(run: Run) -> None:
+    result = run("models", "pull", "千问", "--json")
+    assert json.loads(result.stdout) == {"id": "千问"}
+    assert "下载" in result.stderr and "12.3 MB/s" in result.stderr and "剩 0:30" in result.stderr
+
+
+def test_ctrl_c_stops_the_pull_and_says_that_it_resumes(run: Run, client: FakeClient) -> None:
+    client.delay_s, client.pull_steps = 0.1, 50
+
+    def interrupt() -> None:
+        time.sleep(0.6)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    result = run("models", "pull", "千问")
+    assert result.exit_code == 130
+    assert "接着取" in result.stderr and "已就绪" not in result.output
+    assert client.stopped, "the gateway was told"
+
+
+def test_add_gives_the_gateway_a_whole_path(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: FakeClient
+) -> None:
+    (tmp_path / "我的 模型.gguf").write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    answer = json.loads(run("models", "add", "我的 模型.gguf", "--name", "我的", "--json").stdout)
+    assert answer == {"id": "我的", "size_bytes": 4, "path": str(tmp_path / "我的 模型.gguf")}
+
+
+def test_rm_asks_and_a_script_must_say_yes(run: Run, client: FakeClient) -> None:
+    result = run("models", "rm", "echo")
+    assert result.exit_code == 2 and "--yes" in result.stderr and client.removed == []
+    assert run("models", "rm", "echo", "--yes").exit_code == 0
+    assert client.removed == ["echo"]
