@@ -27,7 +27,7 @@ def path(messages: Iterable[Message], chosen: Mapping[str, str]) -> list[Turn]:
     children: dict[str, list[Message]] = {}
     for message in listed:
         parent = message.get("parent_id")
-        children.setdefault(parent if parent in ids else "", []).append(message)
+        children.setdefault(str(parent) if parent in ids else "", []).append(message)
     turns: list[Turn] = []
     at = ""
     while forks := children.pop(at, []):

@@ -80,7 +80,7 @@ def _go(chat_page: Any, conversation: str | None, is_chat: bool) -> None:
 
 
 def _rename(name: str, title: str) -> None:
-    @st.dialog(t("rename_title"))  # type: ignore[untyped-decorator]
+    @st.dialog(t("rename_title"))
     def ask() -> None:
         with st.form("rename", border=False):
             wanted = st.text_input(t("rename_label"), value=title, max_chars=200, key="rename_to")
@@ -96,7 +96,7 @@ def _rename(name: str, title: str) -> None:
 
 
 def _delete(name: str, title: str) -> None:
-    @st.dialog(t("delete_chat_title"))  # type: ignore[untyped-decorator]
+    @st.dialog(t("delete_chat_title"))
     def ask() -> None:
         st.write(t("delete_chat_text", title=_plain(title)))
         if st.button(t("delete"), key="delete_sure", type="primary", icon=":material/delete:"):
