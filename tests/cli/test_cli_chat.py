@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_fakes import FakeClient
-from conftest import Run
+from cli_fakes import FakeClient, Run
 
 
 def test_one_question_prints_the_answer_alone(run: Run, client: FakeClient) -> None:
@@ -58,8 +57,7 @@ def test_continue_takes_up_the_last_conversation_with_its_settings(run: Run, cli
     client.create_knowledge("手册")
     run("chat", "千问-小", "-p", "记住：7", "-s", "你是助手", "--kb", "手册")
     run("chat", "-p", "另一个")
-    first = client.conversations_["conv-1"] if "conv-1" in client.conversations_ else None
-    assert first is not None
+    first = client.conversations_["conv-1"]
     first["updated_at"] = "zzz"
     result = run("chat", "-c", "-p", "几？", "-s", "新的提示")
     body = client.bodies[-1]
@@ -82,8 +80,8 @@ def test_an_unknown_base_is_told_before_asking(run: Run, client: FakeClient) -> 
 
 def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
     client.create_knowledge("手册")
-    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]", "/sources", "/stats",
-             "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么", "/new", "再来", "/exit", "不该问"]  # fmt: skip
+    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]", "/sources",
+             "/stats", "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么", "/new", "再来", "/exit", "不该问"]  # fmt: skip
     result = run("chat", input="\n".join(lines))
     asked = [(body["messages"] or [{"content": None}])[0]["content"] for body in client.bodies]
     assert asked == ["你好 [1]", None, "/etc 是什么", "再来"]
@@ -101,7 +99,14 @@ def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
 
 def test_save_writes_once_and_never_over_a_file(run: Run, tmp_path: Path) -> None:
     markdown, plain = tmp_path / "对话.md", tmp_path / "对话.json"
-    lines = ["/save " + str(markdown), "你好", f"/save {markdown}", f"/save {plain}", f"/save {markdown}", "/save 没有/x.md"]
+    lines = [
+        "/save " + str(markdown),
+        "你好",
+        f"/save {markdown}",
+        f"/save {plain}",
+        f"/save {markdown}",
+        "/save 没有/x.md",
+    ]
     result = run("chat", "-s", "简短", input="\n".join(lines))
     assert markdown.read_text("utf-8") == "> 简短\n\n## 我\n\n你好\n\n## echo\n\n你好\n"
     assert [turn["role"] for turn in json.loads(plain.read_text("utf-8"))] == ["user", "assistant"]

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_fakes import FakeClient
-from conftest import Run
+from cli_fakes import FakeClient, Run
 
 from mofang.cli import files
 from mofang.cli.files import select
