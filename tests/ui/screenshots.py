@@ -50,6 +50,7 @@ def walk(page: Page, url: str, lang: str, ask: bool, name: str, folder: Path) ->
     if page.viewport_size and page.viewport_size["width"] < 600:
         page.locator("[data-testid=stExpandSidebarButton]").click()
         shot("sidebar")
+        page.locator("[data-testid=stSidebarCollapseButton] button").click()
     page.goto(f"{url}/models?lang={lang}")
     settle(page)
     if page.locator("[class*=st-key-details_] summary").count():

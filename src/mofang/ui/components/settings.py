@@ -139,54 +139,63 @@ def _system(conversation: Conversation, own: str) -> None:
 
 
 def _sampling(conversation: Conversation, own: str) -> None:
+    # A closed popover does not build its widgets in the browser, so a value set through the session would be missed:
+    # every widget gets its value as an argument, and a preset makes new widgets (the round in their keys).
     values = sampling_of(conversation)
+    preset = preset_of(values)
+    turn = st.session_state.setdefault(f"sampling_round_{own}", 0)
+    key = {field: f"{field}_{own}_{turn}" for field in (*RANGES, "max_tokens", "seed")}
 
     def store(**fields: Any) -> None:
-        merged = {**sampling_of(conversation), **fields}
+        merged = {**values, **fields}
         change(conversation, sampling={name: value for name, value in merged.items() if value is not None})
 
     def take_preset() -> None:
-        if chosen := st.session_state[f"preset_{own}"]:
-            for field, value in PRESETS[chosen].items():
-                st.session_state[f"{field}_{own}"] = type(RANGES[field][2])(value)
+        if chosen := st.session_state[f"preset_{own}_{turn}_{preset}"]:
+            st.session_state[f"sampling_round_{own}"] = turn + 1
             store(**PRESETS[chosen])
 
     def take() -> None:
-        fields = {field: st.session_state[f"{field}_{own}"] for field in (*RANGES, "max_tokens", "seed")}
-        st.session_state[f"preset_{own}"] = preset_of(fields)
-        store(**fields)
-
-    def initial(field: str, value: Any) -> None:
-        st.session_state.setdefault(f"{field}_{own}", value)
-
-    initial("preset", preset_of(values))
-    for field, (_, _, step) in RANGES.items():
-        initial(field, type(step)(values[field]))
-    initial("max_tokens", int(values["max_tokens"]))
-    initial("seed", values.get("seed"))
+        store(**{field: st.session_state[name] for field, name in key.items()})
 
     st.pills(
         t("presets"),
         list(PRESETS),
+        default=preset,
         format_func=lambda name: t(f"preset_{name}"),
-        key=f"preset_{own}",
+        key=f"preset_{own}_{turn}_{preset}",
         on_change=take_preset,
     )
     for field, (low, high, step) in RANGES.items():
         kind = type(step)
         st.slider(
-            t(field), kind(low), kind(high), step=step, key=f"{field}_{own}", on_change=take, help=t(f"{field}_help")
+            t(field),
+            kind(low),
+            kind(high),
+            kind(values[field]),
+            step=step,
+            key=key[field],
+            on_change=take,
+            help=t(f"{field}_help"),
         )
     with st.container(horizontal=True):
         st.number_input(
-            t("max_tokens"), 1, 131072, step=256, key=f"max_tokens_{own}", on_change=take, help=t("max_tokens_help")
+            t("max_tokens"),
+            1,
+            131072,
+            int(values["max_tokens"]),
+            step=256,
+            key=key["max_tokens"],
+            on_change=take,
+            help=t("max_tokens_help"),
         )
         st.number_input(
             t("seed"),
             0,
             2**31 - 1,
+            values.get("seed"),
             step=1,
-            key=f"seed_{own}",
+            key=key["seed"],
             on_change=take,
             placeholder=t("seed_random"),
             help=t("seed_help"),

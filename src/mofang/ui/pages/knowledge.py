@@ -11,9 +11,9 @@ from mofang.ui import figures
 from mofang.ui.components import jobs
 from mofang.ui.components.base import badges, fault, flash, fragment, quiet, show_error, show_fault, show_flash
 from mofang.ui.prose import place
-from mofang.ui.session import client, language, t
+from mofang.ui.session import client, t
 
-TYPES = ["txt", "md", "markdown", "html", "htm", "pdf"]
+TYPES = ["txt", "md", "html", "pdf"]
 K = 8
 
 Base = dict[str, Any]

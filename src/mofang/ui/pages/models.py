@@ -132,7 +132,7 @@ def _details(name: str) -> None:
         (t("fact_quantization"), str(model.get("quantization") or "")),
         (t("fact_tokenizer"), str(model.get("tokenizer") or "")),
         (t("fact_memory"), figures.size(memory["total"]) if memory.get("total") else ""),
-        (t("fact_source"), str(model.get("source") or "")),
+        (t("fact_source"), t_or(f"source_{model.get('source')}", str(model.get("source") or ""))),
         (t("fact_path"), str(model.get("path") or "")),
         (t("fact_sha256"), str(model.get("sha256") or "")),
     ]

@@ -16,8 +16,8 @@
     if (key) return words[key];
     const keys = text.match(/^(?:Shortcut|快捷键) (.+)$/);
     if (keys) return `${words.shortcut} ${keys[1]}`;
-    const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) (?:per file|每个文件)(.*)$/);
-    return limit && words.per_file ? `${limit[1]} ${words.per_file}${limit[2]}` : undefined;
+    const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) per file(.*)$/) || text.match(/^每个文件最多 (\d[\d.,]*\s?[KMGT]?B)(.*)$/);
+    return limit ? words.per_file.replace("{n}", limit[1]) + limit[2] : undefined;
   }
 
   function settle(node) {
