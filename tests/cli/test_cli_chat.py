@@ -78,10 +78,16 @@ def test_an_unknown_base_is_told_before_asking(run: Run, client: FakeClient) -> 
     assert result.exit_code == 1 and "最接近的名字：产品手册" in result.stderr and not client.bodies
 
 
+def test_an_unknown_model_is_told_before_asking(run: Run, client: FakeClient) -> None:
+    result = run("chat", "ecko", input="你好\n")
+    assert result.exit_code == 1 and "没有名为 ecko 的模型" in result.stderr and not client.bodies
+
+
 def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
     client.create_knowledge("手册")
-    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]", "/sources",
-             "/stats", "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么", "/new", "再来", "/exit", "不该问"]  # fmt: skip
+    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]",
+             "/sources", "/stats", "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么",
+             "/new", "再来", "/exit", "不该问"]  # fmt: skip
     result = run("chat", input="\n".join(lines))
     asked = [(body["messages"] or [{"content": None}])[0]["content"] for body in client.bodies]
     assert asked == ["你好 [1]", None, "/etc 是什么", "再来"]

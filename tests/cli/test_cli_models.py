@@ -16,7 +16,9 @@ def test_catalog_reads_at_80_columns_in_chinese(run: Run) -> None:
     shown = run("models", "catalog").stdout
     lines = shown.splitlines()
     assert max(cell_len(line.rstrip()) for line in lines) <= 80
-    assert any("✓ qwen2.5-0.5b-instruct" in line and "491 MB" in line and "32,768" in line for line in lines)
+    assert any(
+        "✓" in line and "qwen2.5-0.5b-instruct" in line and "491 MB" in line and "32,768" in line for line in lines
+    )
     assert any("qwen3-32b" in line and "✗ 24 GB" in line for line in lines)
     told = shown.replace(" ", "").replace("\n", "")
     assert "通义千问2.5，五亿参数；能说流利中文，普通笔记本上每秒二十多个token·Apache-2.0" in told, "nothing is cut off"

@@ -95,12 +95,14 @@ def _bring_model(client: "Client", name: str) -> None:
     from mofang.cli.session import chat_models
 
     known = chat_models(client)
-    missing = not known if name == "auto" else name not in known
-    if not missing or not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if name in known or (name == "auto" and known):
         return
-    if name == "auto" or any(entry["name"] == name for entry in client.catalogue()):
+    offered = name == "auto" or name in {entry["name"] for entry in client.catalogue()}
+    if offered and sys.stdin.isatty() and sys.stderr.isatty():
         render.note(say("cli.bringing_model", name=name), style="")
         models.bring(client, name)
+    elif name != "auto":
+        client.model(name)  # raises, and says what there is
 
 
 def _once(session: "Session", question: str, *, as_json: bool) -> None:

@@ -27,7 +27,8 @@ def catalog(as_json: Json = False) -> None:
     if as_json:
         render.show_json(entries)
         return
-    render.show(render.table(_headings("name", "kind", "size", "memory", "context"), map(_catalogue_row, entries)))
+    columns = [("", "left"), *_headings("name", "kind", "size", "memory", "context")]
+    render.show(render.table(columns, map(_catalogue_row, entries)))
     render.note(say("cli.catalog_legend"))
 
 
@@ -38,13 +39,20 @@ def _catalogue_row(entry: dict[str, Any]) -> tuple[Any, ...]:
 
     summary = entry.get("summary") or {}
     about = " · ".join(part for part in (str(summary.get(language()) or ""), str(entry.get("licence") or "")) if part)
-    mark = "✓ " if entry.get("installed") else "  "
-    name = ChineseText.assemble(mark, (entry["name"], "bold"), "\n", (about, "dim"))
+    mark = "✓" if entry.get("installed") else ""
+    name = ChineseText.assemble((entry["name"], "bold"), "\n", (about, "dim"))
     memory = render.size(entry["memory_bytes"]) if entry.get("memory_bytes") else "–"
     if entry.get("fits") is False:
         memory = f"✗ {memory}"
     context = f"{entry['n_ctx_train']:,}" if entry.get("n_ctx_train") else "–"
-    return name, _kind(entry), render.size(entry["size_bytes"]) if entry.get("size_bytes") else "–", memory, context
+    return (
+        mark,
+        name,
+        _kind(entry),
+        render.size(entry["size_bytes"]) if entry.get("size_bytes") else "–",
+        memory,
+        context,
+    )
 
 
 @app.command("list", help=say("cli.models_list"))
