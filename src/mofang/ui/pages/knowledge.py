@@ -103,10 +103,7 @@ def _remove(name: str) -> None:
 def _upload(name: str) -> None:
     generation = st.session_state.setdefault("upload_round", 0)
     files = st.file_uploader(
-        t(
-            "upload_label",
-            types="、".join(("txt", "md", "html", "pdf")) if language() == "zh" else "txt, md, html, pdf",
-        ),
+        t("upload_label"),
         type=TYPES,
         accept_multiple_files=True,
         key=f"files_{name}_{generation}",
