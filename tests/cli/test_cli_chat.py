@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_fakes import FakeClient
+
 from conftest import Run
 
 
@@ -101,7 +102,14 @@ def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
 
 def test_save_writes_once_and_never_over_a_file(run: Run, tmp_path: Path) -> None:
     markdown, plain = tmp_path / "对话.md", tmp_path / "对话.json"
-    lines = ["/save " + str(markdown), "你好", f"/save {markdown}", f"/save {plain}", f"/save {markdown}", "/save 没有/x.md"]
+    lines = [
+        "/save " + str(markdown),
+        "你好",
+        f"/save {markdown}",
+        f"/save {plain}",
+        f"/save {markdown}",
+        "/save 没有/x.md",
+    ]
     result = run("chat", "-s", "简短", input="\n".join(lines))
     assert markdown.read_text("utf-8") == "> 简短\n\n## 我\n\n你好\n\n## echo\n\n你好\n"
     assert [turn["role"] for turn in json.loads(plain.read_text("utf-8"))] == ["user", "assistant"]

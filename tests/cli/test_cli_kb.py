@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from cli_fakes import FakeClient
-from conftest import Run
 
+from conftest import Run
 from mofang.cli import files
 from mofang.cli.files import select
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from cli_fakes import FakeClient
-from conftest import Run
 from rich.cells import cell_len
+
+from conftest import Run
 
 
 def test_catalog_reads_at_80_columns_in_chinese(run: Run) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Told
 from filelock import FileLock
-from stand_in import FILE, REPO, Hub, sha256, tiny_gguf
 
+from conftest import Told
 from mofang.errors import Conflict, Denied, Invalid, MofangError, NoSpace, NotFound, TooLarge, Unreachable, Unreadable
 from mofang.models import pull as pull_module
 from mofang.models.catalogue import CatalogueEntry
@@ -26,6 +25,7 @@ from mofang.models.sources import download as download_module
 from mofang.models.store import ModelStore
 from mofang.platform import Memory
 from mofang.settings import Settings
+from stand_in import FILE, REPO, Hub, sha256, tiny_gguf
 
 Offer = Callable[..., CatalogueEntry]
 MIB = 1 << 20
@@ -128,9 +128,7 @@ async def test_a_split_model(store: ModelStore, hub: Hub, tmp_path: Path, offer:
     assert ref.size_bytes == sum(map(len, hub.files.values()))
 
 
-async def test_an_installed_model_is_not_asked_for_again(
-    store: ModelStore, hub: Hub, offer: Offer, told: Told
-) -> None:
+async def test_an_installed_model_is_not_asked_for_again(store: ModelStore, hub: Hub, offer: Offer, told: Told) -> None:
     offer("m", [HF])
     first = await pull(store, "m", progress=told)
     hub.requests.clear()
@@ -180,7 +178,9 @@ async def test_a_silent_hub_costs_its_timeout_once(
 async def test_all_hubs_silent(home: Path, offer: Offer, told: Told) -> None:
     offer("m", [HF, MS])
     with Hub(silent=True) as silent:
-        settings = Settings(home=home, hf_endpoint=silent.url, modelscope_endpoint=f"{silent.url}/ms", hub_timeout_s=0.5)
+        settings = Settings(
+            home=home, hf_endpoint=silent.url, modelscope_endpoint=f"{silent.url}/ms", hub_timeout_s=0.5
+        )
         started = time.monotonic()
         with pytest.raises(Unreachable) as caught:
             await pull(ModelStore(settings), "m", progress=told)
@@ -210,7 +210,9 @@ async def test_a_missing_file_leads_to_the_next_source(
     assert "no/such" in told.notices()
 
 
-@pytest.mark.parametrize("spec", [{**HF, "files": ["没有.gguf"]}, {**MS, "files": ["没有.gguf"]}, {**MS, "repo": "no/such"}])
+@pytest.mark.parametrize(
+    "spec", [{**HF, "files": ["没有.gguf"]}, {**MS, "files": ["没有.gguf"]}, {**MS, "repo": "no/such"}]
+)
 async def test_404(store: ModelStore, offer: Offer, told: Told, spec: dict[str, Any]) -> None:
     offer("m", [spec])
     with pytest.raises(NotFound) as caught:
@@ -351,9 +353,7 @@ async def test_a_file_without_a_digest_that_changed_meanwhile_begins_anew(
     assert (await pull(store, "m", source=source, progress=told)).path.read_bytes() == changed
 
 
-async def test_cancelled_then_resumed(
-    store: ModelStore, hub: Hub, content: bytes, offer: Offer, told: Told
-) -> None:
+async def test_cancelled_then_resumed(store: ModelStore, hub: Hub, content: bytes, offer: Offer, told: Told) -> None:
     hub.pace_s = 0.02
     offer("m", [HF])
     task = asyncio.create_task(pull(store, "m", progress=told))
@@ -539,9 +539,7 @@ async def test_two_pulls_of_one_model(store: ModelStore, hub: Hub, offer: Offer,
     assert len(hub.got("GET", "/cdn/")) == 1
 
 
-async def test_the_lock_holds_over_processes_and_dies_with_them(
-    store: ModelStore, offer: Offer, told: Told
-) -> None:
+async def test_the_lock_holds_over_processes_and_dies_with_them(store: ModelStore, offer: Offer, told: Told) -> None:
     offer("m", [HF])
     (store.folder / ".staging").mkdir(parents=True)
     with FileLock(store.folder / ".staging" / "m.lock"), pytest.raises(Conflict):
@@ -552,9 +550,7 @@ async def test_the_lock_holds_over_processes_and_dies_with_them(
 # ---- defaults ----
 
 
-async def test_the_first_default_whose_source_answers(
-    home: Path, hub: Hub, offer: Offer, told: Told
-) -> None:
+async def test_the_first_default_whose_source_answers(home: Path, hub: Hub, offer: Offer, told: Told) -> None:
     offer("big", [HF], default=True)
     offer("small", [MS], default=True)
     with Hub(silent=True) as silent:

@@ -113,4 +113,4 @@ def _library(settings: Settings, engines: Engines) -> Library:
     def embedder(name: str) -> AbstractAsyncContextManager[Embedder]:
         return cast(AbstractAsyncContextManager[Embedder], engines.use(name, "embedding"))
 
-    return LocalLibrary(settings.home / "knowledge", embedder, limit_bytes=settings.upload_limit_mb * 1_000_000)
+    return LocalLibrary(settings.home / "knowledge", embedder)
