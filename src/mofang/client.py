@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import httpx
 
@@ -32,6 +33,11 @@ class ApiError(MofangError):
 
     def hint(self, lang: str | None = None) -> str:
         return str(self.fault.get("hint") or "")
+
+
+def quoted(name: str) -> str:
+    """A name as one segment of a path: "a/b" and "a?b" stay names, they lead to no other route."""
+    return quote(name, safe="")
 
 
 class Client:
@@ -105,7 +111,7 @@ class Client:
     def model(self, name: str, n_ctx: int | None = None) -> dict[str, Any]:
         """Facts, and the memory that it needs at `n_ctx` tokens of context (None: as configured)."""
         params = {} if n_ctx is None else {"n_ctx": n_ctx}
-        return self.request("GET", f"/v1/models/{name}", params=params)  # type: ignore[no-any-return]
+        return self.request("GET", f"/v1/models/{quoted(name)}", params=params)  # type: ignore[no-any-return]
 
     def catalogue(self) -> list[dict[str, Any]]:
         return self.request("GET", "/v1/catalogue")["data"]  # type: ignore[no-any-return]
@@ -118,13 +124,13 @@ class Client:
         return self.request("POST", "/v1/models/add", {"path": str(path), "name": name})  # type: ignore[no-any-return]
 
     def remove_model(self, name: str) -> None:
-        self.request("DELETE", f"/v1/models/{name}")
+        self.request("DELETE", f"/v1/models/{quoted(name)}")
 
     def load_model(self, name: str) -> dict[str, Any]:
-        return self.request("POST", f"/v1/models/{name}/load")  # type: ignore[no-any-return]
+        return self.request("POST", f"/v1/models/{quoted(name)}/load")  # type: ignore[no-any-return]
 
     def unload_model(self, name: str) -> None:
-        self.request("POST", f"/v1/models/{name}/unload")
+        self.request("POST", f"/v1/models/{quoted(name)}/unload")
 
     # ---- jobs: pulls and ingests ----
 
@@ -132,13 +138,13 @@ class Client:
         return self.request("GET", "/v1/jobs")["data"]  # type: ignore[no-any-return]
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self.request("GET", f"/v1/jobs/{job_id}")  # type: ignore[no-any-return]
+        return self.request("GET", f"/v1/jobs/{quoted(job_id)}")  # type: ignore[no-any-return]
 
     def stop_job(self, job_id: str) -> None:
-        self.request("POST", f"/v1/jobs/{job_id}/stop")
+        self.request("POST", f"/v1/jobs/{quoted(job_id)}/stop")
 
     def follow_job(self, job_id: str, after: int = -1) -> Iterator[dict[str, Any]]:
-        return self.follow(f"/v1/jobs/{job_id}", after)
+        return self.follow(f"/v1/jobs/{quoted(job_id)}", after)
 
     # ---- answers ----
 
@@ -154,13 +160,13 @@ class Client:
         return self.request("POST", "/v1/generations", dict(body))  # type: ignore[no-any-return]
 
     def generation(self, generation_id: str) -> dict[str, Any]:
-        return self.request("GET", f"/v1/generations/{generation_id}")  # type: ignore[no-any-return]
+        return self.request("GET", f"/v1/generations/{quoted(generation_id)}")  # type: ignore[no-any-return]
 
     def follow_generation(self, generation_id: str, after: int = -1) -> Iterator[dict[str, Any]]:
-        return self.follow(f"/v1/generations/{generation_id}", after)
+        return self.follow(f"/v1/generations/{quoted(generation_id)}", after)
 
     def stop_generation(self, generation_id: str) -> None:
-        self.request("POST", f"/v1/generations/{generation_id}/stop")
+        self.request("POST", f"/v1/generations/{quoted(generation_id)}/stop")
 
     # ---- conversations ----
 
@@ -171,13 +177,13 @@ class Client:
         return self.request("POST", "/v1/conversations", fields)  # type: ignore[no-any-return]
 
     def conversation(self, conversation_id: str) -> dict[str, Any]:
-        return self.request("GET", f"/v1/conversations/{conversation_id}")  # type: ignore[no-any-return]
+        return self.request("GET", f"/v1/conversations/{quoted(conversation_id)}")  # type: ignore[no-any-return]
 
     def change_conversation(self, conversation_id: str, **fields: Any) -> dict[str, Any]:
-        return self.request("PATCH", f"/v1/conversations/{conversation_id}", fields)  # type: ignore[no-any-return]
+        return self.request("PATCH", f"/v1/conversations/{quoted(conversation_id)}", fields)  # type: ignore[no-any-return]
 
     def delete_conversation(self, conversation_id: str) -> None:
-        self.request("DELETE", f"/v1/conversations/{conversation_id}")
+        self.request("DELETE", f"/v1/conversations/{quoted(conversation_id)}")
 
     # ---- knowledge ----
 
@@ -188,23 +194,23 @@ class Client:
         return self.request("POST", "/v1/knowledge", {"name": name, **fields})  # type: ignore[no-any-return]
 
     def remove_knowledge(self, name: str) -> None:
-        self.request("DELETE", f"/v1/knowledge/{name}")
+        self.request("DELETE", f"/v1/knowledge/{quoted(name)}")
 
     def documents(self, name: str) -> list[dict[str, Any]]:
-        return self.request("GET", f"/v1/knowledge/{name}/documents")["data"]  # type: ignore[no-any-return]
+        return self.request("GET", f"/v1/knowledge/{quoted(name)}/documents")["data"]  # type: ignore[no-any-return]
 
     def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]]) -> dict[str, Any]:
         """Upload (relative name, content) pairs; the job's id leads to the progress, its last event to the report."""
         parts = [("files", (relative, content, "application/octet-stream")) for relative, content in files]
-        return self.request("POST", f"/v1/knowledge/{name}/documents", files=parts)  # type: ignore[no-any-return]
+        return self.request("POST", f"/v1/knowledge/{quoted(name)}/documents", files=parts)  # type: ignore[no-any-return]
 
     def remove_document(self, name: str, document_id: str) -> None:
-        self.request("DELETE", f"/v1/knowledge/{name}/documents/{document_id}")
+        self.request("DELETE", f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}")
 
     def document_text(self, name: str, document_id: str, start: int = 0, end: int | None = None) -> dict[str, Any]:
         """Canonical text of a span and what surrounds it."""
         params = {"start": start} if end is None else {"start": start, "end": end}
-        path = f"/v1/knowledge/{name}/documents/{document_id}/text"
+        path = f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}/text"
         return self.request("GET", path, params=params)  # type: ignore[no-any-return]
 
     def search(self, knowledge: Sequence[str], query: str, k: int = 8) -> list[dict[str, Any]]:
@@ -226,7 +232,7 @@ def _events(answer: httpx.Response) -> Iterator[tuple[int | None, Any]]:
     """Parse text/event-stream (WHATWG HTML, 9.2). An event {"error": …} of the OpenAI routes becomes ApiError."""
     seq: int | None = None
     data: list[str] = []
-    for line in answer.iter_lines():
+    for line in _lines(answer):
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif line.startswith("id:"):
@@ -239,3 +245,14 @@ def _events(answer: httpx.Response) -> Iterator[tuple[int | None, Any]]:
             if isinstance(decoded, dict) and isinstance(decoded.get("error"), dict) and "type" not in decoded:
                 raise ApiError(502, decoded["error"])
             yield seq, decoded
+
+
+def _lines(answer: httpx.Response) -> Iterator[str]:
+    """Lines end at line feeds, as the format says; httpx's own also cuts at U+2028, U+0085 and others inside a text."""
+    rest = b""
+    for piece in answer.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode()
+    if rest:
+        yield rest.decode()

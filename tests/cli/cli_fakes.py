@@ -3,16 +3,19 @@
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.cells import cell_len
+from typer.testing import Result
 
 from mofang.client import ApiError
 
 ROOT = "root"
+Run = Callable[..., Result]
+"""The fixture `run`: arguments of `mofang` in, its result out."""
 
 
 class FakeClient:
@@ -33,6 +36,7 @@ class FakeClient:
         self.bases: dict[str, dict[str, bytes]] = {}
         self.uploads: list[list[str]] = []
         self.stopped: set[str] = set()
+        self.problems: list[dict[str, Any]] = []
         self.events: dict[str, list[dict[str, Any]]] = {}
         self.pull_steps = 4
         self.removed: list[str] = []
@@ -50,6 +54,10 @@ class FakeClient:
 
     # ---- models ----
 
+    def request(self, method: str, path: str) -> Any:
+        assert (method, path) == ("GET", "/v1/models")
+        return {"object": "list", "data": self.models_, "problems": self.problems}
+
     def models(self) -> list[dict[str, Any]]:
         return self.models_
 
@@ -57,7 +65,7 @@ class FakeClient:
         for model in self.models_:
             if model["id"] == name:
                 n = n_ctx or 8192
-                memory = {"n_ctx": n, "n_slots": 2, "weights": 491_400_064, "kv_cache": n * 24_576,
+                memory = {"n_ctx": n, "weights": 491_400_064, "kv_cache": n * 24_576,
                           "compute": 300_000_000, "total": 791_400_064 + n * 24_576}  # fmt: skip
                 facts = {"architecture": "qwen2", "parameters": 494_032_768, "n_layers": 24, "n_ctx_train": 32768,
                          "n_vocab": 151_936, "n_embd": 896, "tokenizer": "gpt2", "chat_template": "{{ 你好 }}"}  # fmt: skip
@@ -77,10 +85,19 @@ class FakeClient:
         job = self._id("job")
         total = 491_400_064
         self.events[job] = [
-            {"type": "progress", "stage": "download", "done": total * step // 4, "total": total, "unit": "bytes",
-             "rate": 12_300_000.0, "seconds_left": 30.0 - step, "detail": ""}
+            {
+                "type": "progress",
+                "stage": "download",
+                "done": total * step // 4,
+                "total": total,
+                "unit": "bytes",
+                "rate": 12_300_000.0,
+                "seconds_left": 30.0 - step,
+                "detail": "",
+            }
             for step in range(self.pull_steps)
-        ] + [{"type": "done", "result": {"id": name}}]  # fmt: skip
+        ] + [{"type": "done", "result": {"id": name}}]
+        self.events[job].insert(1, {"type": "progress", "stage": "notice", "done": 0, "detail": "huggingface 没有应答"})  # fmt: skip
         return {"id": job, "status": "running"}
 
     def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:

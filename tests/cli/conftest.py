@@ -1,13 +1,10 @@
 """The whole command tree, run in process against a gateway in memory."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cli_fakes import FakeClient
+from cli_fakes import FakeClient, Run
 from typer.testing import CliRunner, Result
-
-Run = Callable[..., Result]
 
 
 @pytest.fixture

@@ -8,9 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+<<<<<<< HEAD
 from cli_fakes import FakeClient
 
 from conftest import Run
+=======
+from cli_fakes import FakeClient, Run
+>>>>>>> 86d6026
 
 
 def test_one_question_prints_the_answer_alone(run: Run, client: FakeClient) -> None:
@@ -59,8 +63,7 @@ def test_continue_takes_up_the_last_conversation_with_its_settings(run: Run, cli
     client.create_knowledge("手册")
     run("chat", "千问-小", "-p", "记住：7", "-s", "你是助手", "--kb", "手册")
     run("chat", "-p", "另一个")
-    first = client.conversations_["conv-1"] if "conv-1" in client.conversations_ else None
-    assert first is not None
+    first = client.conversations_["conv-1"]
     first["updated_at"] = "zzz"
     result = run("chat", "-c", "-p", "几？", "-s", "新的提示")
     body = client.bodies[-1]
@@ -83,8 +86,8 @@ def test_an_unknown_base_is_told_before_asking(run: Run, client: FakeClient) -> 
 
 def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
     client.create_knowledge("手册")
-    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]", "/sources", "/stats",
-             "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么", "/new", "再来", "/exit", "不该问"]  # fmt: skip
+    lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]", "/sources",
+             "/stats", "/regen", "/history", "/kb -", "／models", "、kb", "//etc 是什么", "/new", "再来", "/exit", "不该问"]  # fmt: skip
     result = run("chat", input="\n".join(lines))
     asked = [(body["messages"] or [{"content": None}])[0]["content"] for body in client.bodies]
     assert asked == ["你好 [1]", None, "/etc 是什么", "再来"]

@@ -93,8 +93,8 @@ def test_however_it_is_cut(cuts: list[int], width: int, height: int) -> None:
     assert _streamed(ANSWER, sorted(cuts), width, height) == _whole(ANSWER, width, height)
 
 
-BLOCKS = ["一段话。\n", "\n", "1. 甲\n", "2", ". 乙\n", "- 丙\n", "  续\n", "```\n", "代码\n", "---\n", "# 题", "\n\n", "> 引\n",
-          "|a|b|\n", "|-|-|\n", "    缩进\n", "**粗", "体** ", "\r\n", "文"]  # fmt: skip
+BLOCKS = ["一段话。\n", "\n", "1. 甲\n", "2", ". 乙\n", "- 丙\n", "  续\n", "```\n", "代码\n", "---\n", "# 题", "\n\n",
+          "> 引\n", "|a|b|\n", "|-|-|\n", "    缩进\n", "**粗", "体** ", "\r\n", "文"]  # fmt: skip
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+<<<<<<< HEAD
 from cli_fakes import FakeClient
+=======
+from cli_fakes import FakeClient, Run
+>>>>>>> 86d6026
 from rich.cells import cell_len
 
 from conftest import Run
@@ -32,6 +36,12 @@ def test_list_and_its_json(run: Run, client: FakeClient) -> None:
     assert result.stderr == ""
 
 
+def test_a_damaged_model_is_told_beside_the_list(run: Run, client: FakeClient) -> None:
+    client.problems = [{"message": "坏.gguf 不完整", "hint": "请重新下载"}]
+    result = run("models", "list", "--json")
+    assert json.loads(result.stdout) == client.models_ and "坏.gguf 不完整\n请重新下载" in result.stderr
+
+
 def test_an_empty_list_says_what_to_type(run: Run, client: FakeClient) -> None:
     client.models_ = []
     result = run("models", "list")
@@ -41,7 +51,7 @@ def test_an_empty_list_says_what_to_type(run: Run, client: FakeClient) -> None:
 
 def test_info_with_memory_at_a_context(run: Run) -> None:
     shown = " ".join(run("models", "info", "echo", "--n-ctx", "4096").stdout.split())
-    for fact in ("qwen2", "494M", "层数 24", "32,768", "151,936", "Q4_K_M", "有（8 个字符）", "上下文 4,096 × 2 路",
+    for fact in ("qwen2", "494M", "层数 24", "32,768", "151,936", "Q4_K_M", "有（8 个字符）", "每个对话 4,096 token",
                  "892 MB（权重 491 MB + 键值缓存 101 MB + 计算 300 MB）"):  # fmt: skip
         assert fact in shown
     assert json.loads(run("models", "info", "echo", "--n-ctx", "4096", "--json").stdout)["memory"]["n_ctx"] == 4096
@@ -56,6 +66,7 @@ def test_the_gateways_error_is_message_hint_and_exit_code(run: Run) -> None:
 def test_pull_writes_progress_to_stderr_and_the_model_to_stdout(run: Run) -> None:
     result = run("models", "pull", "千问", "--json")
     assert json.loads(result.stdout) == {"id": "千问"}
+    assert "huggingface 没有应答" in result.stderr
     assert "下载" in result.stderr and "12.3 MB/s" in result.stderr and "剩 0:30" in result.stderr
 
 

@@ -1,6 +1,7 @@
 """Lines break where Chinese breaks; sizes and times read as people write them."""
 
 import io
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ MIXED = st.text(st.sampled_from("模坊支持中文，。！（）《》abc 12�
 
 def _lines(text: str, width: int) -> list[str]:
     at = [0, *line_breaks(text, width), len(text)]
-    return [text[begin:end] for begin, end in zip(at, at[1:], strict=False)]
+    return [text[begin:end] for begin, end in pairwise(at)]
 
 
 def test_chinese_after_a_latin_word_stays_on_its_line() -> None:

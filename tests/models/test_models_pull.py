@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from told import Told
 
-from conftest import Told
 from mofang.errors import Conflict, Denied, Invalid, MofangError, NoSpace, NotFound, TooLarge, Unreachable, Unreadable
 from mofang.models import pull as pull_module
 from mofang.models.catalogue import CatalogueEntry

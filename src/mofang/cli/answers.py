@@ -210,6 +210,8 @@ def ask(client: Client, body: Fields, screen: Screen, answer: Answer) -> None:
                 _ON[event["type"]](answer, screen, event)
     if not answer.status:
         raise EngineFailed("cli.answer_lost")
+    if answer.model == "auto":
+        answer.model = str(client.generation(generation)["model"])
     answer.seconds = time.monotonic() - begun
 
 
@@ -220,7 +222,8 @@ def _queued(answer: Answer, screen: Screen, event: Fields) -> None:
 def _loading(answer: Answer, screen: Screen, event: Fields) -> None:
     progress = event.get("progress") or {}
     percent = _percent(progress.get("done"), progress.get("total"))
-    screen.waiting(say("cli.loading", model=event.get("model") or answer.model, percent=percent))
+    name = progress.get("detail") or event.get("model") or answer.model  # the detail says which model "auto" is
+    screen.waiting(say("cli.loading", model=name, percent=percent))
 
 
 def _prompt(answer: Answer, screen: Screen, event: Fields) -> None:

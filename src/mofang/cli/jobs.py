@@ -34,6 +34,9 @@ def finish(client: Client, job: Mapping[str, Any], *, title: str) -> Any:
                 raise JobStopped(progress)
             if event["type"] == "error":
                 raise ApiError(502, event.get("error") or {})
+            if event.get("stage") == "notice":  # a source passed over, a default skipped
+                bar.say(str(event.get("detail") or ""))
+                continue
             progress = event
             bar.update(event)
     raise EngineFailed("cli.job_lost")

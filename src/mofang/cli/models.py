@@ -53,7 +53,10 @@ def list_(as_json: Json = False) -> None:
     from mofang.cli import render
 
     with api.gateway() as client:
-        models = client.models()
+        listing = client.request("GET", "/v1/models")
+    models = listing["data"]
+    for problem in listing.get("problems") or ():  # what lies there and cannot be used
+        render.warn(problem["message"], problem.get("hint") or "")
     if as_json:
         render.show_json(models)
         return
@@ -184,7 +187,7 @@ def _memory(memory: dict[str, Any]) -> str:
     if not memory:
         return ""
     parts = {key: render.size(memory[key]) for key in ("total", "weights", "kv_cache", "compute")}
-    return say("cli.memory", n_ctx=f"{memory.get('n_ctx') or 0:,}", n_slots=memory.get("n_slots") or 1, **parts)
+    return say("cli.memory", n_ctx=f"{memory.get('n_ctx') or 0:,}", **parts)
 
 
 @app.command("rm", help=say("cli.models_rm"))

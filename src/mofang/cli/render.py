@@ -155,6 +155,13 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, sentence: str) -> None:
+        """A remark in the course of the work, which stays above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(sentence, style="yellow", markup=False)
+        else:
+            note(sentence)
+
     def update(self, progress: Mapping[str, Any]) -> None:
         """Show a `Progress` as JSON."""
         from mofang.cli.wrap import shorten

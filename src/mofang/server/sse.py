@@ -6,6 +6,7 @@ time"; here both are explicit, since a generation that nobody reads costs a whol
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -47,9 +48,14 @@ async def until_client_leaves(receive: Receive) -> AsyncIterator[None]:
         watcher.cancel()
 
 
+_BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Line breaks of Unicode that JSON lets stand, and at which many a client's line reader cuts."""
+
+
 def dumps(value: Any) -> str:
-    """Compact JSON; Chinese stays readable."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """Compact JSON on one line; Chinese stays readable."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def event(data: Any, seq: int | None = None) -> bytes:
