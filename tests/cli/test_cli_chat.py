@@ -8,13 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-from cli_fakes import FakeClient
-
-from conftest import Run
-=======
 from cli_fakes import FakeClient, Run
->>>>>>> 86d6026
 
 
 def test_one_question_prints_the_answer_alone(run: Run, client: FakeClient) -> None:

@@ -4,13 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-from cli_fakes import FakeClient
-=======
 from cli_fakes import FakeClient, Run
->>>>>>> 86d6026
 
-from conftest import Run
 from mofang.cli import files
 from mofang.cli.files import select
 

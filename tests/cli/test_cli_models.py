@@ -8,14 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
-from cli_fakes import FakeClient
-=======
 from cli_fakes import FakeClient, Run
->>>>>>> 86d6026
 from rich.cells import cell_len
-
-from conftest import Run
 
 
 def test_catalog_reads_at_80_columns_in_chinese(run: Run) -> None:
