@@ -176,9 +176,9 @@ def test_the_real_gateway_stops_keeps_and_continues(start: Start, home: Path) ->
     chat.type("/history\r")
     chat.expect("echo\n")
     chat.type("接着说\r")
-    chat.expect("token/s")
+    chat.expect("3 token")
     chat.type("/regen\r")
-    chat.expect("token/s", times=2)
+    chat.expect("3 token", times=2)
     chat.type("\x04")
     assert chat.end() == 0
     assert "Traceback" not in chat.screen

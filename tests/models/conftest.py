@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from told import Told
 
-from mofang.messages import Progress
 from mofang.models import catalogue
 from mofang.models.catalogue import Catalogue, CatalogueEntry
 from mofang.models.store import ModelStore
@@ -32,21 +32,6 @@ def manifest(home: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-
-class Told(list[Progress]):
-    """Collects progress; `stages` are its stages in order, without repeats."""
-
-    def __call__(self, progress: Progress) -> None:
-        self.append(progress)
-
-    @property
-    def stages(self) -> list[str]:
-        found: list[str] = []
-        for progress in self:
-            if not found or found[-1] != progress.stage:
-                found.append(progress.stage)
-        return found
 
     def notices(self) -> str:
         return "\n".join(progress.detail for progress in self if progress.stage == "notice")

@@ -258,7 +258,8 @@ def test_a_client_that_leaves_stops_its_answer(gateway: Gateway, engine: Scripte
     http = gateway.http()
     if stream:
         with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # kept: a generator that is collected closes the connection
+            next(lines)
             wait_until(lambda: engine.open == 1)
     else:
         with pytest.raises(httpx.ReadTimeout):

@@ -6,6 +6,7 @@ dies as a killed child does.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -66,6 +67,7 @@ class EchoEngine:
         yield Delta(progress=Progress("prompt", n_prompt, n_prompt, "tokens"))
         ends = [at for at in (text.find(stop) for stop in sampling.stop if stop) if at >= 0]
         said = text[: min(ends)] if ends else text
+        began = time.perf_counter()
         limit = min(sampling.max_tokens or self._max_tokens, self._n_ctx - n_prompt)
         for number, character in enumerate(said[:limit]):
             await asyncio.sleep(self._delay_s)
@@ -77,4 +79,6 @@ class EchoEngine:
         n_said = min(len(said), limit)
         finish = "length" if len(said) > limit else "stop"
         usage = Usage(n_prompt, n_said)
-        yield Delta(finish_reason=finish, usage=usage, timings=Timings(0.0, 0.0, 0.0, 0.0))
+        seconds = max(time.perf_counter() - began, 1e-6)
+        timings = Timings(0.0, 1000 * seconds, 0.0, n_said / seconds)
+        yield Delta(finish_reason=finish, usage=usage, timings=timings)

@@ -13,7 +13,7 @@ from mofang.knowledge.base import Hit
 from mofang.messages import Message, Source
 from mofang.strings import say
 
-MAX_SOURCES = 6
+MAX_SOURCES = 4
 """More than these confuse a small model, and cost it time to read."""
 SHORT_QUESTION = 10
 """Characters; a question that short may lean on the one before it."""
@@ -129,7 +129,10 @@ def _prompt(messages: Sequence[Message], sources: Sequence[Source], lang: str) -
         block = "\n\n".join(_shown(source, lang) for source in sources)
         question = say("knowledge.question", sources=block, question=turns[last].text, lang=lang)
         turns[last] = replace(turns[last], content=question)
-    return [Message("system", "\n\n".join([*system, rules])), *turns]
+    # One worked example: without it a 0.5B model answers with bare numbers or not at all (docs/log.md, 2026-11-24).
+    asked, told = say("knowledge.example_question", lang=lang), say("knowledge.example_answer", lang=lang)
+    example = [Message("user", asked), Message("assistant", told)] if sources else []
+    return [Message("system", "\n\n".join([*system, rules])), *example, *turns]
 
 
 def _shown(source: Source, lang: str) -> str:

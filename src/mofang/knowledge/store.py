@@ -247,11 +247,9 @@ class Store:
                 file.unlink(missing_ok=True)
 
     def put(
-        self, new: NewVersion, vectors: Mapping[bytes, Vector], embedder: tuple[str, int] | None
+        self, new: NewVersion, vectors: Mapping[bytes, Vector], *, embedding_model: str, dimensions: int
     ) -> Literal["added", "replaced"]:
-        """Commit a document's version with all it needs in place of the one before.
-
-        vectors: by digest of passage. embedder: name and dimensions of what made them; None when all were known here.
+        """Commit a document's version with all it needs in place of the one before. `vectors` by digest of passage.
 
         Raises Conflict (knowledge.other_embedding_model, knowledge.other_dimensions) when the vectors are not of the
         base's own embedder.
@@ -259,8 +257,7 @@ class Store:
         rows = _chunk_rows(new)  # cutting words takes its time: not while others wait for the lock
         dropped: list[bytes] = []
         with self.write() as connection:
-            if embedder is not None:
-                self._fix_embedder(connection, *embedder)
+            self._fix_embedder(connection, embedding_model, dimensions)
             row = connection.execute("SELECT id, version_id FROM documents WHERE name = ?", (new.name,)).fetchone()
             document_id = row["id"] if row else secrets.token_hex(8)
             if row:
@@ -271,7 +268,7 @@ class Store:
             _insert_chunks(connection, version_id, rows, vectors)
             connection.execute("UPDATE documents SET version_id = ? WHERE id = ?", (version_id, document_id))
             _drop_unused_vectors(connection, dropped)
-            os.replace(new.file.path, self.folder / "files" / new.file.sha256)
+            new.file.path.replace(self.folder / "files" / new.file.sha256)
         return "replaced" if row else "added"
 
     def remove(self, document_id: str) -> None:
