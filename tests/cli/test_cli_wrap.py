@@ -57,7 +57,7 @@ def test_rich_prints_every_character_within_the_width(text: str, width: int) -> 
 
 @pytest.mark.parametrize(
     ("n_bytes", "words"),
-    [(0, "0 B"), (999, "999 B"), (491_400_064, "491 MB"), (999_600_000, "1 GB"), (4_683_000_000, "4.68 GB"),
+    [(0, "0 B"), (999, "999 B"), (491_400_064, "491 MB"), (999_600_000, "1.00 GB"), (9_996_000, "10 MB"), (4_683_000_000, "4.68 GB"),
      (1_234_000_000_000, "1.23 TB")],
 )  # fmt: skip
 def test_sizes(n_bytes: int, words: str) -> None:
@@ -77,7 +77,7 @@ def test_shorten_counts_cells_and_says_that_it_cut() -> None:
 def test_progress_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     progress = {"stage": "download", "done": 122_850_016, "total": 491_400_064, "unit": "bytes", "rate": 12_300_000,
                 "seconds_left": 29.9}  # fmt: skip
-    assert progress_words(progress) == ("下载", "123 MB / 491 MB · 12.3 MB/s · 剩 0:30")
+    assert progress_words(progress) == ("下载", "123 MB / 491 MB · 12 MB/s · 剩 0:30")
     monkeypatch.setenv("MOFANG_LANG", "en")
-    assert progress_words(progress) == ("download", "123 MB / 491 MB · 12.3 MB/s · 0:30 left")
+    assert progress_words(progress) == ("download", "123 MB / 491 MB · 12 MB/s · 0:30 left")
     assert progress_words({"stage": "someone's own", "done": 3, "unit": "cats"}) == ("someone's own", "3 cats")

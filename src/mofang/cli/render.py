@@ -63,11 +63,12 @@ def show_json(value: Any) -> None:
 
 
 def size(n_bytes: float) -> str:
-    """Decimal, as disks and hubs count: "491 MB", "4.7 GB"."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        # 999.5 MB would round to "1000 MB", so the next unit begins a little earlier.
-        if n_bytes >= scale * 0.9995:
-            return f"{n_bytes / scale:.3g} {unit}"
+    """Decimal, as disks and hubs count: "491 MB", "4.68 GB"."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        value = n_bytes / scale
+        # 999.6 MB would round to "1000 MB", so the next unit begins a little earlier.
+        if value >= 0.9995:
+            return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.0f} {unit}"
     return f"{n_bytes:.0f} B"
 
 
