@@ -72,6 +72,7 @@ class State:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    is_full: bool = False
     stopped: set[str] = field(default_factory=set)
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/generations, newest last."""
@@ -317,8 +318,8 @@ def _generations(app: FastAPI, state: State) -> None:
     async def _(request: Request) -> Any:
         body = await request.json()
         state.requests.append(body)
-        if not any(model["kind"] == "chat" for model in state.models):
-            raise fault(404, "no_model_installed", "还没有安装对话模型", "请到「模型」页取回一个")
+        if state.is_full:
+            raise fault(429, "queue_full", "排队的请求已满", "请稍后再试")
         conversation = state.conversations[body["conversation_id"]]
         parent = body.get("parent_id")
         for turn in body["messages"]:

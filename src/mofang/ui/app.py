@@ -1,4 +1,4 @@
-"""The script that Streamlit runs for every visit and click: page frame, sidebar, and the page that the URL names."""
+"""Every visit and click: page frame, sidebar, and the page that the URL names. (script/workbench.py calls it.)"""
 
 from functools import partial
 
@@ -7,9 +7,9 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import Unreachable
 from mofang.ui.components.base import guarded
-from mofang.ui.components.sidebar import offline, sidebar
+from mofang.ui.components.sidebar import sidebar
 from mofang.ui.pages import chat, knowledge, models
-from mofang.ui.session import t
+from mofang.ui.session import client, t
 from mofang.ui.style import css
 
 
@@ -28,12 +28,9 @@ def main() -> None:
 
 def _draw(pages: dict[str, st.Page], current: st.Page) -> None:
     try:
-        sidebar(pages, current)
+        conversations = client().conversations()
     except (Unreachable, ApiError):
-        offline(pages)
+        sidebar(pages, current, None)
         raise
+    sidebar(pages, current, conversations)
     current.run()
-
-
-if __name__ == "__main__":
-    main()

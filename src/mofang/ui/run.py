@@ -8,10 +8,12 @@ settings and unknown ones are refused.
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mofang import platform, settings
 from mofang.ui import shell, theme
+
+SCRIPT: Final = Path(__file__).parent / "script" / "workbench.py"
 
 
 def streamlit_options(host: str, port: int, upload_mb: int) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def main() -> None:
         os.environ.pop("WORKBENCH_KEY", None)
     from streamlit.starlette import App
 
-    app = App(Path(__file__).with_name("app.py"), routes=shell.routes(), middleware=shell.middleware())
+    app = App(SCRIPT, routes=shell.routes(), middleware=shell.middleware())
     app.run(config=streamlit_options(host, port, settings.load().upload_limit_mb))
 
 

@@ -83,16 +83,12 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
         names.append(current)
     key = f"model_{own}"
 
-    def label(name: str) -> str:
-        if name == "auto":
-            return t("model_auto")
-        return f"{name} · {t('loaded')}" if name in loaded else name
-
+    labels = {name: f"{name} · {t('loaded')}" if name in loaded else name for name in names} | {"auto": t("model_auto")}
     st.selectbox(
         t("model"),
         names,
         index=names.index(current),
-        format_func=label,
+        format_func=labels.__getitem__,
         key=key,
         label_visibility="collapsed",
         on_change=lambda: change(conversation, model=st.session_state[key]),
@@ -162,7 +158,7 @@ def _sampling(conversation: Conversation, own: str) -> None:
         t("presets"),
         list(PRESETS),
         default=preset,
-        format_func=lambda name: t(f"preset_{name}"),
+        format_func={name: t(f"preset_{name}") for name in PRESETS}.__getitem__,
         key=f"preset_{own}_{turn}_{preset}",
         on_change=take_preset,
     )

@@ -14,7 +14,8 @@ SHOWN = 30
 """Conversations listed before "more" is asked for."""
 
 
-def sidebar(pages: Mapping[str, Any], current: Any) -> None:
+def sidebar(pages: Mapping[str, Any], current: Any, conversations: list[dict[str, Any]] | None) -> None:
+    """`conversations` None: the gateway does not tell them just now; pages and language can still be chosen."""
     with st.sidebar:
         st.html(f'<div class="mf-brand">{mark()}<span>{escape(t("app_name"))}</span></div>')
         for name, page in pages.items():
@@ -27,15 +28,15 @@ def sidebar(pages: Mapping[str, Any], current: Any) -> None:
                 query_params=link_params(),
                 width="stretch",
             )
-        _conversations(pages["chat"], is_chat=current is pages["chat"])
+        if conversations is not None:
+            _conversations(conversations, pages["chat"], is_chat=current is pages["chat"])
         _language()
 
 
-def _conversations(chat_page: Any, *, is_chat: bool) -> None:
+def _conversations(conversations: list[dict[str, Any]], chat_page: Any, *, is_chat: bool) -> None:
     with st.container(key="conversations"):
         if st.button(t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"):
             _go(chat_page, None, is_chat)
-        conversations = client().conversations()
         limit = st.session_state.get("conversations_shown", SHOWN)
         here = conversation_id() if is_chat else None
         for conversation in conversations[:limit]:
@@ -59,7 +60,7 @@ def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here
             key=f"menu_{name}",
             icon=":material/more_horiz:",
             type="tertiary",
-            format_func=lambda option: t(option),
+            format_func={option: t(option) for option in ("rename", "delete")}.__getitem__,
         )
     if chosen == "rename":
         _rename(name, title)
@@ -131,12 +132,3 @@ def _language() -> None:
             label_visibility="collapsed",
             width="stretch",
         )
-
-
-def offline(pages: Mapping[str, Any]) -> None:
-    """The sidebar while the gateway is away: pages and language only."""
-    with st.sidebar:
-        st.html(f'<div class="mf-brand">{mark()}<span>{escape(t("app_name"))}</span></div>')
-        for name, page in pages.items():
-            st.page_link(page, label=t(f"page_{name}"), query_params=link_params(), width="stretch")
-        _language()

@@ -139,8 +139,9 @@ def _report(name: str, job_id: str) -> None:
                 t("file_failed", name=file["name"], why=file.get("error") or t("unknown_error")), file.get("hint") or ""
             )
         else:
+            state = badges((t(f"file_{file['status']}"), "good"))
             st.html(
-                f'<div class="mf-file">{badges((t("file_" + file["status"]), "good"))}<span>{escape(file["name"])}</span>'
+                f'<div class="mf-file">{state}<span>{escape(file["name"])}</span>'
                 f'<span class="mf-quiet">{escape(t("chunks_n", n=file.get("n_chunks") or 0))}</span></div>'
             )
             for note in file.get("notes") or ():

@@ -173,18 +173,14 @@ def _tree(manifest: dict[str, Any]) -> str:
 def _catalogue(pulling: set[str]) -> None:
     entries = client().catalogue()
     entries.sort(key=lambda entry: (not entry.get("fits", True), entry.get("installed", False)))
+    known = ("chat", "embedding", "reranker", "base")
     kinds = sorted(
         {entry["kind"] for entry in entries},
-        key=lambda kind: (
-            ("chat", "embedding", "reranker").index(kind) if kind in ("chat", "embedding", "reranker") else 9
-        ),
+        key=lambda kind: (kind not in known, known.index(kind) if kind in known else 0),
     )
+    labels = {kind: t_or(f"kind_{kind}", kind) for kind in kinds}
     chosen = st.pills(
-        t("kind"),
-        kinds,
-        format_func=lambda kind: t_or(f"kind_{kind}", kind),
-        key="catalogue_kind",
-        label_visibility="collapsed",
+        t("kind"), kinds, format_func=labels.__getitem__, key="catalogue_kind", label_visibility="collapsed"
     )
     for entry in entries:
         if chosen in (None, entry["kind"]):
@@ -209,12 +205,13 @@ def _entry(entry: dict[str, Any], *, is_pulling: bool) -> None:
             return
         with st.container(horizontal=True, vertical_alignment="center", key=f"pull_row_{name}"):
             sources = [source["kind"] for source in entry.get("sources") or []]
+            names = {kind: t_or(f"source_{kind}", kind) for kind in ("auto", *sources)}
             source = "auto"
             if len(sources) > 1:
                 source = st.selectbox(
                     t("source"),
                     ["auto", *sources],
-                    format_func=lambda kind: t("source_auto") if kind == "auto" else t_or(f"source_{kind}", kind),
+                    format_func=names.__getitem__,
                     key=f"source_{name}",
                     label_visibility="collapsed",
                     width=190,

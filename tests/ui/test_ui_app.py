@@ -1,0 +1,254 @@
+"""The pages' logic in process, with Streamlit's own AppTest, against the scripted gateway."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fake_gateway
+import pytest
+from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
+
+from mofang.ui import words
+from mofang.ui.run import SCRIPT
+
+
+@pytest.fixture
+def page(gateway: str) -> AppTest:
+    return AppTest.from_file(str(SCRIPT), default_timeout=20)
+
+
+def text_of(page: AppTest) -> str:
+    """Everything that the page says."""
+    parts = [element.value for element in (*page.markdown, *page.html)]
+    parts += [element.label for element in (*page.button, *page.selectbox, *page.text_input)]
+    parts += [element.placeholder for element in page.chat_input]
+    return "\n".join(str(part) for part in parts if "<style>" not in str(part))
+
+
+def go(page: AppTest, path: str) -> None:
+    """Open one of our pages, as its address does. (AppTest.switch_page knows pages that are files only.)"""
+    page._page_hash = calc_hash(path)
+    page.run()
+
+
+def run_until(page: AppTest, wanted: Callable[[], bool], timeout_s: float = 15.0) -> AppTest:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        page.run()
+        assert not page.exception
+        if wanted():
+            return page
+        assert time.monotonic() < deadline, text_of(page)
+        time.sleep(0.1)
+
+
+def test_the_first_page_invites_in_chinese(page: AppTest) -> None:
+    page.run()
+    assert not page.exception
+    said = text_of(page)
+    assert "今天想聊点什么？" in said and "模坊怎样使用我已经下载好的 GGUF 模型？" in said
+    assert page.chat_input[0].placeholder == "输入问题，回车发送"
+
+
+def test_a_question_is_answered_and_its_conversation_stands_in_the_url(
+    page: AppTest, state: fake_gateway.State
+) -> None:
+    page.run()
+    page.chat_input[0].set_value("你好，🙂 什么是上下文窗口？").run()
+    assert page.query_params["c"] == "conv_000001"
+    run_until(page, lambda: "23.4 token/秒" in text_of(page))
+    said = text_of(page)
+    assert "**上下文窗口**" in said and "首字 0.41 秒" in said and "你好，🙂" in said
+    assert state.conversations["conv_000001"]["title"] == "你好，🙂 什么是上下文窗口？"
+    assert state.requests[-1]["temperature"] == 0.7 and "parent_id" not in state.requests[-1]
+
+
+def test_the_next_question_follows_the_path_that_is_shown(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.chat_input[0].set_value("一").run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    next(button for button in page.button if str(button.key).startswith("again_")).click().run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    answers = [one["id"] for one in state.conversations["conv_000001"]["messages"] if one["role"] == "assistant"]
+    assert len(answers) == 2 and state.requests[-1]["messages"] == []
+    assert "2/2" in text_of(page)
+    page.button(key=f"previous_{answers[1]}").click().run()
+    assert "1/2" in text_of(page)
+    page.chat_input[0].set_value("二").run()
+    assert state.requests[-1]["parent_id"] == answers[0]
+    run_until(page, lambda: not page.chat_input[0].disabled)
+
+
+def test_stop_keeps_what_was_said(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.chat_input[0].set_value("慢").run()
+    run_until(page, lambda: "这是" in text_of(page))
+    assert page.chat_input[0].disabled
+    page.button(key="stop").click().run()
+    run_until(page, lambda: "已停止" in text_of(page))
+    answer = state.conversations["conv_000001"]["messages"][-1]
+    assert answer["status"] == "stopped" and 0 < len(answer["content"]) < len(fake_gateway.SLOW)
+    assert not page.chat_input[0].disabled
+
+
+def test_an_error_is_told_with_its_hint_also_after_a_reload(page: AppTest, gateway: str) -> None:
+    page.run()
+    page.chat_input[0].set_value("错误").run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    assert "模型进程意外退出" in text_of(page) and "换一个更小的模型" in text_of(page)
+    again = AppTest.from_file(str(SCRIPT), default_timeout=20)
+    again.query_params["c"] = "conv_000001"
+    again.run()
+    assert "模型进程意外退出" in text_of(again) and "错误" in text_of(again)
+
+
+def test_a_refused_question_says_why_and_the_page_lives(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    state.is_full = True
+    page.chat_input[0].set_value("你好").run()
+    assert "排队的请求已满" in text_of(page) and "请稍后再试" in text_of(page)
+    state.is_full = False
+    page.chat_input[0].set_value("你好").run()
+    run_until(page, lambda: "**上下文窗口**" in text_of(page))
+
+
+def test_sources_are_numbered_linked_and_shown_in_their_context(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.button(key="example_docs").click().run()
+    assert state.requests[-1]["knowledge"] == ["handbook"]
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    said = text_of(page)
+    anchor = f"s-{state.conversations['conv_000001']['messages'][-1]['id']}-1"
+    assert f"不会被复制[1](#{anchor})" in said and f'id="{anchor}"' in said
+    assert f"<mark>{fake_gateway.SENTENCE}</mark>" in said and "或者只登记一个文件" in said
+    assert "第 3 页" in said and "模型 › 已经下载好的模型" in said and "&lt;b&gt;不是标签&lt;/b&gt;" in said
+
+
+def test_settings_are_kept_with_the_conversation(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.text_area(key="system_new").set_value("你是一位编辑").run()
+    page.pills(key="preset_new_0_balanced").set_value("creative").run()
+    assert page.slider(key="temperature_new_1").value == 1.1
+    page.slider(key="temperature_new_1").set_value(0.3).run()
+    assert page.pills(key="preset_new_1_None").value is None
+    page.chat_input[0].set_value("你好").run()
+    sent = state.requests[-1]
+    assert (sent["system"], sent["temperature"], sent["top_k"]) == ("你是一位编辑", 0.3, 100)
+    kept = state.conversations["conv_000001"]
+    assert kept["system"] == "你是一位编辑" and kept["sampling"]["temperature"] == 0.3
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    page.selectbox(key="model_conv_000001").set_value("qwen2.5-coder-0.5b-instruct").run()
+    assert kept["model"] == "qwen2.5-coder-0.5b-instruct"
+
+
+def test_the_language_switch_changes_everything_and_stands_in_the_url(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.segmented_control(key="language_switch").set_value("en").run()
+    said = text_of(page)
+    assert page.query_params["lang"] == "en" and "What is on your mind?" in said and "今天" not in said
+    assert state.languages[-1] == "en"
+    page.segmented_control(key="language_switch").set_value("zh").run()
+    assert "今天想聊点什么？" in text_of(page) and "lang" not in page.query_params
+
+
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+@pytest.mark.parametrize("path", ["", "models", "knowledge"])
+def test_no_page_shows_a_raw_key(page: AppTest, path: str, lang: str) -> None:
+    page.query_params["lang"] = lang
+    go(page, path)
+    assert not page.exception
+    shown = set(text_of(page).replace(">", " ").replace("<", " ").split())
+    assert not {key for key in words.table(lang) if "_" in key} & shown
+
+
+def test_conversations_are_listed_and_opened(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.chat_input[0].set_value("第一个问题").run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    page.button(key="new_chat").click().run()
+    assert "c" not in page.query_params and "今天想聊点什么？" in text_of(page)
+    page.button(key="open_conv_000001").click().run()
+    assert "**上下文窗口**" in text_of(page)
+
+
+def test_a_conversation_that_is_gone_is_said_and_a_new_one_begins(page: AppTest) -> None:
+    page.query_params["c"] = "conv_none"
+    page.run()
+    assert "没有对话 conv_none" in text_of(page) and "c" not in page.query_params
+
+
+def test_the_gateway_away_is_waited_for(page: AppTest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_GATEWAY", "http://127.0.0.1:9")
+    page.run()
+    assert not page.exception
+    assert "正在等待网关" in text_of(page) and "http://127.0.0.1:9" in text_of(page)
+
+
+def test_a_key_is_asked_for_and_used(page: AppTest, state: fake_gateway.State) -> None:
+    state.key = "钥匙".encode().hex()
+    page.run()
+    assert "这个网关需要访问密钥" in text_of(page)
+    page.text_input(key="key_input").set_value("wrong")
+    next(button for button in page.button if button.label == "进入").click().run()
+    assert "网关不接受这个密钥" in text_of(page)
+    page.text_input(key="key_input").set_value(state.key)
+    next(button for button in page.button if button.label == "进入").click().run()
+    assert "今天想聊点什么？" in text_of(page)
+
+
+def test_the_first_run_shows_the_pull_and_then_the_chat(page: AppTest, state: fake_gateway.State) -> None:
+    state.models, state.pull_s = [], 1.0
+    page.run()
+    assert "还没有对话模型" in text_of(page)
+    go(page, "models")
+    page.button(key="pull_qwen2.5-1.5b-instruct").click().run()
+    go(page, "")
+    assert "正在准备第一个模型" in text_of(page) and "下载 · " in text_of(page)
+    run_until(page, lambda: "今天想聊点什么？" in text_of(page))
+    assert not page.chat_input[0].disabled
+
+
+def test_models_are_loaded_unloaded_and_deleted(page: AppTest, state: fake_gateway.State) -> None:
+    name = "qwen2.5-coder-0.5b-instruct"
+    page.run()
+    go(page, "models")
+    page.button(key=f"unload_{name}").click().run()
+    assert not state.models[0]["loaded"]
+    page.button(key=f"load_{name}").click().run()
+    assert "正在加载…" in text_of(page)
+    run_until(page, lambda: f"unload_{name}" in [button.key for button in page.button])
+    page.button(key=f"delete_sure_{name}").click().run()
+    assert name not in [model["id"] for model in state.models]
+
+
+def test_what_fits_comes_first_in_the_catalogue(page: AppTest) -> None:
+    page.run()
+    go(page, "models")
+    titles = [element.value for element in page.html if "class='mf-summary'" in str(element.value)]
+    assert "内存可能不够" in titles[-1] and "Qwen2.5 1.5B" in titles[0]
+
+
+def test_documents_are_taken_in_and_each_failure_is_told(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    files: list[Any] = [("好.md", "正文".encode(), "text/markdown"), ("坏.txt", b"", "text/plain")]
+    page.file_uploader[0].set_value(files).run()
+    page.button(key="upload").click().run()
+    run_until(page, lambda: "已收录" in text_of(page))
+    said = text_of(page)
+    assert "坏.txt：文件是空的" in said and "请换一个有内容的文件" in said
+    assert [one["name"] for one in state.documents["handbook"]][-1] == "好.md"
+
+
+def test_a_base_is_created_searched_and_deleted(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    page.text_input(key="base_name").set_value("我的资料")
+    next(button for button in page.button if button.label == "创建").click().run()
+    assert "我的资料" in state.bases
+    page.text_input(key="query_我的资料").set_value("模型").run()
+    said = text_of(page)
+    assert "词语第 1" in said and "语义第 3" in said and "词语未命中" in said
+    page.button(key="delete_base_sure").click().run()
+    assert "我的资料" not in state.bases
