@@ -54,6 +54,9 @@ class FakeClient:
 
     # ---- models ----
 
+    def ready(self) -> dict[str, Any]:
+        return {"status": "ok", "chat_model": "echo", "embedding_model": "e5"}
+
     def request(self, method: str, path: str) -> Any:
         assert (method, path) == ("GET", "/v1/models")
         return {"object": "list", "data": self.models_, "problems": self.problems}

@@ -83,6 +83,26 @@ def test_an_unknown_model_is_told_before_asking(run: Run, client: FakeClient) ->
     assert result.exit_code == 1 and "没有名为 ecko 的模型" in result.stderr and not client.bodies
 
 
+def test_a_script_is_told_to_pull_a_model_that_is_not_here(run: Run, client: FakeClient) -> None:
+    result = run("chat", "qwen3-32b", "-p", "你好")
+    assert result.exit_code == 1 and "mofang models pull qwen3-32b" in result.stderr
+    client.models_ = []
+    assert "mofang models pull auto" in run("chat", "-p", "你好").stderr
+
+
+def test_a_pipe_that_nobody_reads_stops_the_answer(
+    run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mofang.cli.answers import PlainScreen
+
+    def broken(self: PlainScreen, content: str, reasoning: str) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(PlainScreen, "delta", broken)
+    assert run("chat", "-p", "你好").exit_code == 1
+    assert len(client.stopped) == 1
+
+
 def test_commands(run: Run, client: FakeClient, tmp_path: Path) -> None:
     client.create_knowledge("手册")
     lines = ["/help", "/system 用文言回答", "/model 千问-小", "/model 千文-小", "/kb 手册", "你好 [1]",

@@ -6,7 +6,8 @@ Three screens: `LiveScreen` draws Markdown on a terminal, `PlainScreen` writes t
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -191,16 +192,19 @@ def ask(client: Client, body: Fields, screen: Screen, answer: Answer) -> None:
     """
     begun = time.monotonic()
     with screen:
-        screen.waiting(say("cli.waiting"))
+        screen.waiting(say("cli.searching" if body.get("knowledge") else "cli.waiting"))
         started = client.generate(body)
         answer.model = str(started.get("model") or "")
         answer.conversation_id = started.get("conversation_id")
         answer.message_id = started.get("message_id")
         answer.user_message_ids = list(started.get("user_message_ids") or ())
         generation = started["id"]
-        with following(
-            lambda: client.follow_generation(generation), lambda: client.stop_generation(generation)
-        ) as events:
+        with (
+            _stopped_when_nobody_reads(client, generation),
+            following(
+                lambda: client.follow_generation(generation), lambda: client.stop_generation(generation)
+            ) as events,
+        ):
             for event in events:
                 if event is None:
                     screen.tick()
@@ -215,8 +219,18 @@ def ask(client: Client, body: Fields, screen: Screen, answer: Answer) -> None:
     answer.seconds = time.monotonic() - begun
 
 
+@contextmanager
+def _stopped_when_nobody_reads(client: Client, generation: str) -> Iterator[None]:
+    """Generations outlive their watchers; `mofang chat -p … | head -1` should not leave one running."""
+    try:
+        yield
+    except BrokenPipeError:
+        client.stop_generation(generation)
+        raise
+
+
 def _queued(answer: Answer, screen: Screen, event: Fields) -> None:
-    screen.waiting(say("cli.queued"))
+    """Every answer is queued first; what is being waited for is said already."""
 
 
 def _loading(answer: Answer, screen: Screen, event: Fields) -> None:
@@ -236,6 +250,7 @@ def _percent(done: float | None, total: float | None) -> str:
 
 def _sources(answer: Answer, screen: Screen, event: Fields) -> None:
     answer.sources = list(event["sources"])
+    screen.waiting(say("cli.waiting"))
 
 
 def _delta(answer: Answer, screen: Screen, event: Fields) -> None:

@@ -93,16 +93,17 @@ def _bring_model(client: "Client", name: str) -> None:
     """Someone at a terminal gets the model that is missing, as every such tool does; a script gets an error."""
     from mofang.cli import models, render
     from mofang.cli.session import chat_models
+    from mofang.errors import NotFound
 
     known = chat_models(client)
     if name in known or (name == "auto" and known):
         return
-    offered = name == "auto" or name in {entry["name"] for entry in client.catalogue()}
-    if offered and sys.stdin.isatty() and sys.stderr.isatty():
-        render.note(say("cli.bringing_model", name=name), style="")
-        models.bring(client, name)
-    elif name != "auto":
+    if name != "auto" and name not in {entry["name"] for entry in client.catalogue()}:
         client.model(name)  # raises, and says what there is
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise NotFound("cli.model_not_here", name=name)
+    render.note(say("cli.bringing_model", name=name), style="")
+    models.bring(client, name)
 
 
 def _once(session: "Session", question: str, *, as_json: bool) -> None:
@@ -124,7 +125,7 @@ def _talk(session: "Session") -> None:
     from mofang.cli.prompt import Prompt, unseen_keys
 
     session.show_stats = True
-    render.note(say("cli.welcome", model=session.model, kb=_kb_words(session)))
+    render.note(say("cli.welcome", model=_model_words(session), kb=_kb_words(session)))
     prompt = Prompt(settings.load().home / "chat_history", lambda before: _completions(session, before))
     with unseen_keys():
         while True:
@@ -135,6 +136,18 @@ def _talk(session: "Session") -> None:
             if not _try(session, line):
                 return
             render.show("")
+
+
+def _model_words(session: "Session") -> str:
+    """The model's name, also of the default one when it is known by now."""
+    from mofang.client import ApiError
+
+    if session.model != "auto":
+        return session.model
+    try:
+        return str(session.client.ready().get("chat_model") or "auto")
+    except ApiError:  # not ready: the first question says why
+        return "auto"
 
 
 def _kb_words(session: "Session") -> str:

@@ -168,7 +168,10 @@ def _show_file(report: Mapping[str, Any]) -> None:
     status = str(report["status"])
     failed = status == "failed"
     line = Text(f"{_MARKS.get(status, '?')} {report['name']}  ", style="red" if failed else "")
-    line.append(report.get("error") or "" if failed else _file_words(report), style="red" if failed else "dim")
+    if failed:  # the message names the file too
+        line.append(str(report.get("error") or "").removeprefix(str(report["name"])).lstrip(" ：:"))
+    else:
+        line.append(_file_words(report), style="dim")
     render.show(line)
     for remark in (report.get("hint") if failed else "", *(report.get("notes") or ())):
         if remark:
@@ -178,7 +181,8 @@ def _show_file(report: Mapping[str, Any]) -> None:
 def _file_words(report: Mapping[str, Any]) -> str:
     from mofang.cli import render
 
-    return say("cli.file_done", status=render.word("status", str(report["status"])), n=report.get("n_chunks") or 0)
+    status, n_chunks = render.word("status", str(report["status"])), report.get("n_chunks") or 0
+    return say("cli.file_done", status=status, n=n_chunks) if n_chunks else status
 
 
 def _total(reports: Sequence[Mapping[str, Any]]) -> str:

@@ -108,7 +108,7 @@ def progress_words(progress: Mapping[str, Any]) -> tuple[str, str]:
     done, total, rate = progress.get("done") or 0, progress.get("total") or 0, progress.get("rate") or 0
     parts = []
     if total:
-        parts.append(f"{amount(done, unit)} / {amount(total, unit)}")
+        parts.append(f"{size(done) if unit == 'bytes' else f'{done:,.0f}'} / {amount(total, unit)}")
     elif done:
         parts.append(amount(done, unit))
     if rate:
