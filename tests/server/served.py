@@ -42,7 +42,8 @@ class Gateway:
 @contextmanager
 def serving(backend: Any, key: str | None = None) -> Iterator[Gateway]:
     """`backend` behind a real HTTP server on a free port of loopback."""
-    bound = socket.socket()
+    # asyncio sets TCP_NODELAY only on sockets that name their protocol; else each answer waits 40 ms for an ACK.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     bound.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(create_app(backend), log_level="error", ws="none", timeout_graceful_shutdown=1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from served import Gateway
 
-from fakes import FakePool, ScriptedEngine
+from fakes import FakePool, ScriptedEngine, install_model
 from mofang.client import ApiError
 from mofang.messages import Progress
 from mofang.server.events import EventLog, thinned
@@ -31,6 +31,14 @@ def test_what_is_missing_is_named(gateway: Gateway) -> None:
     assert caught.value.status == 503
     assert caught.value.fault["chat_model"] is None and caught.value.code == "no_model_installed"
     assert "mofang" in caught.value.hint()
+
+
+def test_several_models_and_none_chosen_is_not_ready(gateway: Gateway) -> None:
+    install_model(gateway.backend.settings.home, "echo2")
+    with gateway.client() as client, pytest.raises(ApiError) as caught:
+        client.ready()
+    assert caught.value.status == 503 and caught.value.code == "which_model"
+    assert caught.value.fault["chat_model"] is None and caught.value.fault["embedding_model"] == "hash"
 
 
 def test_the_system_page(gateway: Gateway, pool: FakePool) -> None:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from mofang import __version__
-from mofang.errors import NotFound
+from mofang.errors import MofangError
 from mofang.server import shapes
 from mofang.server.auth import host_name
 from mofang.server.backend import Backend
@@ -44,10 +44,11 @@ def ready(backend: Here, lang: Lang) -> JSONResponse:
     return JSONResponse({**state, "error": {**fault(missing, lang), **kinds}}, status_code=503)
 
 
-def _resolve(backend: Backend, kind: Any) -> tuple[str | None, NotFound | None]:
+def _resolve(backend: Backend, kind: Any) -> tuple[str | None, MofangError | None]:
+    """The model that "auto" means, or why it means none: nothing is there, or several are and none was chosen."""
     try:
         return backend.models.resolve("auto", kind).name, None
-    except NotFound as error:
+    except MofangError as error:
         return None, error
 
 
