@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from gguf import GGUFWriter
+
+from mofang.messages import Progress
 
 REPO = "模坊测试".encode().hex()[:8] + "/tiny-GGUF"
 FILE = "tiny-q8_0.gguf"
@@ -117,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", body)
         else:
             content = hub.files[name]
-            headers = {"Location": f"http://localhost:{hub.port}/cdn/{name}"}
+            headers = {"Location": f"http://localhost:{hub.port}/cdn/{quote(name)}"}
             if not (hub.states_nothing or hub.list_only):
                 headers["X-Linked-Etag"] = f'"{self._digest(content)}"'
                 headers["X-Linked-Size"] = str(len(content) + hub.wrong_size)
@@ -149,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.hub
         if hub.failures:
             self._send(hub.failures.pop(0), b"later", body, {"Retry-After": "0"})
+            return
+        if name not in hub.files:
+            self._send(404, b"", body)
             return
         content = hub.files[name]
         etag = f'"{hashlib.md5(content).hexdigest()}"'
@@ -182,6 +187,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.released.wait(self.hub.pace_s)
         if cut is not None:
             self.close_connection = True
+
+
+class Told(list[Progress]):
+    """Collects progress; `stages` are its stages in order, without repeats."""
+
+    def __call__(self, progress: Progress) -> None:
+        self.append(progress)
+
+    @property
+    def stages(self) -> list[str]:
+        found: list[str] = []
+        for progress in self:
+            if not found or found[-1] != progress.stage:
+                found.append(progress.stage)
+        return found
+
+    def notices(self) -> str:
+        return "\n".join(progress.detail for progress in self if progress.stage == "notice")
 
 
 def tiny_gguf(

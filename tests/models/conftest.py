@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from told import Told
 
 from mofang.models import catalogue
 from mofang.models.catalogue import Catalogue, CatalogueEntry
 from mofang.models.store import ModelStore
 from mofang.settings import Settings
-from stand_in import Hub
+from stand_in import Hub, Told
 
 
 @pytest.fixture
@@ -32,9 +31,6 @@ def manifest(home: Path) -> Callable[..., Path]:
         return folder
 
     return write
-
-    def notices(self) -> str:
-        return "\n".join(progress.detail for progress in self if progress.stage == "notice")
 
 
 @pytest.fixture

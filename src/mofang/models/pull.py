@@ -37,7 +37,7 @@ from mofang.models.catalogue import CatalogueEntry
 from mofang.models.formats import CONVERTERS, FORMATS
 from mofang.models.progress import Meter, Report, notice, size
 from mofang.models.sources import SOURCES
-from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full, kept_bytes, need_disk
+from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full, kept_bytes
 from mofang.models.store import VERSION, ModelStore, check_name, now, write_manifest
 from mofang.platform import memory
 from mofang.strings import say
@@ -190,7 +190,6 @@ async def _bring(
     place = staging / candidate.place
     place.mkdir(parents=True, exist_ok=True)
     _take_back(staging / "ready", place)
-    need_disk(place, sum(file.size_bytes or 0 for file in files) - kept_bytes(place))
     fetched = await source.fetch(files, place, progress)
     for file, got in zip(files, fetched, strict=True):
         _compare(file, got)
@@ -311,9 +310,19 @@ def _alone(store: ModelStore, name: str) -> Iterator[None]:
     staging.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(staging / f"{name}.lock", timeout=0):
-            yield
+            try:
+                yield
+            finally:
+                _tidy(staging / name)
     except Timeout as error:
         raise Conflict("models.being_pulled", name=name) from error
+
+
+def _tidy(staging: Path) -> None:
+    """Empty folders go; what can be resumed stays."""
+    for folder in (*staging.glob("*/tmp"), *staging.glob("*/wheels"), *staging.glob("*"), staging):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

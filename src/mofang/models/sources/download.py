@@ -44,7 +44,6 @@ class Download:
         hub: str,
         variable: str = "",
         headers: Mapping[str, str] | None = None,
-        first_pause_s: float = FIRST_PAUSE_S,
     ) -> None:
         self.client = client
         self.file = file
@@ -54,7 +53,6 @@ class Download:
         self.hub = hub
         self.variable = variable
         self.headers = dict(headers or {})
-        self.first_pause_s = first_pause_s
         self.total = file.size_bytes or 0
         self.done = 0
         self.digest = hashlib.sha256()
@@ -69,16 +67,16 @@ class Download:
         await self._read_back(self.part, Meter(report, "verify", self.total))
         need_disk(self.target.parent, max(0, self.total - self.done))
         meter = Meter(report, "download", self.total, detail=self.file.name)
-        fruitless = 0
+        fruitless, most = 0, self.done
         while not (self.total and self.done == self.total):
-            before = self.done
             try:
                 if await self._connect(meter):
                     break
                 why: Exception = _Again("…")
             except (httpx.TransportError, _Again) as error:
                 why = error
-            fruitless = 0 if self.done > before else fruitless + 1
+            fruitless = 0 if self.done > most else fruitless + 1
+            most = max(most, self.done)
             if fruitless >= FRUITLESS_TRIES:
                 kept = size(self.done)
                 raise Unreachable("models.download_broken", file=self.file.name, why=_words(why), kept=kept) from why
@@ -130,12 +128,7 @@ class Download:
         if self.file.size_bytes and self.done + len(chunk) > self.file.size_bytes:
             out.close()
             self._delete()
-            raise Unreadable(
-                "models.size_mismatch",
-                file=self.file.name,
-                expected=self.file.size_bytes,
-                found=f">{self.file.size_bytes}",
-            )
+            raise self._wrong_size(f"> {self.file.size_bytes}")
 
         def work() -> None:
             view = memoryview(chunk)
@@ -154,8 +147,11 @@ class Download:
     async def _beyond_the_end(self, answer: httpx.Response) -> bool:
         """416: what we have is all of it, when the size is unknown or matches; otherwise it is of another file."""
         whole = _whole_size(answer.headers.get("Content-Range", ""))
-        if whole is not None and whole == self.done and self.file.size_bytes in (None, self.done):
-            return True
+        if whole is not None and whole == self.done:
+            if self.file.size_bytes in (None, whole):
+                return True
+            self._delete()
+            raise self._wrong_size(whole)
         self._begin_anew()
         raise _Again("HTTP 416")
 
@@ -192,13 +188,14 @@ class Download:
     async def _finish(self) -> Fetched:
         if self.file.size_bytes and self.done != self.file.size_bytes:
             self._delete()
-            raise Unreadable(
-                "models.size_mismatch", file=self.file.name, expected=self.file.size_bytes, found=self.done
-            )
+            raise self._wrong_size(self.done)
         await asyncio.to_thread(_flush, self.part)
         self.part.replace(self.target)
         self.notes.unlink(missing_ok=True)
         return self._fetched()
+
+    def _wrong_size(self, found: int | str) -> Unreadable:
+        return Unreadable("models.size_mismatch", file=self.file.name, expected=self.file.size_bytes, found=found)
 
     def _fetched(self) -> Fetched:
         return Fetched(self.target, self.done, self.digest.hexdigest())
@@ -214,9 +211,10 @@ class Download:
             return {}
         return notes if isinstance(notes, dict) and notes.get("url") == self.file.url else {}
 
-    def _pause_s(self, fruitless: int) -> float:
+    @staticmethod
+    def _pause_s(fruitless: int) -> float:
         """Doubling, with a jitter so that many machines behind one office line do not come back together."""
-        return min(self.first_pause_s * 2.0**fruitless, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
+        return min(FIRST_PAUSE_S * 2.0**fruitless, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)
 
 
 def refusal(answer: httpx.Response, *, hub: str, url: str, variable: str = "") -> MofangError:

@@ -13,7 +13,7 @@ import httpx
 
 from mofang.errors import Invalid, MofangError, Unreachable
 from mofang.models.progress import Report
-from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http
+from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http, kept_bytes, need_disk
 from mofang.models.sources.download import Download
 from mofang.settings import Settings
 
@@ -76,6 +76,7 @@ class Hub:
 
     async def fetch(self, files: Sequence[RemoteFile], folder: Path, report: Report) -> list[Fetched]:
         found = []
+        need_disk(folder, sum(file.size_bytes or 0 for file in files) - kept_bytes(folder))
         async with http(self.endpoint) as client:
             for file in files:
                 headers, variable = self._token_headers(), self.token_variables[0]
