@@ -1,7 +1,8 @@
 """From passages to a prompt that a small model can follow, and from its answer to the sources that it cites.
 
-Documents are data. What stands in a source cannot end the block that it is put into, and the block stands in the last
-user turn, after the rules: an order in a document is a sentence to be quoted, not to be followed.
+Documents are data. Their text stands in one delimited block of the last user turn, never in the system's, and what
+could close that block or be read as a chat template's control token is defused: an order in a document is a sentence to
+be quoted, not to be followed. Passages go in whole; what does not fit the budget is left out and said.
 """
 
 import re
@@ -15,14 +16,34 @@ from mofang.strings import say
 
 MAX_SOURCES = 4
 """More than these confuse a small model, and cost it time to read."""
+MAX_GAP = 2
+"""Characters of white space between neighbours: an empty line."""
 SHORT_QUESTION = 10
 """Characters; a question that short may lean on the one before it."""
 _PRONOUN = re.compile(
-    r"^(那|它|他|她|这|其|还有|然后|为什么呢|怎么做|\b(it|that|this|they|and|then|why)\b)", re.IGNORECASE
+    r"(?:它|他|她|这|那|此|其中|该|上述|上面|前面|刚才|还有|另外|然后|所以|为什么呢|怎么做"
+    r"|(?:it|its|this|that|these|those|they|them|and|but|so|then|also|what about|how about|why)\b)",
+    re.IGNORECASE,
 )
-_HAN = re.compile(r"[\u4e00-\u9fff]")
-_MARK = re.compile(r"[\[【［]\s*(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\s*[\]】］]")
-_CLOSING = re.compile(r"</?\s*(资料|sources?)\b[^>]*>", re.IGNORECASE)
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
+_LATIN = re.compile(r"[A-Za-z]")
+_MARK = re.compile(
+    r"[\[【［]\s*(?:资料|来源|source)?\s*(\d{1,3}(?:\s*[,，、;；\-–~]\s*\d{1,3})*)\s*[\]】］]", re.IGNORECASE
+)
+_RANGE = re.compile(r"(\d+)\s*[\-–~]\s*(\d+)")
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_CONTROL = re.compile(
+    r"""
+      </?\s*(?:资料|sources?)\b[^>\n]{0,80}>?                     # our own block, also left open
+    | <\|[^<>|\n]{1,40}\|> | <｜[^<>｜\n]{1,40}｜>               # ChatML, Llama 3, Phi, GLM; DeepSeek
+    | </?(?:s|bos|eos|unk|pad|think|start_of_turn|end_of_turn|tool_call|tool_response)>  # Llama 2, Gemma, Qwen
+    | \[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK)\] | <</?SYS>>  # Mistral, Llama 2
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_WEAKER = str.maketrans("<>[]|｜", "‹›［］¦¦")
+_FOOTNOTE = re.compile(r"(?<![A-Za-z0-9_)\]])[\[【]\s*(\d{1,3})\s*[\]】]")
+"""A document's own [3], which is not our source 3; an index in code (a[3]) stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +68,11 @@ def query_of(messages: Sequence[Message]) -> tuple[str, bool]:
     return last, False
 
 
+def language_of(question: str) -> str:
+    """ "en" for a question in Latin letters alone, else "zh"."""
+    return "en" if _LATIN.search(question) and not _HAN.search(question) else "zh"
+
+
 async def compose(
     messages: Sequence[Message],
     hits: Sequence[Hit],
@@ -57,51 +83,74 @@ async def compose(
     max_prompt_tokens: int,
 ) -> Grounding:
     """The messages with as many numbered sources as fit, best first, each whole."""
-    lang = "zh" if _HAN.search(query) or not query else "en"
-    sources = [_source(number, hit) for number, hit in enumerate(_merged(hits)[:MAX_SOURCES], start=1)]
-    if not sources:
+    lang = language_of(query)
+    found = _merged(_distinct(hits))[:MAX_SOURCES]
+    if not found:
         said = say("knowledge.nothing_found", names="、".join(names), query=query, lang=lang)
         return Grounding(_prompt(messages, [], lang), [], query, [said])
-    found = len(sources)
-    while sources:
-        prompt = _prompt(messages, sources, lang)
-        if await engine.count_tokens(prompt) <= max_prompt_tokens:
-            break
-        sources.pop()
-    else:
+    sources: list[Source] = []
+    for hit in found:
+        trial = [*sources, _source(len(sources) + 1, hit)]
+        if await engine.count_tokens(_prompt(messages, trial, lang)) <= max_prompt_tokens:
+            sources = trial
+    if not sources:
         return Grounding(list(messages), [], query, [say("knowledge.no_room", lang=lang)])
     notices = []
-    if len(sources) < found:
-        notices.append(say("knowledge.sources_left_out", found=found, used=len(sources), lang=lang))
-    return Grounding(prompt, sources, query, notices)
+    if len(sources) < len(found):
+        notices.append(say("knowledge.sources_left_out", found=len(found), used=len(sources), lang=lang))
+    return Grounding(_prompt(messages, sources, lang), sources, query, notices)
 
 
 def mark_cited(answer: str, sources: Sequence[Source]) -> list[Source]:
-    """The sources, those whose number the answer carries marked: [1], 【1】, [1,2], [1][2]."""
-    numbers = {int(number) for group in _MARK.findall(answer) for number in re.findall(r"\d+", group)}
+    """The sources, those whose number the answer carries marked; see `marks`."""
+    numbers = marks(answer)
     return [replace(source, cited=source.number in numbers) for source in sources]
 
 
+def marks(answer: str) -> set[int]:
+    """The numbers that an answer cites: [1], 【1】, [1,2], [1][2], [1-3]. Those in code are indices, not marks."""
+    found: set[int] = set()
+    for inside in _MARK.findall(_CODE.sub(" ", answer)):
+        found.update(int(number) for number in re.findall(r"\d+", inside))
+        for first, last in _RANGE.findall(inside):
+            found.update(range(int(first), int(last) + 1))
+    return found
+
+
+def _distinct(hits: Sequence[Hit]) -> list[Hit]:
+    """The same words in two documents are worth the room of one."""
+    seen: dict[str, Hit] = {}
+    for hit in hits:
+        seen.setdefault(" ".join(hit.text.split()), hit)
+    return list(seen.values())
+
+
 def _merged(hits: Sequence[Hit]) -> list[Hit]:
-    """Neighbouring passages of one document as one, at the place of the better one."""
+    """Neighbouring passages of one document as one, at the place of the best of them."""
     merged: list[Hit] = []
     for hit in hits:
-        for place, other in enumerate(merged):
-            same = (other.knowledge, other.document_id) == (hit.knowledge, hit.document_id)
-            if same and other.headings == hit.headings and 0 <= _gap(other, hit) <= 2:
-                first, second = sorted((other, hit), key=lambda one: one.start)
-                between = "\n" if second.start > first.end else ""
-                text = first.text + between + second.text[max(0, first.end - second.start) :]
-                merged[place] = replace(other, text=text, start=first.start, end=max(first.end, second.end))
-                break
-        else:
+        neighbours = [place for place, other in enumerate(merged) if _touch(other, hit)]
+        if not neighbours:
             merged.append(hit)
+            continue
+        first, *swallowed = neighbours  # two, when it closes the gap between them
+        for place in neighbours:
+            hit = _joined(merged[place], hit)
+        merged[first] = hit
+        merged = [other for place, other in enumerate(merged) if place not in swallowed]
     return merged
 
 
-def _gap(one: Hit, other: Hit) -> int:
-    """Characters between two spans; 0 when they touch or overlap, negative never."""
-    return max(0, max(one.start, other.start) - min(one.end, other.end))
+def _touch(one: Hit, other: Hit) -> bool:
+    """Whether two passages stand under the same headings with nothing but white space between them."""
+    same = (one.knowledge, one.document_id, one.headings) == (other.knowledge, other.document_id, other.headings)
+    return same and 0 <= max(one.start, other.start) - min(one.end, other.end) <= MAX_GAP
+
+
+def _joined(best: Hit, other: Hit) -> Hit:
+    first, second = sorted((best, other), key=lambda hit: hit.start)
+    between = "\n" * min(2, second.start - first.end)
+    return replace(best, text=first.text + between + second.text, start=first.start, end=second.end, page=first.page)
 
 
 def _source(number: int, hit: Hit) -> Source:
@@ -136,10 +185,11 @@ def _prompt(messages: Sequence[Message], sources: Sequence[Source], lang: str) -
 
 
 def _shown(source: Source, lang: str) -> str:
-    where = " > ".join((source.title, *source.headings))
-    return f"[{source.number}] {_harmless(where)}\n{_harmless(source.text.strip())}"
+    page = () if source.page is None else (say("knowledge.page", page=source.page, lang=lang),)
+    where = " > ".join((source.title, *page, *source.headings))
+    return f"[{source.number}] {defuse(' '.join(where.split()))}\n{defuse(source.text.strip())}"
 
 
-def _harmless(text: str) -> str:
-    """A source's text without anything that could close the block it stands in, or pass for a number of ours."""
-    return _CLOSING.sub("", text)
+def defuse(text: str) -> str:
+    """A source's text in which nothing closes its block, is a template's control token, or passes for our number."""
+    return _FOOTNOTE.sub(r"(\1)", _CONTROL.sub(lambda match: match.group().translate(_WEAKER), text))

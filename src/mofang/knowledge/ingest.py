@@ -5,27 +5,29 @@ alone and is reported; the others go on.
 """
 
 import asyncio
+import errno
 import hashlib
 import logging
 import time
 import unicodedata
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Container, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from mofang import platform
 from mofang.engine.base import Embedder
-from mofang.errors import MofangError, TooLarge, Unreadable
+from mofang.errors import MofangError, NoSpace, TooLarge, Unreadable
 from mofang.knowledge import SPLITTERS
-from mofang.knowledge.base import AddReport, FileReport
+from mofang.knowledge.base import AddReport, Chunk, FileReport, ParsedDocument
 from mofang.knowledge.loaders import parse
 from mofang.knowledge.passage import digest
 from mofang.knowledge.split.sentence import LIMIT
-from mofang.knowledge.store import NewVersion, StagedFile, Store, Vector
+from mofang.knowledge.store import NewVersion, StagedFile, Store, Vector, check_embedder
 from mofang.messages import Progress
 from mofang.strings import say
 
@@ -43,10 +45,11 @@ _log = logging.getLogger(__name__)
 
 
 class _Meter:
-    """Progress of one stage, with the rate over the last seconds."""
+    """Progress of one stage, with the rate over the last steps. `total` may grow while files are read ahead."""
 
-    def __init__(self, report: Report, stage: str, total: int, unit: str) -> None:
-        self._report, self._stage, self._total, self._unit = report, stage, total, unit
+    def __init__(self, report: Report, stage: str, unit: str, total: int = 0) -> None:
+        self.total = total
+        self._report, self._stage, self._unit = report, stage, unit
         self._done = 0
         self._marks: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=20)
 
@@ -56,22 +59,34 @@ class _Meter:
         first, done = self._marks[0]
         rate = (self._done - done) / (now - first) if now - first > 0.2 else 0.0
         self._marks.append((now, self._done))
-        self._report(Progress(self._stage, self._done, self._total, self._unit, rate, detail))
+        self._report(Progress(self._stage, self._done, self.total, self._unit, rate, detail))
 
 
-@dataclass
 class _Work:
     """A file that was read and waits for its vectors."""
 
-    place: int
-    """Of the file in the report."""
-    new: NewVersion
-    limit: int
-    missing: set[bytes]
-    n_embedded: int = 0
+    def __init__(self, place: int, new: NewVersion) -> None:
+        self.place = place
+        """Of the file in the report."""
+        self.new = new
+        self.limit = LIMIT
+        self.n_embedded = 0
+        self.wanted = _by_digest(new)
+        self.missing = dict(self.wanted)
+        """What still has to be embedded, in the order of the text."""
 
-    def texts(self) -> dict[bytes, str]:
-        return {digest(text): text for text in self.new.passages()}
+    def recut(self, chunks: list[Chunk], limit: int) -> None:
+        self.limit = limit
+        self.new = replace(self.new, chunks=chunks)
+        self.wanted = _by_digest(self.new)
+        self.missing = dict(self.wanted)
+
+    def got(self, known: Container[bytes]) -> None:
+        self.missing = {key: text for key, text in self.missing.items() if key not in known}
+
+
+def _by_digest(new: NewVersion) -> dict[bytes, str]:
+    return {digest(text): text for text in new.passages()}
 
 
 class Ingest:
@@ -83,17 +98,20 @@ class Ingest:
         self.store = store
         self._open_embedder = open_embedder
         self._report = report
-        self._split = SPLITTERS.get(splitter)
+        self._split: Callable[[ParsedDocument, int], list[Chunk]] = SPLITTERS.get(splitter)
         self._limit_bytes = limit_bytes
         self._stack = AsyncExitStack()
         self._embedder: Embedder | None = None
+        self._embedding = _Meter(report, "embed", "passages")
         self._reports: dict[int, FileReport] = {}
         self._vectors: dict[bytes, Vector] = {}
+        """Of the window at hand."""
 
     async def run(self, files: Sequence[tuple[str, Path]]) -> AddReport:
+        """Raises what opening the embedder raises, and Conflict when it is not the base's own."""
         began = time.monotonic()
-        async with self._stack:
-            async for window in self._windows(files):
+        async with self._stack, aclosing(self._windows(files)) as windows:
+            async for window in windows:
                 try:
                     await self._commit(window)
                 finally:
@@ -104,10 +122,10 @@ class Ingest:
 
     # ---- reading ----
 
-    async def _windows(self, files: Sequence[tuple[str, Path]]) -> AsyncIterator[list[_Work]]:
+    async def _windows(self, files: Sequence[tuple[str, Path]]) -> AsyncGenerator[list[_Work], None]:
         await asyncio.to_thread(self.store.sweep)
         known = await asyncio.to_thread(self.store.digests_of_files)
-        meter = _Meter(self._report, "read", len(files), "files")
+        meter = _Meter(self._report, "read", "files", len(files))
         window: list[_Work] = []
         try:
             for place, (given, path) in enumerate(files):
@@ -118,14 +136,14 @@ class Ingest:
                     continue
                 window.append(work)
                 if sum(len(one.new.chunks) for one in window) >= WINDOW:
-                    yield window
-                    window = []
+                    ready, window = window, []
+                    yield ready
             if window:
-                yield window
-        except BaseException:
+                ready, window = window, []
+                yield ready
+        finally:
             for work in window:
                 self.store.discard(work.new.file)
-            raise
 
     def _read(self, place: int, name: str, path: Path, known: str | None) -> _Work | None:
         """Blocking. None when there is nothing left to do: the report says why."""
@@ -136,9 +154,8 @@ class Ingest:
                 return None
             staged = self.store.stage(path)
             document = parse(staged.path, name, limit_bytes=self._limit_bytes)
-            new = NewVersion(name, staged, document, self._split(document, LIMIT))
-            return _Work(place, new, LIMIT, set())
-        except (MofangError, OSError, ValueError, RecursionError, MemoryError, RuntimeError) as error:
+            return _Work(place, NewVersion(name, staged, document, self._split(document, LIMIT)))
+        except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
             if staged is not None:
                 self.store.discard(staged)
             self._reports[place] = _failed(name, path, error)
@@ -147,101 +164,95 @@ class Ingest:
     # ---- embedding and committing ----
 
     async def _commit(self, window: list[_Work]) -> None:
-        await self._plan(window)
-        # What needs no embedding can answer at once.
-        await self._put_ready(window)
-        meter = _Meter(self._report, "embed", len(set().union(*(work.missing for work in window))), "passages")
-        while waiting := [work for work in window if work.missing]:
-            await self._embed(waiting, meter)
-            await self._put_ready(waiting)
-        self._vectors.clear()
-
-    async def _plan(self, window: list[_Work]) -> None:
-        """Find which passages have vectors already."""
-        wanted = {key for work in window for key in work.texts()}
-        self._vectors |= await asyncio.to_thread(self.store.vectors, wanted - self._vectors.keys())
+        wanted: set[bytes] = set().union(*(work.wanted for work in window))
+        self._vectors = await asyncio.to_thread(self.store.vectors, wanted)
         for work in window:
-            work.missing = work.texts().keys() - self._vectors.keys()
+            work.got(self._vectors)
+        self._embedding.total += len(wanted) - len(self._vectors)
+        waiting = await self._put_ready(window)
+        while waiting:
+            await self._embed(waiting)
+            waiting = await self._put_ready(waiting)
 
-    async def _embed(self, waiting: list[_Work], meter: _Meter) -> None:
+    async def _embed(self, waiting: list[_Work]) -> None:
         """One batch, from the first works that wait. A failure fails the works that are in it."""
         batch: dict[bytes, str] = {}
+        inside: list[_Work] = []
         for work in waiting:
-            texts = work.texts()
-            for key in texts.keys() & work.missing:
-                if len(batch) < BATCH:
-                    batch[key] = texts[key]
             if len(batch) >= BATCH:
                 break
+            inside.append(work)
+            before = len(batch)
+            batch.update(islice(work.missing.items(), BATCH - len(batch)))
+            work.n_embedded += len(batch) - before
         embedder = await self._embedder_now()
         try:
             vectors = await embedder.embed(list(batch.values()), "passage")
         except TooLarge:
-            await self._shorten([work for work in waiting if work.missing & batch.keys()], embedder)
+            await self._shorten(inside, embedder)
             return
         except MofangError as error:
-            for work in waiting:
-                if work.missing & batch.keys():
-                    self._give_up(work, error)
+            for work in inside:
+                self._give_up(work, error)
             return
         self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
         for work in waiting:
-            work.n_embedded += len(work.missing & batch.keys())
-            work.missing -= batch.keys()
-        meter.step(len(batch), waiting[0].new.name)
+            for key in batch:
+                work.missing.pop(key, None)
+        self._embedding.step(len(batch), inside[0].new.name)
 
     async def _embedder_now(self) -> Embedder:
         if self._embedder is None:
-            self._embedder = await self._stack.enter_async_context(self._open_embedder())
+            embedder = await self._stack.enter_async_context(self._open_embedder())
+            model, dimensions = await asyncio.to_thread(self.store.embedder)
+            name = self.store.folder.name
+            check_embedder(name, model, dimensions, embedder.info().model, embedder.dimensions)
+            self._embedder = embedder
         return self._embedder
 
     async def _shorten(self, works: list[_Work], embedder: Embedder) -> None:
-        """Of works whose batch was too large, cut those that hold too large a passage anew, into half the length."""
+        """A batch was too large. Embed one by one; a document with too large a passage is cut anew, half as long."""
         for work in works:
-            texts = work.texts()
+            work.n_embedded = 0
             try:
-                for key in list(work.missing):
-                    self._vectors[key] = (await embedder.embed([texts[key]], "passage"))[0]
-                    work.missing.discard(key)
+                for key, text in list(work.missing.items()):
+                    self._vectors[key] = np.asarray((await embedder.embed([text], "passage"))[0], dtype=np.float32)
+                    del work.missing[key]
                     work.n_embedded += 1
+                    self._embedding.step(1, work.new.name)
             except TooLarge as error:
                 if work.limit // 2 < MIN_LIMIT:
                     self._give_up(work, error)
                     continue
-                work.limit //= 2
-                chunks = await asyncio.to_thread(self._split, work.new.document, work.limit)
-                work.new = replace(work.new, chunks=chunks)
-                work.missing = work.texts().keys() - self._vectors.keys()
+                limit = work.limit // 2
+                work.recut(await asyncio.to_thread(self._split, work.new.document, limit), limit)
+                work.got(self._vectors)
+                self._embedding.total += len(work.missing)
+            except MofangError as error:
+                self._give_up(work, error)
 
-    async def _put_ready(self, works: list[_Work]) -> None:
+    async def _put_ready(self, works: list[_Work]) -> list[_Work]:
+        """Commit the works that lack nothing; returns those that still wait."""
         for work in works:
             if not work.missing and work.place not in self._reports:
                 self._reports[work.place] = await self._put(work)
+        return [work for work in works if work.missing]
 
     async def _put(self, work: _Work) -> FileReport:
-        notes = work.new.document.notes
+        new = work.new
         if work.limit != LIMIT:
-            notes = (*notes, say("knowledge.smaller_chunks", limit=work.limit))
-            work.new = replace(work.new, document=replace(work.new.document, notes=notes))
-        n_chunks = len(work.new.chunks)
+            notes = (*new.document.notes, say("knowledge.smaller_chunks", limit=work.limit))
+            new = replace(new, document=replace(new.document, notes=notes))
+        embedder = (self._embedder.info().model, self._embedder.dimensions) if self._embedder else None
+        vectors = {key: self._vectors[key] for key in work.wanted}
         try:
-            status = await asyncio.to_thread(self._store_put, work)
-        except MofangError as error:
-            return _failed(work.new.name, work.new.file.path, error)
-        return FileReport(work.new.name, status, n_chunks, work.n_embedded, notes=notes)
-
-    def _store_put(self, work: _Work) -> Literal["added", "replaced"]:
-        """Blocking. Where nothing had to be embedded, the base's own embedder holds."""
-        vectors = {key: self._vectors[key] for key in work.texts()}
-        if self._embedder:
-            model, dimensions = self._embedder.info().model, self._embedder.dimensions
-        else:
-            info = self.store.info()
-            model, dimensions = info.embedding_model, info.dimensions or 0
-        return self.store.put(work.new, vectors, embedding_model=model, dimensions=dimensions)
+            status = await asyncio.to_thread(self.store.put, new, vectors, embedder)
+        except (MofangError, OSError) as error:
+            return _failed(new.name, new.file.path, error)
+        return FileReport(new.name, status, len(new.chunks), work.n_embedded, notes=new.document.notes)
 
     def _give_up(self, work: _Work, error: MofangError) -> None:
-        work.missing = set()
+        work.missing = {}
         self._reports[work.place] = _failed(work.new.name, work.new.file.path, error)
 
 
@@ -258,9 +269,17 @@ def _sha256(path: Path) -> str:
 
 
 def _failed(name: str, path: Path, error: Exception) -> FileReport:
+    fault = _in_our_words(name, path, error)
+    return FileReport(name, "failed", error=fault.message(), hint=fault.hint(), code=fault.code)
+
+
+def _in_our_words(name: str, path: Path, error: Exception) -> MofangError:
+    if isinstance(error, MofangError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = platform.free_disk(path)
+        return NoSpace("core.no_space", path=path, needed=name, free=f"{free // 1_000_000} MB")
     if isinstance(error, OSError):
-        error = Unreadable("knowledge.file_missing", path=path)
-    if not isinstance(error, MofangError):
-        _log.exception("loader failed on %s", name, exc_info=error)
-        error = Unreadable("knowledge.loader_failed", name=name, why=error)
-    return FileReport(name, "failed", error=error.message(), hint=error.hint(), code=error.code)
+        return Unreadable("knowledge.file_missing", path=path)
+    _log.error("the loader of %s failed", name, exc_info=error)
+    return Unreadable("knowledge.loader_failed", name=name, why=f"{type(error).__name__}: {error}")

@@ -14,13 +14,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mofang.engine.base import ChatEngine, Embedder, Engine
 from mofang.errors import Invalid, NotFound
 from mofang.knowledge import answer, retrieve
-from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
+from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.retrieve import VectorCache
-from mofang.knowledge.store import FILE, Store
+from mofang.knowledge.split.sentence import split
+from mofang.knowledge.store import FILE, Store, Vector, check_embedder
 from mofang.messages import Message, Progress
 from mofang.strings import say
 
@@ -28,7 +31,9 @@ CONTEXT_CHARACTERS = 240
 """Shown before and after a span, so that a person sees where it stands."""
 CANDIDATES = 12
 """Passages that an answer chooses its sources from, before neighbours are joined."""
-_NAME = re.compile(r"^[\w一-鿿][\w一-鿿.\-]{0,127}$")
+_NAME = re.compile(r"\w[\w.\-]{0,127}")
+_MAX_NAME_BYTES = 200
+"""Of a folder name; the file system's own limit is 255."""
 
 OpenEmbedder = Callable[[str], AbstractAsyncContextManager[Engine]]
 
@@ -49,7 +54,7 @@ class Library:
 
     def create(self, name: str, *, title: str = "", embedding_model: str) -> KnowledgeInfo:
         """A new, empty base. Its embedder is fixed. Raises Invalid for a bad name, Conflict when it exists."""
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
             raise Invalid("knowledge.bad_name", param="name", name=name)
         self.folder.mkdir(parents=True, exist_ok=True)
         return Store.create(self.folder / name, title=title, embedding_model=embedding_model).info()
@@ -105,7 +110,7 @@ class Library:
     ) -> AddReport:
         """Read, embed and commit (relative name, path) pairs; a file that fails does not stop the others."""
         store = self._store(name)
-        model = (await asyncio.to_thread(store.info)).embedding_model
+        model, _ = await asyncio.to_thread(store.embedder)
         ingest = Ingest(
             store,
             lambda: self._embedder(model),  # type: ignore[arg-type, return-value]
@@ -122,12 +127,11 @@ class Library:
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
         stores = [self._store(name) for name in dict.fromkeys(names)]
-        infos = await asyncio.gather(*(asyncio.to_thread(store.info) for store in stores))
-        vectors = {}
-        for model in {info.embedding_model for info in infos if info.n_chunks}:
-            async with self._embedder(model) as embedder:
-                assert isinstance(embedder, Embedder)
-                vectors[model] = (await embedder.embed([query], "query"))[0]
+        vectors: dict[str, Vector] = {}
+        for store in stores:
+            model, dimensions = await asyncio.to_thread(store.embedder)
+            if dimensions is not None and model not in vectors:
+                vectors[model] = await self._embed_query(store, model, dimensions, query)
         return await asyncio.to_thread(retrieve.search, stores, query, vectors, k=k, cache=self._cache)
 
     async def ground(
@@ -144,6 +148,17 @@ class Library:
         return grounding
 
     # ---- inside ----
+
+    async def _embed_query(self, store: Store, model: str, dimensions: int, query: str) -> Vector:
+        """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""
+        chunks = split(ParsedDocument(query, [Block("paragraph", 0, len(query))]))
+        parts = [query[chunk.start : chunk.end] for chunk in chunks]
+        async with self._embedder(model) as embedder:
+            assert isinstance(embedder, Embedder)
+            check_embedder(store.folder.name, model, dimensions, embedder.info().model, embedder.dimensions)
+            vectors = np.asarray(await embedder.embed(parts, "query"), dtype=np.float32)
+        mean = vectors.mean(axis=0)
+        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
 
     def _names(self) -> builtins.list[str]:
         if not self.folder.is_dir():

@@ -168,6 +168,12 @@ class Store:
             created_at=row["created_at"],
         )
 
+    def embedder(self) -> tuple[str, int | None]:
+        """The embedding model, and the dimensions of its vectors once there are any."""
+        with self.read() as connection:
+            row = connection.execute("SELECT embedding_model, dimensions FROM base").fetchone()
+        return row["embedding_model"], row["dimensions"]
+
     def documents(self) -> list[DocumentInfo]:
         """By name."""
         query = """
@@ -247,9 +253,11 @@ class Store:
                 file.unlink(missing_ok=True)
 
     def put(
-        self, new: NewVersion, vectors: Mapping[bytes, Vector], *, embedding_model: str, dimensions: int
+        self, new: NewVersion, vectors: Mapping[bytes, Vector], embedder: tuple[str, int] | None
     ) -> Literal["added", "replaced"]:
-        """Commit a document's version with all it needs in place of the one before. `vectors` by digest of passage.
+        """Commit a document's version with all it needs in place of the one before.
+
+        vectors: by digest of passage. embedder: name and dimensions of what made them; None when all were known here.
 
         Raises Conflict (knowledge.other_embedding_model, knowledge.other_dimensions) when the vectors are not of the
         base's own embedder.
@@ -257,7 +265,8 @@ class Store:
         rows = _chunk_rows(new)  # cutting words takes its time: not while others wait for the lock
         dropped: list[bytes] = []
         with self.write() as connection:
-            self._fix_embedder(connection, embedding_model, dimensions)
+            if embedder is not None:
+                self._fix_embedder(connection, *embedder)
             row = connection.execute("SELECT id, version_id FROM documents WHERE name = ?", (new.name,)).fetchone()
             document_id = row["id"] if row else secrets.token_hex(8)
             if row:
