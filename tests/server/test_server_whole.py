@@ -122,6 +122,7 @@ def test_a_crash_in_the_middle_and_the_next_request(home: Path) -> None:
 def test_a_full_queue_is_429(home: Path) -> None:
     install_model(home, "echo", echo={"delay_s": 0.2, "n_slots": 1})
     with serving(LocalBackend(Settings(home=home, port=0, queue_limit=1))) as gateway, gateway.client() as client:
+        client.load_model("echo")
         ask = {"model": "echo", "messages": [{"role": "user", "content": "慢" * 200}]}
         running = [client.generate(ask) for _ in range(2)]
         wait_until(lambda: client.system()["waiting"] == {"echo": 1})
