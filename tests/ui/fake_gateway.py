@@ -388,7 +388,7 @@ async def _answer(
     if grounded:
         log.events.append({"type": "sources", "sources": [{**source, "cited": False} for source in sources]})
     text = CITED if grounded else SLOW if "慢" in question else ANSWER
-    status, delay = "done", state.delay_s * (25 if "慢" in question else 1)
+    status, delay = "done", state.delay_s * (15 if "慢" in question else 1)
     for index, letter in enumerate(text):
         if identity in state.stopped:
             status = "stopped"

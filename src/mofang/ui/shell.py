@@ -89,6 +89,8 @@ def page_html(lang: str) -> str:
     head = (
         '<meta name="color-scheme" content="light dark">'
         "<style>html{background:#fcfbf8}@media(prefers-color-scheme:dark){html{background:#17191b}}</style>"
+        # Without it Streamlit looks for itself under /models first, and the console shows its 404s.
+        "<script>window.__streamlit={BACKEND_BASE_URL:location.origin}</script>"
         '<script defer src="./workbench/shell.js"></script>'
     )
     return html.replace("</head>", f"{head}</head>")

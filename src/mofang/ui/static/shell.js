@@ -1,4 +1,5 @@
-// Two things that Streamlit does not do: its own few English sentences in the reader's language, and copying an answer.
+// What Streamlit does not do: its own few English sentences in the reader's language, copying an answer, and a sidebar
+// that leaves the page free on a phone once something was chosen in it.
 // MOFANG = {words: {zh: {english: translated…}, en: {…}}, language: "zh" | "en"} is written before this file (shell.py).
 
 (() => {
@@ -45,6 +46,12 @@
   });
   observer.observe(document.documentElement, {
     subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES,
+  });
+
+  const CHOICES = "[data-testid=stPageLink-NavLink], [class*=st-key-open_] button, .st-key-new_chat button";
+  document.addEventListener("click", (event) => {
+    if (innerWidth > 768 || !event.target.closest?.("[data-testid=stSidebar]") || !event.target.closest(CHOICES)) return;
+    setTimeout(() => document.querySelector("[data-testid=stSidebarCollapseButton] button")?.click(), 150);
   });
 
   document.addEventListener("click", async (event) => {

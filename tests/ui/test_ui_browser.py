@@ -1,0 +1,296 @@
+"""The workbench in a real Chromium: streams that survive clicks and reloads, sources, pulls, phones, both languages.
+
+Every test also fails when the console says an error or a request leaves this machine (conftest.visit).
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_gateway
+import pytest
+from playwright.sync_api import Page, expect
+
+from mofang.ui import words
+
+pytestmark = pytest.mark.browser
+
+QUESTION = "[data-testid=stChatInput] textarea"
+ANSWER = "[class*=st-key-answer_] .stMarkdown"
+
+
+def ask(page: Page, question: str) -> None:
+    page.fill(QUESTION, question)
+    page.press(QUESTION, "Enter")
+
+
+def answer_text(page: Page) -> str:
+    return page.locator(ANSWER).last.inner_text()
+
+
+def test_send_and_stop(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "慢慢说")
+    expect(page.locator(ANSWER).last).to_contain_text("这是一个")
+    page.locator(".st-key-stop button").click()
+    expect(page.get_by_text("已停止")).to_be_visible()
+    said = answer_text(page)
+    assert 0 < len(said) < len(fake_gateway.SLOW)
+    expect(page.locator(QUESTION)).to_be_enabled()
+    ask(page, "再问一次")
+    expect(page.locator(".mf-copy")).to_have_count(2)
+    page.locator(".mf-copy").last.click()
+    expect(page.get_by_text("已复制")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == fake_gateway.ANSWER
+
+
+def test_a_reload_in_mid_stream_reattaches_and_the_answer_completes(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "慢慢说，我要刷新")
+    expect(page.locator(ANSWER).last).to_contain_text("这是一个慢慢")
+    page.reload()
+    expect(page.locator(".mf-user")).to_have_text("慢慢说，我要刷新")
+    expect(page.locator(".st-key-stop button")).to_be_visible()
+    expect(page.locator(ANSWER).last).to_have_text(fake_gateway.SLOW, timeout=40_000)
+    expect(page.locator(QUESTION)).to_be_enabled()
+
+
+def test_clicks_elsewhere_keep_the_answer_and_are_answered_at_once(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "慢慢说，我到处点")
+    expect(page.locator(ANSWER).last).to_contain_text("这是一个")
+    page.locator("[class*=st-key-settings_] button").first.click()
+    page.locator(".st-key-settings_body").get_by_text("创意").click()
+    expect(page.locator(".st-key-settings_body").get_by_text("1.10").first).to_be_visible()
+    page.keyboard.press("Escape")
+    waits = []
+    for name, there in (("模型", ".mf-head"), ("对话", ".mf-user"), ("知识库", ".mf-head"), ("对话", ".mf-user")):
+        begun = time.perf_counter()
+        page.locator("[data-testid=stSidebar]").get_by_role("link", name=name, exact=True).click()
+        page.locator(there).first.wait_for()
+        waits.append(time.perf_counter() - begun)
+    print("page changes while a stream runs, s:", [round(wait, 2) for wait in waits])
+    assert sorted(waits)[1] < 1.5, waits  # the goal is 0.3 s on a quiet machine; here many tests share two cores
+    expect(page.locator(ANSWER).last).to_have_text(fake_gateway.SLOW, timeout=40_000)
+
+
+def test_regenerate_with_versions(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "什么是上下文窗口？")
+    page.locator("[class*=st-key-again_] button").click()
+    expect(page.get_by_text("2/2")).to_be_visible()
+    page.locator("[class*=st-key-previous_] button").click()
+    expect(page.get_by_text("1/2")).to_be_visible()
+    expect(page.locator("table")).to_be_visible()
+
+
+def test_sources_open_at_the_highlighted_passage_without_a_round_trip(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    page.locator(".st-key-example_docs button").click()
+    mark = page.locator("a[href^='#s-']").first
+    expect(page.locator(".mf-source")).to_have_count(3)
+    expect(page.locator(".mf-copy")).to_be_visible()
+    expect(page.locator(".mf-source mark").first).not_to_be_visible()
+    mark.click()
+    passage = page.locator(".mf-source mark").first
+    expect(passage).to_be_visible()
+    expect(passage).to_be_in_viewport()
+    assert passage.inner_text() == fake_gateway.SENTENCE
+    assert page.locator(".mf-passage").nth(2).text_content() == "没有网络的机器也能使用。<b>不是标签</b>"
+
+
+def test_an_error_is_shown_with_its_hint(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "错误")
+    expect(page.locator("[role=alert]")).to_contain_text("模型进程意外退出")
+    expect(page.locator("[role=alert]")).to_contain_text("换一个更小的模型")
+
+
+def test_conversations_are_renamed_and_deleted(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    ask(page, "要改名的对话")
+    expect(page.locator(".mf-copy")).to_be_visible()
+    row = page.locator("[class*=st-key-conv_here_]")
+    row.locator("[class*=st-key-menu_] button").click()
+    page.get_by_role("menuitem", name="重命名").click()
+    page.get_by_label("新的名字").fill("改过的 *名字* [1]")
+    page.get_by_role("button", name="保存").click()
+    expect(row).to_contain_text("改过的 *名字* [1]")
+    row.locator("[class*=st-key-menu_] button").click()
+    page.get_by_role("menuitem", name="删除").click()
+    page.locator(".st-key-delete_sure button").click()
+    expect(page.get_by_text("今天想聊点什么？")).to_be_visible()
+    expect(page.get_by_text("改过的")).to_have_count(0)
+
+
+def test_a_pull_shows_progress_and_stops_and_ends(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/models")
+    page.get_by_role("tab", name="模型目录").click()
+    pull = page.locator("[class*='st-key-pull_qwen2'] button")
+    pull.click()
+    job = page.locator("[class*=st-key-job_job_]")
+    expect(job).to_contain_text("正在取回模型")
+    expect(job).to_contain_text("MB/s")
+    expect(job).to_contain_text("还剩约")
+    job.get_by_role("button", name="停止").click()
+    expect(job).to_have_count(0)
+    bench.state.pull_s = 1.5
+    page.get_by_role("tab", name="模型目录").click()
+    pull.click()
+    expect(job).to_be_visible()
+    expect(job).to_have_count(0)
+    expect(page.get_by_role("tab", name="已安装 3")).to_be_visible()
+    bench.state.models.pop()
+
+
+def test_documents_go_in_with_their_state(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/knowledge")
+    files = [
+        {"name": "说明.md", "mimeType": "text/markdown", "buffer": "正文".encode()},
+        {"name": "坏.txt", "mimeType": "text/plain", "buffer": b""},
+    ]
+    page.locator("input[type=file]").set_input_files(files)
+    page.locator(".st-key-upload button").click()
+    expect(page.locator("[role=alert]")).to_contain_text("坏.txt：文件是空的")
+    expect(page.locator("[class*=st-key-doc_doc_]").last).to_contain_text("说明.md")
+
+
+def test_the_gateway_goes_and_comes_back(visit: Any, tmp_path: Path) -> None:
+    from conftest import Bench
+
+    with Bench(tmp_path) as bench:
+        page = visit(bench.url)
+        expect(page.get_by_text("正在等待网关")).to_be_visible()
+        with bench.gateway():
+            expect(page.get_by_text("今天想聊点什么？")).to_be_visible()
+            ask(page, "慢慢说，网关会走开")
+            expect(page.locator(ANSWER).last).to_contain_text("这是一个")
+        expect(page.get_by_text("连接中断").first).to_be_visible()
+        with bench.gateway():
+            log = bench.state.logs[bench.state.requests and next(iter(bench.state.logs))]
+            log.events.append({"type": "done", "sources": []})
+            log.closed = True
+            for shape in bench.state.generations.values():
+                shape["status"] = "done"
+            for conversation in bench.state.conversations.values():
+                conversation["running_generation_id"] = None
+                conversation["messages"][-1]["status"] = "done"
+            expect(page.locator(QUESTION)).to_be_enabled()
+            expect(page.locator(ANSWER).last).to_contain_text("这是一个")
+
+
+# ---- every page, both languages, phone and desktop ----
+
+OVERFLOW = """() => {
+  const wide = document.scrollingElement.scrollWidth > innerWidth ? ['page is ' + document.scrollingElement.scrollWidth] : [];
+  const main = document.querySelector('[data-testid=stMain]');
+  if (main && main.scrollWidth > main.clientWidth) wide.push('main is ' + main.scrollWidth + ' of ' + main.clientWidth);
+  const scrolls = (e) => { for (let p = e.parentElement; p; p = p.parentElement) {
+    const s = getComputedStyle(p); if (p !== main && /auto|scroll/.test(s.overflowX) && p.scrollWidth > p.clientWidth) return true; } return false; };
+  for (const e of document.querySelectorAll('[data-testid=stMain] *, [data-testid=stBottom] *')) {
+    const box = e.getBoundingClientRect(); const s = getComputedStyle(e);
+    if (box.width < 2 || box.height < 2 || s.visibility === 'hidden' || s.opacity === '0' || s.clipPath !== 'none') continue;
+    if ((box.right > innerWidth + 1 || box.left < -1) && !scrolls(e)) wide.push(e.tagName + '.' + e.className + ' ' + Math.round(box.left) + '–' + Math.round(box.right));
+  }
+  return wide.slice(0, 5);
+}"""
+
+SAID = """() => {
+  const said = new Set();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement;
+    if (e.closest('style, script, noscript, kbd, [data-testid=stIconMaterial], [aria-hidden=true]')) continue;
+    const text = walk.currentNode.nodeValue.trim(); if (text) said.add(text);
+  }
+  for (const e of document.querySelectorAll('[aria-label], [title], [placeholder]'))
+    for (const name of ['aria-label', 'title', 'placeholder']) { const text = e.getAttribute(name); if (text && text.trim()) said.add(text.trim()); }
+  return [...said];
+}"""
+
+
+def settled(page: Page) -> None:
+    page.wait_for_selector(".mf-hero, .mf-head, .mf-user")
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
+    page.wait_for_timeout(300)
+
+
+def everything(page: Page, url: str, lang: str) -> Any:
+    """Each state of each page, one after another."""
+    settled(page)
+    yield "chat"
+    ask(page, "写一段 Markdown" if lang == "zh" else "Some Markdown")
+    page.wait_for_selector(".mf-copy")
+    yield "answer"
+    page.locator("[class*=st-key-settings_] button").first.click()
+    page.wait_for_selector(".st-key-settings_body")
+    yield "settings"
+    page.keyboard.press("Escape")
+    page.goto(f"{url}/models?lang={lang}")
+    settled(page)
+    page.locator("[class*=st-key-details_] summary").first.click()
+    page.wait_for_selector(".mf-facts")
+    yield "installed"
+    page.get_by_role("tab").nth(1).click()
+    yield "catalogue"
+    page.goto(f"{url}/knowledge?lang={lang}")
+    settled(page)
+    yield "documents"
+    page.get_by_role("tab").nth(1).click()
+    page.locator("[class*=st-key-query_] input").fill("GGUF")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".mf-hit")
+    yield "search"
+
+
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+def test_nothing_is_clipped_on_a_phone(bench: Any, visit: Any, lang: str) -> None:
+    page = visit(f"{bench.url}?lang={lang}", width=390, has_touch=True)
+    for state in everything(page, bench.url, lang):
+        assert page.evaluate(OVERFLOW) == [], state
+    page.goto(f"{bench.url}?lang={lang}")
+    page.locator("[data-testid=stExpandSidebarButton]").click()
+    page.locator("[data-testid=stSidebar]").get_by_role("link").nth(1).click()
+    settled(page)
+    expect(page.locator("[data-testid=stSidebar]")).to_have_attribute("data-collapsed", "true")
+
+
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+def test_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> None:
+    other = "en" if lang == "zh" else "zh"
+    foreign = {
+        sentence
+        for key, sentence in words.table(other).items()
+        if sentence != words.table(lang)[key] and "{" not in sentence
+    }
+    foreign -= {"模型"} if lang == "en" else set()  # the scripted gateway's documents are called so
+    foreign -= {"中文", "English", "Mofang", "模坊", "token", "Hugging Face"}
+    bench.state.conversations.clear()
+    page = visit(f"{bench.url}?lang={lang}", locale="de-DE")
+    for state in everything(page, bench.url, lang):
+        said = set(page.evaluate(SAID))
+        found = said & foreign
+        assert not found, state
+        assert not {text for text in said if text in words.table(lang) and "_" in text}, state
+        if (
+            lang == "zh"
+        ):  # what is wholly English is data: names of models, files, licences; never a sentence of ours or Streamlit's
+            english = {
+                text
+                for text in said
+                if text.isascii() and len(text.split()) > 1 and text[0].isupper() and text[-1] not in ")0"
+            }
+            assert not {text for text in english if not text.startswith(("Qwen", "BGE", "Some", "Top", "Min"))}, state
+
+
+def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    page.get_by_role("radio", name="English").click() if page.get_by_role(
+        "radio", name="English"
+    ).count() else page.get_by_text("English").click()
+    expect(page.get_by_text("What is on your mind?")).to_be_visible()
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name="Models", exact=True).click()
+    expect(page.locator(".mf-head h2")).to_have_text("Models")
+    page.reload()
+    expect(page.locator(".mf-head h2")).to_have_text("Models")
+    assert page.evaluate("document.documentElement.lang") == "en"
