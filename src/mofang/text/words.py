@@ -50,7 +50,8 @@ def _cut(folded: str) -> Iterator[str]:
 
 def _han(run: str) -> Iterator[str]:
     unknown = ""
-    for word in rjieba.cut_for_search(run):
+    # Without its guesses at unknown words: they depend on the neighbours, and a query would not meet the document.
+    for word in rjieba.cut_for_search(run, False):
         if len(word) == 1:
             unknown += word
             continue
