@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from mofang.errors import MissingExtra, UnknownName
@@ -39,7 +40,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name, ours first, then those of installed third parties."""
-        return [*self._entries, *(name for name in self._third_party() if name not in self._entries)]
+        return [*self._entries, *(name for name in self._third_party if name not in self._entries)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -48,7 +49,7 @@ class Registry:
         """What is known of `name` without importing it. Raises UnknownName."""
         if name in self._entries:
             return self._entries[name]
-        third_party = self._third_party()
+        third_party = self._third_party
         if name in third_party:
             return Entry(third_party[name], summary=f"entry point mofang.{self.kind}")
         close = difflib.get_close_matches(name, self.names(), n=1)
@@ -68,6 +69,8 @@ class Registry:
         module, attribute = entry.target.split(":")
         return getattr(importlib.import_module(module), attribute)
 
+    @cached_property
     def _third_party(self) -> dict[str, str]:
+        """Asked once: every look-up would else read the metadata of all installed packages (5 ms here)."""
         group = importlib.metadata.entry_points(group=f"mofang.{self.kind}")
         return {point.name: point.value for point in group}
