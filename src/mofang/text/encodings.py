@@ -105,14 +105,12 @@ def _utf16_without_bom(data: bytes) -> str:
     if len(sample) < 4 or len(data) % 2:
         return ""
     zeros_low, zeros_high = sample[0::2].count(0), sample[1::2].count(0)
-    if min(zeros_low, zeros_high) * 10 > max(zeros_low, zeros_high):
-        return ""  # zeros on both sides: binary
     if not zeros_low and not zeros_high and not _control_share(sample) > 0:
         return ""
     scores = {name: _implausibility(sample, name) for name in ("utf-16-le", "utf-16-be")}
     encoding, strangeness = min(scores.items(), key=lambda item: item[1])
     controls = _control_share(sample.decode(encoding, errors="replace").encode())
-    return encoding if strangeness < 0.7 and controls < 0.02 else ""
+    return encoding if strangeness < 0.5 and controls < 0.02 else ""
 
 
 def _control_share(sample: bytes) -> float:
