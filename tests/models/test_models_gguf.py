@@ -208,14 +208,16 @@ def test_a_liar_costs_neither_time_nor_memory(tmp_path: Path) -> None:
     ]
     for liar in liars:
         path = _written(tmp_path, b"GGUF" + liar)
-        tracemalloc.start()
-        started = time.monotonic()
+        started = time.process_time()
         with contextlib.suppress(Unreadable):
             gguf.read(path)
-        seconds = time.monotonic() - started
+        seconds = time.process_time() - started
+        tracemalloc.start()
+        with contextlib.suppress(Unreadable):
+            gguf.read(path)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert seconds < 5.0
+        assert seconds < 3.0  # of this process's own time; measured: below 0.5
         assert peak < 16 << 20
 
 
@@ -249,9 +251,9 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, sound: bytes, changes
 
 @pytest.mark.model
 def test_real_models(qwen: Path, smollm2: Path, e5: Path) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     coder = gguf.facts(qwen)
-    assert time.monotonic() - started < 1.0
+    assert time.process_time() - started < 0.5  # measured: 0.05
     assert (coder.architecture, coder.n_layers, coder.n_ctx_train) == ("qwen2", 24, 32768)
     assert (coder.n_head, coder.n_head_kv, coder.n_vocab) == (14, 2, 151_936)
     assert (coder.quantization, coder.tokenizer) == ("Q4_K_M", "gpt2 (qwen2)")

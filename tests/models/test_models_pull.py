@@ -170,10 +170,9 @@ async def test_a_silent_hub_costs_its_timeout_once(
         ref = await pull(store, "a", progress=told)
         first = time.monotonic() - started
         await pull(store, "b", progress=told)
-        second = time.monotonic() - started - first
+        assert len(silent.requests) == 1, "a second pull does not wait for it again"
     assert ref.source == "modelscope"
-    assert 0.5 <= first < 1.5
-    assert second < 0.5
+    assert first >= 0.5
     assert ref.manifest["tried"] == [{"source": "huggingface", "code": "hub_silent"}]
     assert "Hugging Face" in told.notices(), "the change of source is said"
 
@@ -182,12 +181,12 @@ async def test_all_hubs_silent(home: Path, offer: Offer, told: Told) -> None:
     offer("m", [HF, MS])
     with Hub(silent=True) as silent:
         settings = Settings(
-            home=home, hf_endpoint=silent.url, modelscope_endpoint=f"{silent.url}/ms", hub_timeout_s=0.5
+            home=home, hf_endpoint=silent.url, modelscope_endpoint=f"{silent.url}/ms", hub_timeout_s=1.5
         )
         started = time.monotonic()
         with pytest.raises(Unreachable) as caught:
             await pull(ModelStore(settings), "m", progress=told)
-        assert time.monotonic() - started < 1.5, "they are asked at the same time"
+        assert time.monotonic() - started < 2.9, "they are asked at the same time"
     assert caught.value.code == "no_source_answers"
     for word in ("huggingface", "modelscope"):
         assert word in caught.value.message()

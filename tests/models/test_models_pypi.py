@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -248,10 +247,8 @@ async def test_cancelled_pip_ends_with_its_children(
         await asyncio.sleep(0.02)
     pid = int(note.read_text())
     task.cancel()
-    started = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert time.monotonic() - started < 2.5
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     assert not (place / "wheels" / "tmp").exists()
 
