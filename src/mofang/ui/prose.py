@@ -72,9 +72,12 @@ def sources_html(
     """The numbered sources as <details>: a link to the text inside opens it, without script or round trip.
 
     `contexts` gives, by number, the span with what surrounds it (GET …/text); a source without one shows its span alone.
-    `words`: "title", "page" (with {n}), "not_cited", "gone".
+    `words`: "title", "title_uncited" (when the answer marks none of them), "page" (with {n}), "not_cited", "gone".
     """
     items = []
+    sources = list(sources)
+    some_cited = any(source.get("cited") for source in sources)
+    title = words["title" if some_cited else "title_uncited"]
     for source in sources:
         number = int(source["number"])
         context = contexts.get(number)
@@ -84,7 +87,11 @@ def sources_html(
             (context or {}).get("after", ""),
         )
         where = escape(place(source, words["page"]))
-        mark = "" if source.get("cited") else f'<span class="mf-quiet">{escape(words["not_cited"])}</span>'
+        mark = (
+            ""
+            if source.get("cited") or not some_cited
+            else f'<span class="mf-quiet">{escape(words["not_cited"])}</span>'
+        )
         gone = f'<p class="mf-quiet">{escape(words["gone"])}</p>' if context == {} else ""
         items.append(
             f'<details class="mf-source"><summary><span class="mf-n">{number}</span>'
@@ -93,4 +100,4 @@ def sources_html(
             f'<div class="mf-passage" id="{anchor_of(message_id, number)}">{escape(str(before))}'
             f"<mark>{escape(str(text))}</mark>{escape(str(after))}{gone}</div></details>"
         )
-    return f'<div class="mf-sources"><div class="mf-label">{escape(words["title"])}</div>{"".join(items)}</div>'
+    return f'<div class="mf-sources"><div class="mf-label">{escape(title)}</div>{"".join(items)}</div>'

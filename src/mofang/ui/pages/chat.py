@@ -180,13 +180,19 @@ def _reasoning(text: str | None, message_id: str) -> None:
 
 
 def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
-    words = {"title": t("sources"), "page": t("page_n", n="{n}"), "not_cited": t("not_cited"), "gone": t("source_gone")}
+    words = {
+        "title": t("sources"),
+        "title_uncited": t("sources_uncited"),
+        "page": t("page_n", n="{n}"),
+        "not_cited": t("not_cited"),
+        "gone": t("source_gone"),
+    }
+    wanted = [source for source in sources if source.get("cited")] or sources
     contexts = {
         int(source["number"]): _context(
             client(), source["knowledge"], source["document_id"], source["start"], source["end"]
         )
-        for source in sources
-        if source.get("cited")
+        for source in wanted
     }
     return sources_html(sources, contexts, message_id, words)
 

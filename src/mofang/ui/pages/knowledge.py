@@ -222,5 +222,5 @@ def _search(name: str) -> None:
         st.html(
             f'<div class="mf-hit"><div class="mf-card"><span class="mf-n">{rank}</span><b>{escape(hit["title"])}</b>'
             f'<span class="mf-quiet">{escape(place(hit, t("page_n", n="{n}")))}</span></div>'
-            f'<div class="mf-legs">{legs}</div><div class="mf-passage">{escape(hit["text"])}</div></div>'
+            f'<div class="mf-legs">{legs}</div><div class="mf-passage">{escape(hit["text"].strip())}</div></div>'
         )
