@@ -118,6 +118,8 @@ class Ingest:
                     for work in window:
                         self.store.discard(work.new.file)
         reports = [self._reports[place] for place in range(len(files))]
+        if any(report.status == "replaced" for report in reports):
+            await asyncio.to_thread(self.store.sweep)
         return AddReport(reports, time.monotonic() - began)
 
     # ---- reading ----

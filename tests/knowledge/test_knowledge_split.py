@@ -1,0 +1,57 @@
+"""The sentence splitter's own promises: sentence ends, headings, whole tables."""
+
+from mofang.knowledge.base import Block, ParsedDocument
+from mofang.knowledge.split.sentence import split
+
+
+def _document(*blocks: tuple[str, str, tuple[str, ...]]) -> ParsedDocument:
+    text, made = "", []
+    for kind, body, headings in blocks:
+        made.append(Block(kind, len(text), len(text) + len(body), headings))  # type: ignore[arg-type]
+        text += body + "\n\n"
+    return ParsedDocument(text, made)
+
+
+def _texts(document: ParsedDocument, limit: int = 350) -> list[str]:
+    return [document.text[chunk.start : chunk.end] for chunk in split(document, limit)]
+
+
+def test_cuts_only_at_sentence_ends_and_evenly() -> None:
+    sentence = "这一句话正好二十个字加上一个句号而已呢。"
+    texts = _texts(_document(("paragraph", sentence * 11, ())), limit=150)
+    assert all(text.endswith("。") and text.startswith("这") for text in texts)
+    assert max(map(len, texts)) - min(map(len, texts)) <= 2 * len(sentence), "no full chunks with a scrap at the end"
+
+
+def test_a_closing_quote_stays_with_its_sentence() -> None:
+    texts = _texts(_document(("paragraph", "他说：“走吧。”她说：“好。”" * 6, ())), limit=30)
+    assert all(not text.startswith(("”", "。")) for text in texts)
+
+
+def test_a_heading_stays_with_what_follows_it() -> None:
+    document = _document(
+        ("heading", "总则", ()), ("heading", "一", ("总则",)), ("paragraph", "文。", ("总则", "一")), ("heading", "二", ("总则",)),
+        ("paragraph", "又。", ("总则", "二")),
+    )  # fmt: skip
+    assert _texts(document) == ["总则\n\n一\n\n文。", "二\n\n又。"]
+    assert [chunk.headings for chunk in split(document)] == [("总则", "一"), ("总则", "二")]
+
+
+def test_a_table_that_fits_is_whole_and_one_that_does_not_is_cut_between_rows() -> None:
+    rows = "\n".join(f"行{i} | 值{i}。有句号" for i in range(12))
+    before = ("paragraph", "前。" * 40, ())
+    assert rows in _texts(_document(before, ("table", rows, ())), limit=len(rows))
+    for text in _texts(_document(("table", rows, ())), limit=60):
+        assert text.startswith("行") and text.endswith("有句号")
+
+
+def test_a_sentence_without_end_is_cut_after_a_comma_then_anywhere() -> None:
+    clauses = "这里有一个很长的分句，" * 20
+    assert all(text.endswith("，") for text in _texts(_document(("paragraph", clauses, ())), limit=50)[:-1])
+    assert [len(text) for text in _texts(_document(("paragraph", "字" * 100, ())), limit=40)] == [40, 40, 20]
+
+
+def test_emoji_are_not_parted() -> None:
+    family = "👨\u200d👩\u200d👧"
+    for text in _texts(_document(("paragraph", family * 30, ())), limit=23):
+        assert not text.startswith("\u200d") and not text.endswith("\u200d")
