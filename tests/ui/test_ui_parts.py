@@ -281,6 +281,12 @@ def test_text_is_readable(colours: dict[str, str]) -> None:
         assert _contrast(own[text], own[background]) >= 4.5, (text, background)
 
 
+def test_primary_buttons_are_readable_in_the_dark() -> None:
+    text = re.search(r'button\[kind\^="primary"\].*?color: (#[0-9a-f]{6})', style.css(), re.S)
+    assert text and _contrast(text[1], theme.DARK["primaryColor"]) >= 4.5
+    assert _contrast("#ffffff", theme.LIGHT["primaryColor"]) >= 4.5
+
+
 def test_the_page_is_ours_before_streamlit_draws() -> None:
     html = shell.page_html("zh")
     assert '<html lang="zh-CN">' in html and "<title>模坊工作台</title>" in html
