@@ -15,6 +15,9 @@ from typing import IO, Any
 
 import psutil
 
+if sys.platform == "linux":
+    import fcntl
+
 
 def start_child(
     arguments: Sequence[str],
@@ -48,6 +51,12 @@ def start_child(
 def end_with_parent() -> None:
     """Called by a child of `start_child`: leave as soon as standard input closes. Returns at once."""
     pipe = sys.stdin.buffer.raw if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer
+    if sys.platform == "linux":
+        # A thread cannot look at the pipe while a C extension holds the interpreter's lock, as loading a model does
+        # for seconds or minutes. The kernel can: it sends SIGIO when the pipe closes, which ends a process that has
+        # no handler for it.
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
     def watch() -> None:
         while pipe.read(4096):

@@ -44,11 +44,12 @@ class HashEmbedder:
 
     async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors:
         rows = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
-        for row, text in zip(rows, texts, strict=True):
+        for number, text in enumerate(texts):
             if len(text) > N_CTX:
-                raise TooLarge("engine.text_too_long", text=text[:40] + "…", n_tokens=len(text), n_ctx=N_CTX)
+                values = {"number": number, "text": text[:40] + "…", "n_tokens": len(text), "n_ctx": N_CTX}
+                raise TooLarge("engine.text_too_long", **values)
             folded = f" {text.lower()} "
             for pair in itertools.pairwise(folded):
-                row[zlib.crc32("".join(pair).encode()) % DIMENSIONS] += 1.0
+                rows[number, zlib.crc32("".join(pair).encode("utf-8", "replace")) % DIMENSIONS] += 1.0
         norms: Vectors = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)
         return rows / norms

@@ -6,6 +6,7 @@ Unloading a model that answers somebody is refused (Conflict): it would break an
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -14,17 +15,19 @@ from typing import Protocol
 
 from mofang.engine import ENGINES, engine_name
 from mofang.engine.base import Engine, EngineInfo, Kind
-from mofang.errors import Busy, Conflict, EngineFailed, TooLarge
+from mofang.errors import Busy, Conflict, EngineFailed, MofangError, TooLarge
 from mofang.messages import Progress
 from mofang.models.base import MemoryEstimate, ModelRef
 from mofang.platform import memory
 from mofang.registry import Registry
 from mofang.settings import Settings
 
+_log = logging.getLogger(__name__)
+
 CRASHES, CRASH_WINDOW_S = 3, 60.0
 """So many crashes in so many seconds, and a model is not started again until they are that long ago."""
 SECONDS_A_PLACE = 2.0
-"""Guess of how soon a place gets free, for Retry-After."""
+"""How long a request takes, as long as none has ended; for Retry-After."""
 
 Report = Callable[[Progress], None]
 
@@ -46,8 +49,14 @@ class _Place:
         self.reports: list[Report] = []
         self.running = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self.arriving = 0
+        """Requests that wait for the model to load."""
         self.used_at = 0.0
+        self.seconds = SECONDS_A_PLACE
+        """How long a request takes, the latest counting most."""
         self.crashes: deque[float] = deque(maxlen=CRASHES)
+        self.last_words = ""
+        """What the log said when it crashed."""
 
 
 class Pool:
@@ -77,12 +86,23 @@ class Pool:
         """
         ref = await asyncio.to_thread(self._models.resolve, name, kind)
         place = self._places.setdefault(ref.name, _Place())
-        engine = await self._ready(ref, place, progress)
+        if place.arriving >= self._settings.queue_limit:
+            raise self._busy(ref, place, place.arriving, self._settings.n_slots)
+        place.arriving += 1
+        try:
+            engine = await self._ready(ref, place, progress)
+        finally:
+            place.arriving -= 1
         await self._enter(ref, place, engine.info().n_slots)
+        began = self._clock()
         try:
             # It may have died or left memory while we waited.
             yield engine if engine.alive() else await self._ready(ref, place, progress)
+        except EngineFailed as error:
+            place.last_words = str(error.values.get("why", ""))
+            raise
         finally:
+            place.seconds += (self._clock() - began - place.seconds) / 4
             self._leave(place)
 
     async def load(self, name: str, kind: Kind | None = None) -> EngineInfo:
@@ -103,8 +123,7 @@ class Pool:
             raise Conflict("engine.in_use", model=name, running=place.running, waiting=len(place.waiting))
         if place.loading:
             place.loading.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await place.loading
+            await asyncio.wait({place.loading})
         engine, place.engine = place.engine, None
         if engine:
             await engine.close()
@@ -147,21 +166,22 @@ class Pool:
         if place.engine and place.engine.alive():
             place.used_at = self._clock()
             return place.engine
-        if place.loading is None:
-            if place.engine:
-                await self._bury(ref, place)
-            if place.loading is None:  # nobody began while we buried
-                place.loading = asyncio.create_task(self._load(ref, place), name=f"load {ref.name}")
+        loading = place.loading = place.loading or asyncio.create_task(self._load(ref, place), name=f"load {ref.name}")
         if progress:
             place.reports.append(progress)
         try:
-            return await asyncio.shield(place.loading)
+            await asyncio.wait({loading})  # unlike awaiting it, this leaves the load alone when we are cancelled
         finally:
-            if progress in place.reports:
+            if progress:
                 place.reports.remove(progress)
+        if loading.cancelled():
+            raise EngineFailed("engine.closed", model=ref.name)
+        return loading.result()
 
     async def _load(self, ref: ModelRef, place: _Place) -> Engine:
         try:
+            await self._bury(place)
+            self._check_crashes(ref, place)
             await asyncio.to_thread(self._check_memory, ref)
 
             def report(progress: Progress) -> None:
@@ -179,18 +199,20 @@ class Pool:
         finally:
             place.loading = None
 
-    async def _bury(self, ref: ModelRef, place: _Place) -> None:
-        """Put away an engine that died, and remember when. Raises EngineFailed when it keeps dying."""
+    async def _bury(self, place: _Place) -> None:
+        """Put away an engine that died, and remember when."""
         dead, place.engine = place.engine, None
         if dead:
-            await dead.close()
             place.crashes.append(self._clock())
+            await dead.close()
+
+    def _check_crashes(self, ref: ModelRef, place: _Place) -> None:
+        """Raise EngineFailed when the model died too often of late to be started again."""
         recent = [at for at in place.crashes if self._clock() - at < CRASH_WINDOW_S]
         if len(recent) >= CRASHES:
-            place.engine = dead  # found dead again by the next request, until the crashes are old enough
-            place.crashes.pop()
             left = CRASH_WINDOW_S - (self._clock() - recent[0])
-            raise EngineFailed("engine.keeps_crashing", model=ref.name, times=len(recent), seconds=round(left))
+            values = {"times": len(recent), "seconds": max(1, round(left)), "why": place.last_words}
+            raise EngineFailed("engine.keeps_crashing", model=ref.name, **values)
 
     def _check_memory(self, ref: ModelRef) -> None:
         """Say before loading what would not fit."""
@@ -207,7 +229,10 @@ class Pool:
     async def _sweep_for_ever(self) -> None:
         while True:
             await asyncio.sleep(max(0.05, min(30.0, self._settings.idle_unload_s / 4 or 30.0)))
-            await self.sweep()
+            try:
+                await self.sweep()
+            except MofangError:
+                _log.exception("a model could not be unloaded")
 
     # ---- the queue ----
 
@@ -217,8 +242,7 @@ class Pool:
             place.running += 1
             return
         if len(place.waiting) >= self._settings.queue_limit:
-            wait_s = SECONDS_A_PLACE * (1 + len(place.waiting) / n_slots)
-            raise Busy("engine.queue_full", model=ref.name, waiting=len(place.waiting), retry_after_s=round(wait_s))
+            raise self._busy(ref, place, len(place.waiting), n_slots)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         place.waiting.append(turn)
         try:
@@ -229,6 +253,11 @@ class Pool:
             else:
                 place.waiting.remove(turn)
             raise
+
+    def _busy(self, ref: ModelRef, place: _Place, waiting: int, n_slots: int) -> Busy:
+        """The refusal, with the time in which one of the waiting will have had its turn."""
+        seconds = max(1, round(place.seconds / n_slots))
+        return Busy("engine.queue_full", model=ref.name, waiting=waiting, retry_after_s=seconds)
 
     def _leave(self, place: _Place) -> None:
         """Give a place back: to the first who waits, who then holds it."""

@@ -2,10 +2,11 @@
 
 Its first line on standard input is its configuration (JSON; the key travels here and not on the command line, where
 other users could read it). It answers with one JSON line on standard output once the model is loaded, and ends when
-standard input closes. llama.cpp's own log goes to standard error.
+standard input closes. Everything else that is printed, llama.cpp's log too, goes to standard error.
 """
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -15,29 +16,35 @@ from mofang.platform import end_with_parent
 
 def main() -> None:
     raw: Any = sys.stdin.buffer  # unbuffered below: what follows the line belongs to end_with_parent
-    configuration = json.loads(raw.raw.readline())
+    line = raw.raw.readline()
+    if not line:  # the parent was gone before it said anything
+        return
     end_with_parent()
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # a stray print in C must not come between us and our parent
     try:
-        server = _serve(configuration)
+        server = _serve(**json.loads(line))
     except RuntimeError as error:  # what xllamacpp raises when llama.cpp refuses a model
-        print(json.dumps({"error": str(error)}), flush=True)
+        print(json.dumps({"error": str(error)}), file=answer, flush=True)
         sys.exit(1)
-    print(json.dumps({"address": server.listening_address}), flush=True)
+    print(json.dumps({"address": server.listening_address}), file=answer, flush=True)
     while True:
         time.sleep(3600)
 
 
-def _serve(configuration: dict[str, Any]) -> Any:
+def _serve(parameters: dict[str, Any], without_gpu: dict[str, Any]) -> Any:
+    """Load the model and listen. `without_gpu` goes over `parameters` where llama.cpp sees no GPU."""
     import xllamacpp
 
+    gpu = any("CPU" not in device["type"].name for device in xllamacpp.get_device_info())
     params = xllamacpp.CommonParams()
-    for path, value in configuration.items():
+    for path, value in {**parameters, **({} if gpu else without_gpu)}.items():
         holder: Any = params
         *way, name = path.split(".")
         for step in way:
             holder = getattr(holder, step)
-        assert hasattr(holder, name), f"xllamacpp has no parameter {path}"
-        setattr(holder, name, value)
+        present = getattr(holder, name)  # AttributeError: this version knows no such parameter
+        setattr(holder, name, set(value) if isinstance(present, set) else value)
     return xllamacpp.Server(params)
 
 

@@ -5,31 +5,37 @@ the API: llama.cpp tools/server/README.md.
 """
 
 import asyncio
+import base64
 import tomllib
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import replace
+import unicodedata
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
-from mofang.engine.llama.process import LlamaProcess, decode, new_key
+from mofang.engine.llama.answer import Answer
+from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch
 from mofang.errors import EngineFailed, Invalid, TooLarge
-from mofang.messages import Delta, Message, Progress, Sampling, Timings, Usage
+from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.models.formats import FORMATS
 from mofang.platform import n_cores
 from mofang.settings import Settings
 
 ENCODER_CTX = 512
-"""Tokens of one text for embedders: what BERT-like models are trained for. llama.cpp computes an encoder's text in one
+"""Tokens of one text for encoders: what BERT-like models are trained for. llama.cpp computes an encoder's text in one
 batch and keeps a row of logits for each of its tokens, so that a larger one costs memory in proportion."""
 RERANKER_CTX = 1024
 """Query and document together."""
 ENCODER_SLOTS = 4
+CALLERS_FAULT = ("invalid_request_error", "not_supported_error")
+"""llama.cpp's types of errors that another request would not have met."""
+DECODER_BATCH = 512
+"""Embedders that are decoders read a long text in pieces of so many tokens, llama.cpp's default."""
 TEXTS_A_REQUEST = 16
 """Enough to keep every slot busy, few enough for progress and for stopping soon."""
 
@@ -38,21 +44,26 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
     """Start a server for `ref` and wait until it answers."""
     facts: ModelFacts = await asyncio.to_thread(FORMATS.get(ref.format).facts, ref.path)
     maker = _KINDS["chat" if ref.kind == "base" else ref.kind]
-    n_ctx, n_slots = maker.size(settings, facts.n_ctx_train)
+    n_ctx, n_slots = maker.size(settings, facts)
     launch = Launch(
         path=str(ref.path),
+        name=ref.name,
         key=new_key(),
         n_ctx=n_ctx,
         n_slots=n_slots,
-        n_batch=n_ctx,
+        n_batch=n_ctx if _is_encoder(facts) else min(n_ctx, DECODER_BATCH),
         n_threads=settings.n_threads or n_cores(),
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
     )
-    progress(Progress("load", 0, ref.size_bytes, "bytes", detail=ref.name))
+
+    def report(resident: int) -> None:
+        progress(Progress("load", min(resident, ref.size_bytes), ref.size_bytes, "bytes", detail=ref.name))
+
+    report(0)
     log = settings.home / "logs" / f"engine-{ref.name}.log"
-    process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s)
-    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
+    process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s, report=report)
+    report(ref.size_bytes)
     engine = maker(ref, process, launch, settings)
     try:
         await engine.measure()
@@ -74,7 +85,7 @@ class _LlamaEngine:
         self._launch = launch
 
     @classmethod
-    def size(cls, settings: Settings, n_ctx_train: int | None) -> tuple[int, int]:
+    def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         """(tokens of one slot, slots)."""
         raise NotImplementedError
 
@@ -105,23 +116,18 @@ class _LlamaEngine:
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
-            answer = await self._process.http.post(path, json=body)
-        except httpx.TransportError as error:
-            raise await self._process.died(error) from error
-        if answer.is_error:
-            raise self._fault(answer.json())
-        return answer.json()
+            return await self._process.request("POST", path, body)
+        except Refusal as error:
+            raise self._fault(error) from error
 
-    def _fault(self, body: dict[str, Any]) -> EngineFailed | Invalid:
+    def _fault(self, refusal: Refusal) -> EngineFailed | Invalid:
         """llama.cpp's error as ours: the caller's fault stays the caller's."""
-        fault = body.get("error", body)
-        message = str(fault.get("message", fault))
-        if fault.get("type") == "exceed_context_size_error":
-            n_prompt, n_ctx = fault.get("n_prompt_tokens", "?"), fault.get("n_ctx", self._launch.n_ctx)
+        if refusal.type == "exceed_context_size_error":
+            n_prompt, n_ctx = refusal.fault.get("n_prompt_tokens", "?"), refusal.fault.get("n_ctx", self._launch.n_ctx)
             return Invalid("engine.context_length_exceeded", param="messages", n_prompt=n_prompt, n_ctx=n_ctx)
-        if fault.get("type") == "invalid_request_error" or fault.get("code") == 400:
-            return Invalid("engine.refused", why=message)
-        return EngineFailed("engine.failed", model=self.ref.name, why=message)
+        if refusal.type in CALLERS_FAULT or 400 <= refusal.status < 500:
+            return Invalid("engine.refused", why=refusal.why)
+        return EngineFailed("engine.failed", model=self.ref.name, why=refusal.why)
 
 
 class LlamaChat(_LlamaEngine):
@@ -130,14 +136,14 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
 
     @classmethod
-    def size(cls, settings: Settings, n_ctx_train: int | None) -> tuple[int, int]:
-        return min(settings.n_ctx, n_ctx_train or settings.n_ctx), settings.n_slots
+    def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
+        return _capped(settings.n_ctx, facts), settings.n_slots
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
         return self._stream("/v1/chat/completions", body)
 
-    def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
+    def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._stream("/v1/completions", {"prompt": prompt, **self._choices(sampling)})
 
     async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
@@ -166,37 +172,22 @@ class LlamaChat(_LlamaEngine):
         }
         return {**sampling.options, **{name: value for name, value in named.items() if value is not None}}
 
-    async def _stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[Delta]:
-        """The events of one answer. The last piece, with the usage, waits for llama.cpp's last event."""
+    async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
+        """The pieces of one answer. A context that is full ends it with "length": llama.cpp counts that itself."""
         # return_progress: an event a batch of the prompt, so that a stop is noticed there, too.
         body |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
-        last: list[Delta] = []
-        usage, timings = None, None
+        answer = Answer()
         try:
-            async with self._process.http.stream("POST", path, json=body) as answer:
-                if answer.is_error:
-                    await answer.aread()
-                    raise self._fault(answer.json())
-                async for line in answer.aiter_lines():
-                    event = decode(line)
-                    if event is None:
-                        continue
-                    if "error" in event:
-                        raise self._fault(event)
-                    usage = _usage(event) or usage
-                    timings = _timings(event) or timings
-                    for delta in _deltas(event):
-                        if delta.finish_reason:
-                            last.append(delta)
-                        else:
-                            yield delta
-        except httpx.TransportError as error:
-            raise await self._process.died(error) from error
-        if not last:
-            raise await self._process.died(EOFError("the stream ended early"))
-        for delta in last[:-1]:
-            yield delta
-        yield replace(last[-1], usage=usage, timings=timings)
+            async with aclosing(self._process.events(path, body)) as events:
+                async for event in events:
+                    for delta in answer.read(event):
+                        yield delta
+            last = answer.last()
+        except Refusal as error:
+            raise self._fault(error) from error
+        except LookupError as error:
+            raise EngineFailed("engine.failed", model=self.ref.name, why="no finish_reason") from error
+        yield last
 
 
 class LlamaEmbedder(_LlamaEngine):
@@ -207,46 +198,55 @@ class LlamaEmbedder(_LlamaEngine):
     def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
         super().__init__(ref, process, launch, settings)
         self._prefixes = _prefixes(ref)
+        self._normalizer = str(ref.manifest.get("normalizer", ""))
         self._dimensions = 0
 
     @classmethod
-    def size(cls, settings: Settings, n_ctx_train: int | None) -> tuple[int, int]:
-        return min(ENCODER_CTX, n_ctx_train or ENCODER_CTX), ENCODER_SLOTS
+    def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
+        if _is_encoder(facts):
+            return _capped(ENCODER_CTX, facts), ENCODER_SLOTS
+        return _capped(settings.n_ctx, facts), settings.n_slots
 
     @property
     def dimensions(self) -> int:
         return self._dimensions
 
     async def measure(self) -> None:
-        self._dimensions = len((await self._embed([""]))[0])
+        self._dimensions = len((await self._embed(["a"]))[0])
 
     async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors:
-        prefixed = [self._prefixes[purpose] + text for text in texts]
-        rows: list[list[float]] = []
+        prefixed = [self._prefixes[purpose] + self._normalised(text) for text in texts]
+        vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
         for start in range(0, len(prefixed), TEXTS_A_REQUEST):
-            rows += await self._embed(prefixed[start : start + TEXTS_A_REQUEST])
-        vectors = np.asarray(rows, dtype=np.float32).reshape(len(rows), self._dimensions)
-        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)
+            batch = prefixed[start : start + TEXTS_A_REQUEST]
+            vectors[start : start + len(batch)] = await self._embed(batch, first=start)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
-    async def _embed(self, texts: list[str]) -> list[list[float]]:
+    def _normalised(self, text: str) -> str:
+        """What the model's own tokenizer would make of a text, where the tokenizer in the GGUF does not."""
+        return " ".join(unicodedata.normalize("NFKC", text).split()) if self._normalizer == "nfkc" else text
+
+    async def _embed(self, texts: list[str], *, first: int = 0) -> Vectors:
+        """Rows as llama.cpp made them. `first` is the number of texts[0] in the caller's list."""
         try:
-            answer = await self._post("/v1/embeddings", {"input": texts})
+            answer = await self._post("/v1/embeddings", {"input": texts, "encoding_format": "base64"})
         except (Invalid, EngineFailed) as error:
             if error.code in ("context_length_exceeded", "refused", "failed"):
-                await self._find_too_long(texts, error)
+                await self._find_too_long(texts, first, error)
             raise
-        return [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
+        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+        return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in rows])
 
-    async def _find_too_long(self, texts: list[str], error: Exception) -> None:
+    async def _find_too_long(self, texts: list[str], first: int, error: Exception) -> None:
         """Raise TooLarge for the text that does not fit, if there is one."""
-        for text in texts:
+        for number, text in enumerate(texts, first):
             body = {"content": text, "add_special": True}
             n_tokens = len((await self._post("/tokenize", body))["tokens"])
             if n_tokens > self._launch.n_ctx:
                 shown = text if len(text) <= 40 else text[:40] + "…"
-                raise TooLarge(
-                    "engine.text_too_long", text=shown, n_tokens=n_tokens, n_ctx=self._launch.n_ctx
-                ) from error
+                values = {"number": number, "text": shown, "n_tokens": n_tokens, "n_ctx": self._launch.n_ctx}
+                raise TooLarge("engine.text_too_long", **values) from error
 
 
 class LlamaReranker(_LlamaEngine):
@@ -255,8 +255,8 @@ class LlamaReranker(_LlamaEngine):
     kind: Kind = "reranker"
 
     @classmethod
-    def size(cls, settings: Settings, n_ctx_train: int | None) -> tuple[int, int]:
-        return min(RERANKER_CTX, n_ctx_train or RERANKER_CTX), ENCODER_SLOTS
+    def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
+        return _capped(RERANKER_CTX, facts), ENCODER_SLOTS
 
     async def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
         if not documents:
@@ -269,40 +269,13 @@ class LlamaReranker(_LlamaEngine):
 _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEmbedder, "reranker": LlamaReranker}
 
 
-def _deltas(event: dict[str, Any]) -> list[Delta]:
-    """The pieces in one event of a chat or a completion."""
-    reading = event.get("prompt_progress")
-    if reading:
-        return [Delta(progress=Progress("prompt", int(reading["processed"]), int(reading["total"]), "tokens"))]
-    return [_delta(choice) for choice in event.get("choices", [])]
+def _is_encoder(facts: ModelFacts) -> bool:
+    """A model without a key-value cache: it reads a text in one piece, every token seeing all others."""
+    return facts.kv_bytes_per_token == 0
 
 
-def _delta(choice: dict[str, Any]) -> Delta:
-    delta = choice.get("delta", {})
-    return Delta(
-        content=delta.get("content") or choice.get("text") or "",
-        reasoning=delta.get("reasoning_content") or "",
-        tool_calls=delta.get("tool_calls"),
-        logprobs=choice.get("logprobs"),
-        finish_reason=choice.get("finish_reason"),
-        index=choice.get("index", 0),
-    )
-
-
-def _usage(event: dict[str, Any]) -> Usage | None:
-    counts = event.get("usage")
-    if not counts:
-        return None
-    cached = (counts.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    return Usage(counts["prompt_tokens"], counts["completion_tokens"], cached)
-
-
-def _timings(event: dict[str, Any]) -> Timings | None:
-    measured = event.get("timings")
-    if not measured:
-        return None
-    names = ("prompt_ms", "predicted_ms", "prompt_per_second", "predicted_per_second")
-    return Timings(*(float(measured.get(name) or 0) for name in names))
+def _capped(n_ctx: int, facts: ModelFacts) -> int:
+    return min(n_ctx, facts.n_ctx_train or n_ctx)
 
 
 def _prefixes(ref: ModelRef) -> dict[Purpose, str]:

@@ -2,25 +2,49 @@
 
 import asyncio
 import json
+import os
 import secrets
+import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from mofang.engine.llama.provider import Launch, check_wheel, wheel_parameters
+from mofang.engine.llama.provider import Launch, check_wheel, wheel_parameters, without_gpu
 from mofang.errors import EngineFailed
 from mofang.platform import end_child, start_child
 
 LOG_BYTES = 1_000_000
-"""A longer log of earlier runs is started anew."""
+"""A longer log moves to <name>.log.1, which the next one replaces."""
+END = b"data: [DONE]"
+LOOK_S = 0.25
+"""How often a loading child is looked at."""
 LAST_LINES = 8
 SILENCE_S = 300.0
 """A server that sends nothing for so long is taken for hung; a batch of a long prompt takes seconds, not minutes."""
+
+
+class Refusal(Exception):
+    """An error that llama.cpp answered. `type` is its own word: "invalid_request_error", "server_error"…"""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        text = body.decode("utf-8", errors="replace").strip()
+        try:
+            decoded = json.loads(text)
+        except ValueError:
+            decoded = {}
+        fault = decoded.get("error", decoded) if isinstance(decoded, dict) else {}
+        self.fault: dict[str, Any] = fault if isinstance(fault, dict) else {"message": str(fault)}
+        code = self.fault.get("code")
+        self.status = code if isinstance(code, int) else status
+        self.type = str(self.fault.get("type", ""))
+        self.why = str(self.fault.get("message") or text[:500] or f"HTTP {status}")
+        super().__init__(self.why)
 
 
 class LlamaProcess:
@@ -31,7 +55,8 @@ class LlamaProcess:
         self.log = log
         self._child = child
         self._closed = False
-        self.http = httpx.AsyncClient(
+        self._hung = False
+        self._http = httpx.AsyncClient(
             base_url=address,
             headers={"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(SILENCE_S, connect=5.0),
@@ -41,32 +66,30 @@ class LlamaProcess:
         )
 
     @classmethod
-    async def start(cls, model: str, launch: Launch, *, log: Path, timeout_s: float) -> "LlamaProcess":
-        """Start the child and wait until it has loaded the model.
+    async def start(
+        cls, model: str, launch: Launch, *, log: Path, timeout_s: float, report: Callable[[int], None]
+    ) -> "LlamaProcess":
+        """Start the child and wait until it has loaded the model; `report` hears its resident bytes meanwhile.
 
         Raises MissingSystem for what the machine lacks, EngineFailed with the log's last lines when the model cannot
         be loaded in `timeout_s`.
         """
         check_wheel()
         log.parent.mkdir(parents=True, exist_ok=True)
-        if log.exists() and log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_suffix(".1.log"))
+        _trim(log)
         command = [sys.executable, "-m", "mofang.engine.llama.child"]
         child = start_child(command, log=log, stdout=subprocess.PIPE)
-        assert child.stdin and child.stdout
+        configuration = {"parameters": wheel_parameters(launch), "without_gpu": without_gpu(launch)}
         try:
-            child.stdin.write(json.dumps(wheel_parameters(launch)).encode() + b"\n")
-            child.stdin.flush()
-            line = await asyncio.wait_for(asyncio.to_thread(child.stdout.readline), timeout_s)
-            said = json.loads(line or b"{}")
+            said = await asyncio.wait_for(_converse(child, configuration, report), timeout_s)
         except TimeoutError as error:
-            await asyncio.to_thread(end_child, child)
+            await asyncio.to_thread(_end, child)
             raise EngineFailed("engine.load_timeout", model=model, seconds=timeout_s, log=log) from error
-        except BaseException:  # cancelled, or a broken pipe: never leave a child behind
-            await asyncio.shield(asyncio.to_thread(end_child, child))
+        except BaseException:  # cancelled: never leave a child behind
+            await asyncio.shield(asyncio.to_thread(_end, child))
             raise
         if "address" not in said:
-            await asyncio.to_thread(end_child, child)
+            await asyncio.to_thread(_end, child)
             raise EngineFailed("engine.load_failed", model=model, why=_last_lines(log), log=log)
         return cls(model, child, said["address"], launch.key, log)
 
@@ -75,14 +98,47 @@ class LlamaProcess:
         return self._child.pid
 
     def alive(self) -> bool:
-        return not self._closed and self._child.poll() is None
+        return not (self._closed or self._hung) and self._child.poll() is None
 
     def memory_bytes(self) -> int:
         """Resident memory of the child; 0 when it is gone."""
+        return _resident(self.pid)
+
+    async def request(self, method: str, path: str, body: Any = None) -> Any:
+        """The decoded JSON answer. Raises Refusal, or the EngineFailed of `died`."""
         try:
-            return int(psutil.Process(self.pid).memory_info().rss)
-        except psutil.NoSuchProcess:
-            return 0
+            answer = await self._http.request(method, path, **_json(body))
+        except httpx.TransportError as error:
+            raise await self.died(error) from error
+        if answer.is_error:
+            raise Refusal(answer.status_code, answer.content)
+        return answer.json()
+
+    async def events(self, path: str, body: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of one answer. Closing the iterator closes the connection, by which llama.cpp stops.
+
+        Raises Refusal, also for an error amid the stream; the EngineFailed of `died` when it ends before its end mark.
+        """
+        try:
+            async with self._http.stream("POST", path, **_json(body)) as answer:
+                if answer.is_error:
+                    raise Refusal(answer.status_code, await answer.aread())
+                rest = b""
+                bytes_: Any = answer.aiter_bytes()  # an async generator, says httpx's source, not its type
+                async with aclosing(bytes_) as pieces:
+                    async for piece in pieces:
+                        *lines, rest = (rest + piece).split(b"\n")
+                        for line in lines:
+                            if line.startswith(END):
+                                return
+                            event = _event(line)
+                            if event:
+                                yield event
+        except httpx.TransportError as error:
+            raise await self.died(error) from error
+        finally:
+            _trim(self.log)
+        raise await self.died(EOFError("the stream ended early"))
 
     async def died(self, cause: Exception) -> EngineFailed:
         """The error for a request that lost its server: why it is gone, as far as can be told."""
@@ -92,6 +148,7 @@ class LlamaProcess:
         with suppress(subprocess.TimeoutExpired):
             await asyncio.to_thread(self._child.wait, 2.0)
         if self._child.poll() is None:
+            self._hung = isinstance(cause, httpx.ReadTimeout)
             return EngineFailed(
                 "engine.no_answer", model=self.model, why=f"{type(cause).__name__} {cause}", log=self.log
             )
@@ -101,10 +158,8 @@ class LlamaProcess:
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await self.http.aclose()
-            await asyncio.to_thread(end_child, self._child)
-            if self._child.stdout:
-                self._child.stdout.close()
+            await self._http.aclose()
+            await asyncio.to_thread(_end, self._child)
 
 
 def new_key() -> str:
@@ -121,9 +176,58 @@ def _last_lines(log: Path) -> str:
     return "\n".join(line for line in lines[-LAST_LINES:] if line.strip())
 
 
-def decode(line: str) -> Any:
-    """The JSON of one line of llama.cpp's event stream; None for comments, blanks and the end mark."""
-    if not line.startswith("data:"):
+async def _converse(
+    child: "subprocess.Popen[bytes]", configuration: dict[str, Any], report: Callable[[int], None]
+) -> dict[str, Any]:
+    """Tell the child what to load and wait for its line; empty when it ended without one."""
+    assert child.stdin and child.stdout
+    with suppress(BrokenPipeError):  # it ended at once: its log says why
+        child.stdin.write(json.dumps(configuration).encode() + b"\n")
+        child.stdin.flush()
+    line = asyncio.ensure_future(asyncio.to_thread(child.stdout.readline))
+    while not (await asyncio.wait({line}, timeout=LOOK_S))[0]:
+        report(_resident(child.pid))
+    said: dict[str, Any] = json.loads(line.result() or b"{}")
+    return said
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """End the child, and let go of its output: last, so that a thread that still reads there meets the end first."""
+    end_child(child)
+    if child.stdout:
+        child.stdout.close()
+
+
+def _resident(pid: int) -> int:
+    """Resident memory of a process in bytes; 0 when it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _json(body: Any) -> dict[str, Any]:
+    """Escaped to ASCII: half a surrogate pair, which JSON can hold and UTF-8 cannot, reaches llama.cpp's own check."""
+    if body is None:
+        return {}
+    return {"content": json.dumps(body).encode(), "headers": {"Content-Type": "application/json"}}
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of one line of llama.cpp's stream; None for a comment or a blank. Raises Refusal for an error in it."""
+    if line.startswith(b"error:"):
+        raise Refusal(500, line[6:])
+    if not line.startswith(b"data:"):
         return None
-    text = line[5:].strip()
-    return None if text == "[DONE]" else json.loads(text)
+    event: dict[str, Any] = json.loads(line[5:])
+    if "error" in event or ("code" in event and "message" in event):
+        raise Refusal(500, line[5:])
+    return event
+
+
+def _trim(log: Path) -> None:
+    """Keep the log small, also under a child that is writing: it appends, and goes on at the new end."""
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_BYTES:
+            shutil.copyfile(log, log.with_name(log.name + ".1"))
+            os.truncate(log, 0)

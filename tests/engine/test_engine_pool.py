@@ -1,0 +1,304 @@
+"""The pool with engines that need no model, and a clock of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mofang.engine import pool as pool_module
+from mofang.engine.echo import EchoEngine
+from mofang.engine.pool import Pool
+from mofang.errors import Busy, Conflict, EngineFailed, TooLarge
+from mofang.messages import Delta, Message, Progress, Sampling
+from mofang.models.base import MemoryEstimate, ModelRef
+from mofang.settings import Settings
+from mofang.settings import load as load_settings
+
+SAY = [Message("user", "你好🙂世界")]
+
+
+@dataclass
+class Models:
+    """Every name is an echo model whose manifest is `echo`."""
+
+    echo: dict[str, Any] = field(default_factory=dict)
+    needs: int = 0
+
+    def get(self, name: str) -> ModelRef:
+        return ModelRef(name, Path(), "gguf", "chat", 0, manifest={"engine": "echo", "echo": self.echo})
+
+    def resolve(self, name: str, kind: str) -> ModelRef:
+        return self.get(name)
+
+    def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate:
+        return MemoryEstimate(self.needs, 0, 0, self.needs)
+
+
+class Engines:
+    """A registry whose loads are counted, and wait for `gate` when there is one."""
+
+    def __init__(self) -> None:
+        self.loads = 0
+        self.gate: asyncio.Event | None = None
+        self.made: list[EchoEngine] = []
+        self.fault: Exception | None = None
+
+    def get(self, name: str) -> Callable[..., Any]:
+        async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> EchoEngine:
+            self.loads += 1
+            progress(Progress("load", 1, 2, "bytes"))
+            if self.gate:
+                await self.gate.wait()
+            if self.fault:
+                raise self.fault
+            self.made.append(EchoEngine(ref, settings))
+            return self.made[-1]
+
+        return load
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Rig:
+    pool: Pool
+    models: Models
+    engines: Engines
+    clock: Clock
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    models, engines, clock = Models(echo={"n_slots": 2}), Engines(), Clock()
+    settings = load_settings(queue_limit=3, idle_unload_s=900)
+    pool = Pool(settings, models, engines=engines, clock=clock)  # type: ignore[arg-type]
+    yield Rig(pool, models, engines, clock)
+    await pool.close()
+
+
+async def _answer(pool: Pool, name: str = "m") -> str:
+    async with pool.use(name, "chat") as engine:
+        return "".join([delta.content async for delta in engine.chat(SAY, Sampling())])  # type: ignore[attr-defined]
+
+
+async def _settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+
+
+async def test_ten_at_once_are_one_load_and_all_hear_of_it(rig: Rig) -> None:
+    rig.engines.gate = asyncio.Event()
+    heard: list[Progress] = []
+
+    async def use(progress: Callable[[Progress], None] | None) -> str:
+        async with rig.pool.use("m", "chat", progress=progress) as engine:
+            return engine.info().model
+
+    tasks = [asyncio.create_task(use(heard.append)) for _ in range(3)]
+    await _settle()
+    assert rig.pool.loaded() == []
+    rig.engines.gate.set()
+    assert await asyncio.gather(*tasks) == ["m", "m", "m"]
+    assert rig.engines.loads == 1
+    assert [progress.done for progress in heard] == [1, 1, 1]
+    assert [info.model for info in rig.pool.loaded()] == ["m"]
+
+
+async def test_those_who_wait_for_a_load_are_bounded_too(rig: Rig) -> None:
+    rig.engines.gate = asyncio.Event()
+    tasks = [asyncio.create_task(_answer(rig.pool)) for _ in range(3)]
+    await _settle()
+    with pytest.raises(Busy):
+        await _answer(rig.pool)
+    rig.engines.gate.set()
+    assert await asyncio.gather(*tasks) == ["你好🙂世界"] * 3
+
+
+async def test_a_load_goes_on_when_the_one_who_asked_leaves(rig: Rig) -> None:
+    rig.engines.gate = asyncio.Event()
+    first = asyncio.create_task(_answer(rig.pool))
+    second = asyncio.create_task(_answer(rig.pool))
+    await _settle()
+    first.cancel()
+    await _settle()
+    rig.engines.gate.set()
+    assert await second == "你好🙂世界"
+    assert rig.engines.loads == 1
+
+
+async def test_a_failed_load_is_told_to_all_and_tried_again(rig: Rig) -> None:
+    rig.engines.fault = EngineFailed("engine.load_failed", model="m", why="坏文件", log="x")
+    results = await asyncio.gather(_answer(rig.pool), _answer(rig.pool), return_exceptions=True)
+    assert [getattr(result, "code", result) for result in results] == ["load_failed"] * 2
+    rig.engines.fault = None
+    assert await _answer(rig.pool) == "你好🙂世界"
+
+
+async def test_places_are_given_in_order_and_the_queue_is_bounded(rig: Rig) -> None:
+    order: list[int] = []
+    hold = [asyncio.Event() for _ in range(5)]
+
+    async def use(number: int) -> None:
+        async with rig.pool.use("m", "chat"):
+            order.append(number)
+            await hold[number].wait()
+
+    await rig.pool.load("m")
+    tasks = []
+    for number in range(5):
+        tasks.append(asyncio.create_task(use(number)))
+        await _settle()
+    assert order == [0, 1]
+    assert rig.pool.waiting() == {"m": 3}
+    with pytest.raises(Busy) as caught:
+        await _answer(rig.pool)
+    assert caught.value.status == 429 and caught.value.retry_after_s >= 1
+    hold[1].set()
+    await _settle()
+    assert order == [0, 1, 2]
+    tasks[3].cancel()  # who leaves the queue does not hold up the next
+    hold[0].set()
+    await _settle()
+    assert order == [0, 1, 2, 4]
+    for event in hold:
+        event.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert rig.pool.waiting() == {}
+    assert await _answer(rig.pool) == "你好🙂世界"
+
+
+async def test_a_turn_given_to_one_who_leaves_is_handed_on(rig: Rig) -> None:
+    rig.models.echo["n_slots"] = 1
+    hold = asyncio.Event()
+
+    async def use() -> None:
+        async with rig.pool.use("m", "chat"):
+            await hold.wait()
+
+    await rig.pool.load("m")
+    running = asyncio.create_task(use())
+    await _settle()
+    leaver = asyncio.create_task(_answer(rig.pool))
+    await _settle()
+    last = asyncio.create_task(_answer(rig.pool))
+    await _settle()
+    running.add_done_callback(lambda _: leaver.cancel())
+    hold.set()
+    assert await asyncio.wait_for(last, 5) == "你好🙂世界"
+
+
+async def test_idle_models_leave_and_come_back(rig: Rig) -> None:
+    await _answer(rig.pool)
+    rig.clock.now += 899
+    await rig.pool.sweep()
+    assert rig.pool.loaded()
+    rig.clock.now += 2
+    await rig.pool.sweep()
+    assert rig.pool.loaded() == [] and not rig.engines.made[0].alive()
+    assert await _answer(rig.pool) == "你好🙂世界"
+    assert rig.engines.loads == 2
+
+
+async def test_a_model_in_use_stays(rig: Rig) -> None:
+    async with rig.pool.use("m", "chat"):
+        rig.clock.now += 5000
+        await rig.pool.sweep()
+        assert rig.pool.loaded()
+        with pytest.raises(Conflict) as caught:
+            await rig.pool.unload("m")
+        assert caught.value.status == 409
+    await rig.pool.unload("m")
+    assert rig.pool.loaded() == []
+    await rig.pool.unload("m")
+    await rig.pool.unload("never there")
+
+
+async def test_unloading_while_it_loads_ends_the_wait_with_an_error(rig: Rig) -> None:
+    rig.engines.gate = asyncio.Event()
+    waiting = asyncio.create_task(_answer(rig.pool))
+    await _settle()
+    await rig.pool.unload("m")
+    with pytest.raises(EngineFailed) as caught:
+        await waiting
+    assert caught.value.code == "closed"
+
+
+async def test_a_crash_is_told_once_and_the_next_request_is_answered(rig: Rig) -> None:
+    rig.models.echo = {"crash_after": 2}
+    said: list[Delta] = []
+    with pytest.raises(EngineFailed) as caught:
+        async with rig.pool.use("m", "chat") as engine:
+            async for delta in engine.chat(SAY, Sampling()):  # type: ignore[attr-defined]
+                said.append(delta)  # noqa: PERF401 (what came before the crash counts)
+    assert caught.value.code == "engine_died" and "".join(delta.content for delta in said) == "你好"
+    rig.models.echo = {}
+    assert await _answer(rig.pool) == "你好🙂世界"
+    assert rig.engines.loads == 2
+
+
+async def test_three_crashes_in_a_minute_stop_the_restarts_for_a_while(rig: Rig) -> None:
+    rig.models.echo = {"crash_after": 0}
+    for _ in range(3):
+        with pytest.raises(EngineFailed, match="echo"):
+            await _answer(rig.pool)
+        rig.clock.now += 5
+    for _ in range(2):
+        with pytest.raises(EngineFailed) as caught:
+            await _answer(rig.pool)
+        assert caught.value.code == "keeps_crashing"
+        assert caught.value.values["seconds"] == 50 and "echo" in str(caught.value)
+    assert rig.engines.loads == 3
+    rig.models.echo = {}
+    rig.clock.now += 51
+    assert await _answer(rig.pool) == "你好🙂世界"
+
+
+async def test_slow_crashes_do_not_stop_the_restarts(rig: Rig) -> None:
+    rig.models.echo = {"crash_after": 0}
+    for _ in range(6):
+        with pytest.raises(EngineFailed) as caught:
+            await _answer(rig.pool)
+        assert caught.value.code == "engine_died"
+        rig.clock.now += 31
+
+
+async def test_closing_the_pool_ends_streams_with_an_error(rig: Rig) -> None:
+    async with rig.pool.use("m", "chat") as engine, aclosing(engine.chat(SAY, Sampling())) as deltas:  # type: ignore
+        await anext(deltas)
+        await rig.pool.close()
+        with pytest.raises(EngineFailed):
+            async for _ in deltas:
+                pass
+    with pytest.raises(EngineFailed):
+        await _answer(rig.pool)
+    await rig.pool.close()
+
+
+async def test_a_model_beyond_memory_is_refused_before_loading(rig: Rig) -> None:
+    rig.models.needs = 10**15
+    with pytest.raises(TooLarge) as caught:
+        await _answer(rig.pool)
+    assert caught.value.values["needed"] == "1000000.0"
+    assert rig.engines.loads == 0
+
+
+async def test_the_pool_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = Engines()
+    pool = Pool(load_settings(idle_unload_s=0.2), Models(), engines=engines)  # type: ignore[arg-type]
+    await _answer(pool)
+    for _ in range(100):
+        if not pool.loaded():
+            break
+        await asyncio.sleep(0.05)
+    assert pool.loaded() == []
+    await pool.close()
+    assert pool_module.CRASHES == 3
