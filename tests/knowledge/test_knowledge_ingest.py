@@ -26,7 +26,9 @@ async def test_add_tells_what_it_did(bench: Bench) -> None:
         ("甲.txt", "added", 1, 1),
         ("子/乙.md", "added", 1, 1),
     ]
-    assert bench.embedder.passages == ["年假五天。", "报销\n# 报销\n\n十五日内。"], "headings are embedded with the text"
+    assert bench.embedder.passages == ["年假五天。", "报销\n# 报销\n\n十五日内。"], (
+        "headings are embedded with the text"
+    )
     first, second = bench.library.documents("库")
     assert (first.name, first.title, first.n_chars, first.n_pages) == ("子/乙.md", "报销", 11, None)
     assert second.size_bytes == 15 and second.notes == ()
@@ -192,7 +194,9 @@ async def test_auto_becomes_the_model_of_the_first_vectors(bench: Bench) -> None
     assert bench.library.info("自动").embedding_model == "hash"
 
 
-async def test_cancelling_leaves_whole_documents_and_no_stray_files(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelling_leaves_whole_documents_and_no_stray_files(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     embed = bench.embedder.embed
     calls = 0
 

@@ -21,7 +21,9 @@ def _outline(document: ParsedDocument) -> list[tuple[str, str, str]]:
 
 
 def test_text_with_chapters(tmp_path: Path) -> None:
-    document = _read(tmp_path, "a/劳动法.txt", "前言\r\n\r\n第一章 总则\r\n第一条　立法。\r\n\r\n第二章 合同\n第二条　订立。\n")
+    document = _read(
+        tmp_path, "a/劳动法.txt", "前言\r\n\r\n第一章 总则\r\n第一条　立法。\r\n\r\n第二章 合同\n第二条　订立。\n"
+    )
     assert document.title == "劳动法"
     assert _outline(document) == [
         ("paragraph", "", "前言\n"),

@@ -176,12 +176,18 @@ def _prompt(messages: Sequence[Message], sources: Sequence[Source], lang: str) -
     last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is not None and sources:
         block = "\n\n".join(_shown(source, lang) for source in sources)
-        question = say("knowledge.question", sources=block, question=turns[last].text, lang=lang)
-        turns[last] = replace(turns[last], content=question)
+        turns[last] = _asked(turns[last], say("knowledge.question", sources=block, lang=lang))
     # One worked example: without it a 0.5B model answers with bare numbers or not at all (docs/log.md, 2026-11-24).
     asked, told = say("knowledge.example_question", lang=lang), say("knowledge.example_answer", lang=lang)
     example = [Message("user", asked), Message("assistant", told)] if sources else []
     return [Message("system", "\n\n".join([*system, rules])), *example, *turns]
+
+
+def _asked(turn: Message, before: str) -> Message:
+    """The question with the sources before it; pictures and other parts stay where they are."""
+    if isinstance(turn.content, list):
+        return replace(turn, content=[{"type": "text", "text": before}, *turn.content])
+    return replace(turn, content=before + turn.text)
 
 
 def _shown(source: Source, lang: str) -> str:
