@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+import tiny_bert
 from mofang.engine import ENGINES, engine_name
-from mofang.engine.base import ChatEngine, Embedder, Engine, Kind
+from mofang.engine.base import ChatEngine, Embedder, Engine, Kind, Reranker
 from mofang.errors import Invalid, TooLarge
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.models.base import ModelRef
@@ -235,6 +236,35 @@ async def test_two_callers_at_once_get_their_own(embedder: Embedder) -> None:
     together = await asyncio.gather(*(embedder.embed([text] * 5, "query") for text in TEXTS[:2]))
     for one, five in zip(apart, together, strict=True):
         assert np.all(five @ one[0] > 1 - 1e-3)
+
+
+# ---- rerank ----
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reranker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reranker]:
+    """A tiny one with random weights: it keeps the contract, and knows nothing."""
+    home = tmp_path_factory.mktemp("home")
+    tiny_bert.write(home / "tiny.gguf", reranker=True)
+    engine = await _load(_ref("tiny", home / "tiny.gguf", "reranker"), home)
+    assert isinstance(engine, Reranker)
+    yield engine
+    await engine.close()
+
+
+async def test_scores_follow_the_documents(reranker: Reranker) -> None:
+    documents = ["def", "长城", "天气 abc", ""]
+    scores = await reranker.rerank("长城", documents)
+    assert len(scores) == 4 and len(set(scores)) == 4
+    backwards = await reranker.rerank("长城", documents[::-1])
+    np.testing.assert_allclose(backwards, scores[::-1], atol=1e-4)
+    assert await reranker.rerank("长城", []) == []
+
+
+async def test_too_long_a_document_is_named(reranker: Reranker) -> None:
+    with pytest.raises(TooLarge) as caught:
+        await reranker.rerank("长城", ["短", "天 " * 200])
+    assert caught.value.values["number"] == 1 and caught.value.values["n_tokens"] > 200
 
 
 # ---- all ----

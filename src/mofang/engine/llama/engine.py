@@ -8,8 +8,8 @@ import asyncio
 import base64
 import tomllib
 import unicodedata
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,14 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
     )
 
     def report(resident: int) -> None:
-        progress(Progress("load", min(resident, ref.size_bytes), ref.size_bytes, "bytes", detail=ref.name))
+        # Never whole before it is: buffers and cache are resident, too.
+        done = min(resident, ref.size_bytes * 99 // 100)
+        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
 
     report(0)
     log = settings.home / "logs" / f"engine-{ref.name}.log"
     process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s, report=report)
-    report(ref.size_bytes)
+    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
     engine = maker(ref, process, launch, settings)
     try:
         await engine.measure()
@@ -128,6 +130,30 @@ class _LlamaEngine:
         if refusal.type in CALLERS_FAULT or 400 <= refusal.status < 500:
             return Invalid("engine.refused", why=refusal.why)
         return EngineFailed("engine.failed", model=self.ref.name, why=refusal.why)
+
+    @asynccontextmanager
+    async def _naming_too_long(self, texts: Sequence[str], first: int, beside: str = "") -> AsyncIterator[None]:
+        """Turn llama.cpp's refusal of a batch into TooLarge for the text that does not fit, if there is one.
+
+        `first` is the number of texts[0] in the caller's list, `beside` what is read together with each of them.
+        """
+        try:
+            yield
+        except (Invalid, EngineFailed) as error:
+            if error.code not in ("context_length_exceeded", "refused", "failed"):
+                raise
+            n_beside = await self._n_tokens(beside) if beside else 0
+            for number, text in enumerate(texts, first):
+                n_tokens = n_beside + await self._n_tokens(text)
+                if n_tokens > self._launch.n_ctx:
+                    shown = text if len(text) <= 40 else text[:40] + "…"
+                    values = {"number": number, "text": shown, "n_tokens": n_tokens, "n_ctx": self._launch.n_ctx}
+                    raise TooLarge("engine.text_too_long", **values) from error
+            raise
+
+    async def _n_tokens(self, text: str) -> int:
+        """Tokens of a text, the special ones around it counted."""
+        return len((await self._post("/tokenize", {"content": text, "add_special": True}))["tokens"])
 
 
 class LlamaChat(_LlamaEngine):
@@ -229,24 +255,10 @@ class LlamaEmbedder(_LlamaEngine):
 
     async def _embed(self, texts: list[str], *, first: int = 0) -> Vectors:
         """Rows as llama.cpp made them. `first` is the number of texts[0] in the caller's list."""
-        try:
+        async with self._naming_too_long(texts, first):
             answer = await self._post("/v1/embeddings", {"input": texts, "encoding_format": "base64"})
-        except (Invalid, EngineFailed) as error:
-            if error.code in ("context_length_exceeded", "refused", "failed"):
-                await self._find_too_long(texts, first, error)
-            raise
         rows = sorted(answer["data"], key=lambda row: int(row["index"]))
         return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in rows])
-
-    async def _find_too_long(self, texts: list[str], first: int, error: Exception) -> None:
-        """Raise TooLarge for the text that does not fit, if there is one."""
-        for number, text in enumerate(texts, first):
-            body = {"content": text, "add_special": True}
-            n_tokens = len((await self._post("/tokenize", body))["tokens"])
-            if n_tokens > self._launch.n_ctx:
-                shown = text if len(text) <= 40 else text[:40] + "…"
-                values = {"number": number, "text": shown, "n_tokens": n_tokens, "n_ctx": self._launch.n_ctx}
-                raise TooLarge("engine.text_too_long", **values) from error
 
 
 class LlamaReranker(_LlamaEngine):
@@ -261,7 +273,8 @@ class LlamaReranker(_LlamaEngine):
     async def rerank(self, query: str, documents: Sequence[str]) -> list[float]:
         if not documents:
             return []
-        answer = await self._post("/v1/rerank", {"query": query, "documents": list(documents)})
+        async with self._naming_too_long(documents, 0, beside=query):
+            answer = await self._post("/v1/rerank", {"query": query, "documents": list(documents)})
         scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
         return [scores[index] for index in range(len(documents))]
 
