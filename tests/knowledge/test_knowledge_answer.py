@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from knowledge_bench import Bench, TokenCounter
 
-from conftest import Bench, TokenCounter
 from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited, marks, query_of
 from mofang.messages import Message, Source
 

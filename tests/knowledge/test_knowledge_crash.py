@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from knowledge_bench import Bench
 
-from conftest import Bench
 from mofang.knowledge.store import FILE
 
 WRITER = Path(__file__).parent / "killed_writer.py"

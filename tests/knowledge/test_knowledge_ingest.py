@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from knowledge_bench import Bench
 
-from conftest import Bench
 from mofang.errors import Conflict, EngineFailed, NotFound
 from mofang.knowledge.ingest import clean_name
 from mofang.knowledge.store import FILE
@@ -175,13 +175,13 @@ async def test_progress_has_two_stages_with_totals(bench: Bench) -> None:
 
 async def test_another_embedder_is_refused(bench: Bench) -> None:
     await bench.put("甲.txt", "文。")
-    bench.embedder._name = "other"
+    bench.forced_name = "other"
     with pytest.raises(Conflict) as fault:
         await bench.put("乙.txt", "另一份。")
     assert fault.value.code == "other_embedding_model" and "hash" in fault.value.message("zh")
     with pytest.raises(Conflict):
         await bench.library.search(["库"], "文")
-    bench.embedder._name, bench.embedder.dimensions = "hash", 65
+    bench.forced_name, bench.embedder.dimensions = "", 65
     with pytest.raises(Conflict) as fault:
         await bench.put("乙.txt", "另一份。")
     assert fault.value.code == "other_dimensions"
@@ -190,6 +190,7 @@ async def test_another_embedder_is_refused(bench: Bench) -> None:
 
 async def test_auto_becomes_the_model_of_the_first_vectors(bench: Bench) -> None:
     bench.library.create("自动", embedding_model="auto")
+    bench.forced_name = "hash"
     await bench.put("甲.txt", "文。", base="自动")
     assert bench.library.info("自动").embedding_model == "hash"
 

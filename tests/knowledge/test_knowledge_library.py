@@ -4,8 +4,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from knowledge_bench import Bench
 
-from conftest import Bench
 from mofang.errors import Conflict, Invalid, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.store import FILE

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pdfs import pdf
 
 from mofang.errors import Unreadable
 from mofang.knowledge.base import ParsedDocument
 from mofang.knowledge.loaders import parse
-from pdfs import pdf
 
 
 def _read(tmp_path: Path, data: bytes, name: str = "文.pdf") -> ParsedDocument:

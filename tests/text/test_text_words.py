@@ -54,9 +54,7 @@ def test_query_meets_passage(query: str, passage: str) -> None:
 
 
 def test_stop_words_leave_queries_only() -> None:
-    assert query_words("请问怎么设置打印机？") == ["设置", "打印", "打印机"] or "怎么" not in query_words(
-        "请问怎么设置打印机？"
-    )
+    assert query_words("请问怎么设置打印机？") == ["设置", "打印", "印机", "打印机"]
     assert "的" in words("我的书")
     assert query_words("how do I change the password") == ["change", "password"]
     assert query_words("是什么") != [], "a query of stop words alone keeps them"

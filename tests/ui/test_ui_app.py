@@ -9,6 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
+from mofang.client import Client
 from mofang.ui import words
 from mofang.ui.run import SCRIPT
 
@@ -109,7 +110,8 @@ def test_a_refused_question_says_why_and_the_page_lives(page: AppTest, state: fa
     page.chat_input[0].set_value("你好").run()
     assert "排队的请求已满" in text_of(page) and "请稍后再试" in text_of(page)
     state.is_full = False
-    page.chat_input[0].set_value("你好").run()
+    page.button(key="send_again").click().run()
+    assert state.requests[-1]["messages"] == [{"role": "user", "content": "你好"}]
     run_until(page, lambda: "**上下文窗口**" in text_of(page))
 
 
@@ -140,6 +142,29 @@ def test_settings_are_kept_with_the_conversation(page: AppTest, state: fake_gate
     run_until(page, lambda: not page.chat_input[0].disabled)
     page.selectbox(key="model_conv_000001").set_value("qwen2.5-coder-0.5b-instruct").run()
     assert kept["model"] == "qwen2.5-coder-0.5b-instruct"
+
+
+def test_a_question_without_an_answer_is_one_click_from_it(
+    page: AppTest, state: fake_gateway.State, gateway: str
+) -> None:
+    with Client(gateway) as client:
+        conversation = client.create_conversation(title="旧")["id"]
+    state.conversations[conversation]["messages"].append(fake_gateway.message(state, "user", None, content="没人回答"))
+    page.query_params["c"] = conversation
+    page.run()
+    page.button(key="answer_it").click().run()
+    assert state.requests[-1]["messages"] == []
+    run_until(page, lambda: "**上下文窗口**" in text_of(page))
+
+
+def test_a_new_chat_begins_without_the_last_ones_documents(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    page.button(key="example_docs").click().run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    page.button(key="new_chat").click().run()
+    page.chat_input[0].set_value("你好").run()
+    assert "knowledge" not in state.requests[-1]
+    run_until(page, lambda: not page.chat_input[0].disabled)
 
 
 def test_the_language_switch_changes_everything_and_stands_in_the_url(page: AppTest, state: fake_gateway.State) -> None:

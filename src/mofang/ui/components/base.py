@@ -71,6 +71,11 @@ def quiet(text: str) -> None:
     st.html(f'<div class="mf-quiet">{escape(text)}</div>')
 
 
+def plain(text: str) -> str:
+    """Text as a label that Streamlit reads as Markdown: every sign of it stays a sign."""
+    return "".join(f"\\{letter}" if letter in "\\`*_[]:$~<#!" else letter for letter in text)
+
+
 def badges(*labels: tuple[str, str]) -> str:
     """HTML of small labels: (text, one of "", "good", "warn")."""
     return "".join(f'<span class="mf-badge {tone}">{escape(text)}</span>' for text, tone in labels if text)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.errors import MofangError
-from mofang.ui.components.base import flash, quiet
+from mofang.ui.components.base import flash, plain, quiet
 from mofang.ui.session import client, t
 
 PRESETS: Final[dict[str, dict[str, float]]] = {
@@ -35,6 +35,11 @@ def draft() -> Conversation:
         "draft", {"id": None, "system": "", "model": "auto", "knowledge": [], "sampling": dict(DEFAULT), "messages": []}
     )
     return shape
+
+
+def begin_anew() -> None:
+    """The draft has become a conversation: the next one keeps its model and sampling, not its prompt and documents."""
+    draft().update(system="", knowledge=[])
 
 
 def sampling_of(conversation: Conversation) -> dict[str, Any]:
@@ -97,13 +102,13 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
 
 
 def _knowledge(conversation: Conversation, bases: list[dict[str, Any]], own: str) -> None:
-    titles = {base["name"]: base.get("title") or base["name"] for base in bases}
+    titles = {base["name"]: str(base.get("title") or base["name"]) for base in bases}
     current = [name for name in conversation.get("knowledge") or [] if name in titles]
     key = f"knowledge_{own}"
     label = t("knowledge_off") if not current else "、".join(titles[name] for name in current)
     with (
         st.popover(
-            label if len(label) <= 14 else label[:13] + "…",
+            plain(label if len(label) <= 14 else label[:13] + "…"),
             icon=":material/menu_book:",
             key=f"knowledge_pop_{own}",
             type="primary" if current else "secondary",
@@ -115,7 +120,7 @@ def _knowledge(conversation: Conversation, bases: list[dict[str, Any]], own: str
             list(titles),
             selection_mode="multi",
             default=current,
-            format_func=titles.__getitem__,
+            format_func={name: plain(title) for name, title in titles.items()}.__getitem__,
             key=key,
             on_change=lambda: change(conversation, knowledge=list(st.session_state[key])),
         )

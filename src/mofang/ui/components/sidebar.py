@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from mofang.errors import MofangError
-from mofang.ui.components.base import mark, show_error
+from mofang.ui.components.base import mark, plain, show_error
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, set_language, t
 
 SHOWN = 30
@@ -52,7 +52,7 @@ def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here
     with st.container(horizontal=True, vertical_alignment="center", wrap=False, gap=None, key=f"conv_{state}_{name}"):
         title = conversation.get("title") or t("untitled")
         busy = " ·" if conversation.get("running_generation_id") else ""
-        if st.button(f"{_plain(title)}{busy}", key=f"open_{name}", type="tertiary", width="stretch"):
+        if st.button(f"{plain(title)}{busy}", key=f"open_{name}", type="tertiary", width="stretch"):
             _go(chat_page, name, is_chat)
         chosen = st.menu_button(
             t("chat_actions"),
@@ -66,11 +66,6 @@ def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here
         _rename(name, title)
     elif chosen == "delete":
         _delete(name, title)
-
-
-def _plain(text: str) -> str:
-    """A title as a button's label: Markdown in it stays text."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]:$~<#" else letter for letter in text)
 
 
 def _go(chat_page: Any, conversation: str | None, is_chat: bool) -> None:
@@ -99,7 +94,7 @@ def _rename(name: str, title: str) -> None:
 def _delete(name: str, title: str) -> None:
     @st.dialog(t("delete_chat_title"))
     def ask() -> None:
-        st.write(t("delete_chat_text", title=_plain(title)))
+        st.write(t("delete_chat_text", title=plain(title)))
         if st.button(t("delete"), key="delete_sure", type="primary", icon=":material/delete:"):
             try:
                 client().delete_conversation(name)

@@ -45,6 +45,7 @@ def page() -> None:
         with st.chat_message("assistant", avatar=":material/deployed_code:"):
             _live(running)
     show_flash()
+    _unanswered(conversation, turns, running)
     _input(conversation, turns, can_ask=bool(models), running=running)
 
 
@@ -97,10 +98,40 @@ def _ask(conversation: Conversation, turns: list[Turn], question: str) -> None:
             kept = {name: conversation[name] for name in ("system", "model", "knowledge", "sampling")}
             conversation = client().create_conversation(title=title_of(question), **kept)
             open_conversation(conversation["id"])
+            settings.begin_anew()
         body = _request(conversation, parent_id=turns[-1].message["id"] if turns else None)
         client().generate({**body, "messages": [{"role": "user", "content": question}]})
     except MofangError as error:
         flash(error)
+        st.session_state["unsent"] = question
+    else:
+        st.session_state.pop("unsent", None)
+
+
+def _unanswered(conversation: Conversation, turns: list[Turn], running: str | None) -> None:
+    """A question that the gateway did not take, or took and did not answer: shown, and one click from its answer."""
+    if running:
+        return
+    last = turns[-1].message if turns else None
+    if last and last["role"] == "user":
+        st.session_state.pop("unsent", None)
+        question = {"parent_id": last["id"]}
+        st.button(
+            t("answer_it"),
+            key="answer_it",
+            icon=":material/refresh:",
+            on_click=_regenerate,
+            args=(conversation, question),
+        )
+    elif unsent := st.session_state.get("unsent"):
+        st.html(f'<div class="mf-user">{escape(unsent)}</div>')
+        st.button(
+            t("send_again"),
+            key="send_again",
+            icon=":material/refresh:",
+            on_click=_ask,
+            args=(conversation, turns, unsent),
+        )
 
 
 def _regenerate(conversation: Conversation, message: Message) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import jobs
-from mofang.ui.components.base import badges, flash, fragment, quiet, show_error, show_flash
+from mofang.ui.components.base import badges, flash, fragment, plain, quiet, show_error, show_flash
 from mofang.ui.session import client, language, t, t_or
 from mofang.ui.watch import Task
 
@@ -56,7 +56,9 @@ def _model(model: Model) -> None:
         with st.container(horizontal=True, vertical_alignment="center", key=f"actions_{name}"):
             _load_or_unload(model)
             with st.popover(t("delete"), icon=":material/delete:", key=f"delete_{name}"):
-                st.write(t("delete_model_text" if model.get("managed", True) else "forget_model_text", name=name))
+                st.write(
+                    t("delete_model_text" if model.get("managed", True) else "forget_model_text", name=plain(name))
+                )
                 st.button(
                     t("delete_sure"),
                     key=f"delete_sure_{name}",
