@@ -4,8 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+
+import psutil
+import pytest
 
 from mofang import platform
 
@@ -85,3 +89,24 @@ def test_is_alive_knows_the_dead() -> None:
 
 def test_a_library_that_is_not_there() -> None:
     assert not platform.has_library("libno-such-thing.so.9")
+
+
+async def test_background_work_gives_way_and_leaves_no_thread() -> None:
+    before = threading.active_count()
+    niceness = os.getpriority(os.PRIO_PROCESS, 0)
+    found = await platform.in_background(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert found == platform.BACKGROUND
+    assert os.getpriority(os.PRIO_PROCESS, 0) == niceness
+    assert threading.active_count() == before
+
+
+async def test_what_background_work_raises_arrives() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await platform.in_background(lambda: 1 // 0)
+
+
+def test_lower_priority() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        platform.lower_priority(child.pid, platform.BESIDE_CHAT)
+        assert psutil.Process(child.pid).nice() == platform.BESIDE_CHAT
+    platform.lower_priority(child.pid, platform.BACKGROUND)  # gone by now: no error

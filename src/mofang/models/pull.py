@@ -39,7 +39,7 @@ from mofang.models.progress import Meter, Report, notice, size
 from mofang.models.sources import SOURCES
 from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full, kept_bytes
 from mofang.models.store import VERSION, ModelStore, check_name, now, write_manifest
-from mofang.platform import memory
+from mofang.platform import in_background, memory
 from mofang.strings import say
 
 NEXT_SOURCE = (Unreachable, NotFound, Denied, MissingSystem)
@@ -218,7 +218,7 @@ async def _convert(
     assert entry.file and entry.convert
     target = source.path.with_name(entry.file)
     Meter(progress, "convert", source.size_bytes, detail=entry.file).at(0)
-    await asyncio.to_thread(CONVERTERS.get(entry.convert), source.path, target)
+    await in_background(CONVERTERS.get(entry.convert), source.path, target)
     digest = await asyncio.to_thread(_sha256, target)
     origin = {
         "file": source.path.name,

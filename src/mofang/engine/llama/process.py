@@ -17,7 +17,7 @@ import psutil
 
 from mofang.engine.llama.provider import Launch, check_wheel, wheel_parameters, without_gpu
 from mofang.errors import EngineFailed
-from mofang.platform import end_child, start_child
+from mofang.platform import BESIDE_CHAT, end_child, lower_priority, start_child
 
 LOG_BYTES = 1_000_000
 """A longer log moves to <name>.log.1, which the next one replaces."""
@@ -79,6 +79,8 @@ class LlamaProcess:
         _trim(log)
         command = [sys.executable, "-m", "mofang.engine.llama.child"]
         child = start_child(command, log=log, stdout=subprocess.PIPE)
+        if launch.embedding:  # a folder being read must not take the speed of an answer
+            lower_priority(child.pid, BESIDE_CHAT)
         configuration = {"parameters": wheel_parameters(launch), "without_gpu": without_gpu(launch)}
         try:
             said = await asyncio.wait_for(_converse(child, configuration, report), timeout_s)

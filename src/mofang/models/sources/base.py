@@ -8,6 +8,7 @@ checks, records and publishes is models/pull.py.
 import asyncio
 import contextlib
 import errno
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +143,8 @@ def disk_is_full(error: OSError) -> bool:
 def kept_bytes(folder: Path) -> int:
     """Bytes that lie in a folder, with all that is in it; files that vanish meanwhile do not count."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and not path.is_symlink():
-                total += path.stat().st_size
+    for root, _, files in os.walk(folder):  # passes over folders that vanish, which rglob does not
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += Path(root, name).lstat().st_size
     return total

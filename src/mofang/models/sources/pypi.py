@@ -34,6 +34,7 @@ from mofang.models.sources.base import (
     need_disk,
     plain_name,
 )
+from mofang.platform import BACKGROUND, lower_priority
 from mofang.settings import Settings
 
 CHUNK = 1 << 22
@@ -156,6 +157,7 @@ class PyPI:
             stderr=asyncio.subprocess.PIPE,
             start_new_session=os.name == "posix",
         )
+        lower_priority(child.pid, BACKGROUND)
         talk = asyncio.create_task(child.communicate())
         grown = _Growth(part, wheels)
         try:
