@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -330,3 +331,23 @@ def test_sources_of_a_grounded_answer(gateway: Gateway, engine: ScriptedEngine, 
     assert all("sources" not in chunk for chunk in plain[:-1])
     messages, _ = engine.asked[-1]
     assert messages[0].role == "system" and "[1] 模坊在本机运行" in messages[0].text
+
+
+def test_marks_that_the_model_forgot_are_added_and_said(
+    gateway: Gateway, engine: ScriptedEngine, library: FakeLibrary, tmp_path: Path
+) -> None:
+    library.create("手册", embedding_model="hash")
+    (tmp_path / "端口.txt").write_text("端口被占用时换一个端口，设置 MOFANG_PORT 即可。", encoding="utf-8")
+    asyncio.run(library.add("手册", [("端口.txt", tmp_path / "端口.txt")], progress=lambda _: None))
+    ask: Any = {"messages": [{"role": "user", "content": "端口被占用"}], "knowledge": ["手册"]}
+    with gateway.http() as http:
+        engine.script = spoken("端口被占用时换一个端口。")
+        whole = http.post("/v1/chat/completions", json=ask).json()
+        engine.script = spoken("端口被占用时换一个端口 [1]。")
+        marked = http.post("/v1/chat/completions", json=ask).json()
+        engine.script = spoken("端口被占用时换一个端口。")
+        formed = http.post("/v1/chat/completions", json={**ask, "response_format": {"type": "json_object"}}).json()
+    assert whole["choices"][0]["message"]["content"] == "端口被占用时换一个端口。 [1]"
+    assert whole["sources"][0]["cited"] and "marks_added" in [notice["code"] for notice in whole["notices"]]
+    assert marked["choices"][0]["message"]["content"] == "端口被占用时换一个端口 [1]。"
+    assert formed["choices"][0]["message"]["content"] == "端口被占用时换一个端口。"

@@ -27,7 +27,7 @@ from mofang.knowledge.store import FILE, Store, Vector, check_embedder
 from mofang.messages import Message, Progress
 from mofang.strings import say
 
-CONTEXT_CHARACTERS = 240
+CONTEXT_CHARACTERS = 120
 """Shown before and after a span, so that a person sees where it stands."""
 CANDIDATES = 12
 """Passages that an answer chooses its sources from, before neighbours are joined."""

@@ -81,9 +81,9 @@ def _handbook(client: Client, *, report: Report, show: Show) -> None:
 
 
 def handbook_pages() -> Iterator[tuple[str, Path]]:
-    """The Chinese pages of docs/, wherever this installation keeps them: (relative name, path)."""
+    """The Chinese pages of docs/ for users, wherever this installation keeps them: (relative name, path)."""
     packaged = Path(str(files("mofang"))) / "handbook"
     folder = packaged if packaged.is_dir() else Path(__file__).parents[3] / "docs"
     for path in sorted(folder.rglob("*.md")):
-        if not path.name.endswith(".en.md") and path.name != "log.md":
+        if not path.name.endswith(".en.md") and path.name != "log.md" and path.parent.name != "decisions":
             yield path.relative_to(folder).as_posix(), path

@@ -9,11 +9,13 @@ from typing import Any
 
 from mofang.engine.base import ChatEngine, EngineInfo
 from mofang.errors import EngineFailed
-from mofang.knowledge.answer import mark_cited
+from mofang.knowledge.answer import mark_cited, marks
+from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
 from mofang.server.rooms import Rooms
 from mofang.server.sse import closing
+from mofang.strings import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Choice:
             _join_call(self.tool_calls, call)
         if delta.logprobs is not None:
             self.logprobs = _join_lists(self.logprobs or {}, delta.logprobs)
+
+
+STRUCTURED = {"response_format", "json_schema", "grammar", "tools"}
+"""Options that ask for an answer of a certain form, to which nothing may be added."""
 
 
 @dataclass
@@ -128,9 +134,25 @@ async def answering(
             messages = await _ground(rooms, question, engine, sampling, answer, tell)
         async with closing(engine.chat(messages, sampling)) as deltas:
             async for delta in deltas:
+                if delta.finish_reason == "stop" and (forgotten := _forgotten_marks(question, answer, delta, tell)):
+                    answer.add(forgotten)
+                    yield forgotten
                 answer.add(delta)
                 yield delta
     answer.check_complete()
+
+
+def _forgotten_marks(question: Question, answer: Answer, last: Delta, tell: Callable[[Event], None]) -> Delta | None:
+    """The marks of the sources that an answer rests on and does not name; that they were added is said."""
+    said = answer.choice(last.index).content
+    if not answer.sources or marks(said) or question.sampling.options.keys() & STRUCTURED:
+        return None
+    numbers = supporting(said, answer.sources)
+    if not numbers:
+        return None
+    answer.notices.append({"code": "marks_added", "message": say("knowledge.marks_added")})
+    tell({"type": "notice", **answer.notices[-1]})
+    return Delta(content=" " + "".join(f"[{number}]" for number in numbers), index=last.index)
 
 
 def bounded(sampling: Sampling, max_tokens: int) -> Sampling:
