@@ -17,7 +17,7 @@ import numpy as np
 from mofang.engine.base import EngineInfo, Kind, Purpose, Vectors
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, NotFound, Unreadable
 from mofang.knowledge.base import AddReport, DocumentInfo, FileReport, Hit, KnowledgeInfo
-from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
+from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Source, Timings, Usage
 
 Step = Delta | Exception | asyncio.Event | float
 """What a scripted answer does next: say a piece, fail, wait for a test, or sleep."""
@@ -66,6 +66,11 @@ class ScriptedEngine:
         self.asked.append((prompt, sampling))
         said = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         return self._follow(self.script or spoken(said[::-1], prompt_tokens=len(said)))
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        self.asked.append((prompt, Sampling(options={"forced": forced, "n_top": n_top})))
+        top = tuple(Candidate(ord(label), label, logprob) for label, logprob in (("A", -0.5), ("B", -1.5)))
+        return NextToken(-2.0 if forced is not None else None, top[:n_top])
 
     async def _follow(self, script: Sequence[Step]) -> AsyncIterator[Delta]:
         self.open += 1

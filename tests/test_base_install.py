@@ -8,13 +8,18 @@ from pathlib import Path
 import mofang
 
 HEAVY = ("torch", "transformers", "peft", "ray", "langchain_core", "chromadb")
+NEED_TORCH = ("mofang.train.", "mofang.export.")
+"""Workers of trainings and exports: only the processes of runs import them."""
 LAZY = ("streamlit", "fastapi", "uvicorn", "xllamacpp", "numpy", "rich")
 """Not needed to print `mofang --help`."""
 
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages([str(Path(mofang.__file__).parent)], prefix="mofang.")
-    if not info.name.endswith("__main__") and ".ui.pages." not in info.name and info.name != "mofang.ui.app"
+    if not info.name.startswith(NEED_TORCH)
+    and not info.name.endswith("__main__")
+    and ".ui.pages." not in info.name
+    and info.name != "mofang.ui.app"
 )
 
 

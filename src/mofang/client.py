@@ -168,6 +168,56 @@ class Client:
     def stop_generation(self, generation_id: str) -> None:
         self.request("POST", f"/v1/generations/{quoted(generation_id)}/stop")
 
+    # ---- trainings and exports ----
+
+    def recipes(self) -> dict[str, Any]:
+        """Every method and exporter with the schema of its fields."""
+        return dict(self.request("GET", "/v1/recipes"))
+
+    def runs(self, *, training: bool | None = None) -> list[dict[str, Any]]:
+        """All runs, or trainings only, or exports only."""
+        query = {} if training is None else {"training": training}
+        return list(self.request("GET", "/v1/runs", params=query)["data"])
+
+    def start_run(self, kind: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.request("POST", "/v1/runs", {"kind": kind, "recipe": dict(recipe)}))
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.request("GET", f"/v1/runs/{quoted(run_id)}"))
+
+    def run_metrics(self, run_id: str, after: int = -1) -> list[dict[str, Any]]:
+        return list(self.request("GET", f"/v1/runs/{quoted(run_id)}/metrics?after={after}")["data"])
+
+    def stop_run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/stop"))
+
+    def resume_run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/resume"))
+
+    def remove_run(self, run_id: str) -> None:
+        self.request("DELETE", f"/v1/runs/{quoted(run_id)}")
+
+    def datasets(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", "/v1/datasets")["data"])
+
+    def add_datasets(self, files: Sequence[tuple[str, bytes | BinaryIO]]) -> list[dict[str, Any]]:
+        parts = [("files", (name, content)) for name, content in files]
+        return list(self.request("POST", "/v1/datasets", files=parts)["data"])
+
+    def preview_dataset(self, name: str, model: str = "auto") -> dict[str, Any]:
+        return dict(self.request("GET", f"/v1/datasets/{quoted(name)}/preview?model={quoted(model)}"))
+
+    # ---- below the text ----
+
+    def tokenize(self, text: str, model: str = "auto") -> list[int]:
+        return list(self.request("POST", "/v1/tokenize", {"model": model, "text": text})["tokens"])
+
+    def next_token(
+        self, prompt: str | list[int], model: str = "auto", *, forced: int | None = None, n_top: int = 20
+    ) -> dict[str, Any]:
+        body = {"model": model, "prompt": prompt, "forced": forced, "n_top": n_top}
+        return dict(self.request("POST", "/v1/next_token", body))
+
     # ---- conversations ----
 
     def conversations(self) -> list[dict[str, Any]]:

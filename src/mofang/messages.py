@@ -91,6 +91,25 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could come next, and the natural logarithm of its probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """What a model expects after a prompt, from its raw logits: temperature 1, no sampler."""
+
+    forced: float | None
+    """Log-probability of the token that was asked about; exact, also when it is not among `top`."""
+    top: tuple[Candidate, ...]
+    """The likeliest, best first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of an answer. The last one carries `finish_reason`, `usage` and `timings`.
 

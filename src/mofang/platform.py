@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ctypes
+import importlib.util
 import os
 import platform as _platform
 import shutil
@@ -48,6 +49,37 @@ def start_child(
     finally:
         if not isinstance(sink, int):
             sink.close()
+
+
+def start_detached(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
+    """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says."""
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=os.name == "posix",
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    lower_priority(process.pid, BESIDE_CHAT)
+    # Reaps it when it ends, so that it does not stay as a zombie for as long as we live.
+    threading.Thread(target=process.wait, name=f"reap {process.pid}", daemon=True).start()
+    return process
+
+
+def end_process(pid: int, *, grace_s: float = 5.0) -> None:
+    """End a process that is not ours to wait for, and its descendants."""
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=grace_s)
+    for process in alive:
+        _quietly(process.kill)
+    psutil.wait_procs(alive, timeout=grace_s)
 
 
 T = TypeVar("T")
@@ -190,6 +222,24 @@ def is_alive(pid: int) -> bool:
         return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def started_at(pid: int) -> float:
+    """When that process began, in seconds since 1970; 0 when there is none."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def is_same_process(pid: int, began: float) -> bool:
+    """Whether the process `pid` that began at `began` is still alive: ids come round again."""
+    return pid > 0 and is_alive(pid) and abs(started_at(pid) - began) < 1.0
+
+
+def has_module(name: str) -> bool:
+    """Whether `import name` would find something, without importing it."""
+    return importlib.util.find_spec(name) is not None
 
 
 def describe() -> dict[str, str | int]:

@@ -137,6 +137,33 @@ class CompletionRequest(SamplingFields):
     _handled: ClassVar[tuple[str, ...]] = (*SamplingFields._handled, "prompt", "echo", "best_of")
 
 
+class TokenizeRequest(Request):
+    """POST /v1/tokenize."""
+
+    model: str = "auto"
+    text: str
+
+
+class NextTokenRequest(Request):
+    """POST /v1/next_token: what a model expects after `prompt`, from its raw logits."""
+
+    model: str = "auto"
+    prompt: str | list[int] = Field(min_length=1)
+    forced: int | None = Field(default=None, ge=0)
+    """A token id to be told the log-probability of, whether or not it is among the likeliest."""
+    n_top: int = Field(default=20, ge=1, le=1000)
+
+
+# ---- runs ----
+
+
+class RunRequest(Request):
+    """POST /v1/runs. `recipe` has the fields of /v1/recipes; files of `data` may be names of /v1/datasets."""
+
+    kind: str
+    recipe: dict[str, Any]
+
+
 # ---- embeddings and rerank ----
 
 

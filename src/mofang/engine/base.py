@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mofang.messages import Delta, Message, Sampling
+from mofang.messages import Delta, Message, NextToken, Sampling
 
 Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
@@ -67,6 +67,10 @@ class ChatEngine(Engine, Protocol):
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
         """The continuation of raw text or token ids."""
+        ...
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        """What is expected after `prompt`, from the raw logits; `forced` is a token to be told the probability of."""
         ...
 
     async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:

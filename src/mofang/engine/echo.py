@@ -12,7 +12,7 @@ from typing import Any
 
 from mofang.engine.base import EngineInfo
 from mofang.errors import EngineFailed, Invalid
-from mofang.messages import Delta, Message, Progress, Sampling, Timings, Usage
+from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Timings, Usage
 from mofang.models.base import ModelRef
 from mofang.settings import Settings
 
@@ -60,6 +60,12 @@ class EchoEngine:
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
         text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         return self._say(text, len(text), sampling)
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        """Certain of the prompt's first character, and of nothing else."""
+        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        first = Candidate(ord(text[0]), text[0], 0.0)
+        return NextToken((0.0 if forced == first.token_id else -100.0) if forced is not None else None, (first,))
 
     async def _say(self, text: str, n_prompt: int, sampling: Sampling) -> AsyncIterator[Delta]:
         if n_prompt >= self._n_ctx:

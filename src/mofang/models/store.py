@@ -65,15 +65,37 @@ class ModelStore:
         return [found for found in self._survey() if isinstance(found, MofangError)]
 
     def get(self, name: str) -> ModelRef:
-        """The model of that name. Raises NotFound with the nearest name, or the reason why it cannot be used."""
+        """The model of that name, or the newest one that the run of that id led to.
+
+        Raises NotFound with the nearest name, or the reason why it cannot be used.
+        """
         if _NAME.match(name) and (self.folder / name / MANIFEST).is_file():
             return self._managed(self.folder / name)
         models = {ref.name: ref for ref in self.list()}
         if name in models:
             return models[name]
+        made = self.made_by(name, "gguf")
+        if made:
+            return made
         known = [*models, *(entry.name for entry in catalogue.load().entries)]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise NotFound("models.model_not_found", name=name, near=near[0] if near else "-")
+
+    def get_or_path(self, name: str) -> ModelRef:
+        """The model of that name, or the one that lies at that absolute path."""
+        path = Path(name).expanduser()
+        if not path.is_absolute():
+            return self.get(name)
+        if not path.exists():
+            raise NotFound("models.no_such_file", path=path)
+        form = detect(path)
+        reader = FORMATS.get(form)
+        return ModelRef(suggest_name(path), path, form, reader.kind(path), reader.size_bytes(path), managed=False)
+
+    def made_by(self, run_id: str, format: Format) -> ModelRef | None:
+        """The newest model of that format that a run led to, however many steps lie between."""
+        made = [ref for ref in self.list() if ref.format == format and run_id in (ref.manifest.get("runs") or ())]
+        return max(made, key=lambda ref: str(ref.manifest.get("added_at", "")), default=None)
 
     def resolve(self, name: str, kind: Wanted | None) -> ModelRef:
         """The model that `name` means where a model of `kind` is wanted (None: any kind).

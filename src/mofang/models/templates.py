@@ -62,6 +62,17 @@ def check(template: str) -> None:
         raise Unreadable("models.template_broken", why=error) from error
 
 
+def with_default_system(template: str, text: str) -> str:
+    """The template with a system message of its own for conversations that bring none: one text for training and
+    serving, so that the model is asked as it was taught.
+    """
+    message = json.dumps(text, ensure_ascii=False)
+    return (
+        "{%- if not messages or messages[0]['role'] != 'system' %}"
+        f"{{%- set messages = [{{'role': 'system', 'content': {message}}}] + messages %}}{{%- endif %}}{template}"
+    )
+
+
 class _Refused(TemplateError):
     """The template itself called raise_exception."""
 

@@ -20,7 +20,7 @@ from mofang.engine.llama.answer import Answer
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch
 from mofang.errors import EngineFailed, Invalid, TooLarge
-from mofang.messages import Delta, Message, Progress, Sampling
+from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.models.formats import FORMATS
 from mofang.platform import n_cores
@@ -171,6 +171,26 @@ class LlamaChat(_LlamaEngine):
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._stream("/v1/completions", {"prompt": prompt, **self._choices(sampling)})
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        """Over /completion, unstreamed: its stream holds back the probabilities of a token that ends in mid-character.
+
+        A bias of 1000 makes `forced` the sampled token, while what is reported comes from the raw logits (llama.cpp
+        tools/server/server-context.cpp, populate_token_probs).
+        """
+        body: dict[str, Any] = {"prompt": prompt, "n_predict": 1, "n_probs": n_top, "temperature": 0.0}
+        if forced is not None:
+            body["logit_bias"] = [[forced, 1000.0]]
+        answer = await self._post("/completion", body)
+        try:
+            (entry,) = answer["completion_probabilities"]
+        except (LookupError, ValueError) as error:
+            raise EngineFailed("engine.failed", model=self.ref.name, why="no completion_probabilities") from error
+        top = (
+            Candidate(int(item["id"]), str(item["token"]), float(item["logprob"]))
+            for item in entry.get("top_logprobs", ())
+        )
+        return NextToken(float(entry["logprob"]) if forced is not None else None, tuple(top))
 
     async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
         body: dict[str, Any] = {"messages": [message.to_openai() for message in messages]}

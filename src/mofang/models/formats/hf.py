@@ -44,7 +44,7 @@ def kind(folder: Path) -> Kind:
         return "reranker"
     if heads and not any("LM" in name or "ConditionalGeneration" in name for name in heads):
         return "embedding"
-    return "chat" if _template(folder) else "base"
+    return "chat" if template(folder) else "base"
 
 
 def facts(folder: Path) -> ModelFacts:
@@ -67,7 +67,7 @@ def facts(folder: Path) -> ModelFacts:
         n_vocab=_whole(config.get("vocab_size")),
         quantization=_quantization(quantized) or (by_type.most_common(1)[0][0] if by_type else ""),
         tokenizer=str(_json(folder / "tokenizer_config.json", missing={}).get("tokenizer_class", "")),
-        chat_template=_template(folder),
+        chat_template=template(folder),
         kv_bytes_per_token=_kv_bytes(config),
         metadata={key: value for key, value in config.items() if isinstance(value, str | int | float | bool)},
     )
@@ -88,7 +88,7 @@ def _kv_bytes(config: dict[str, Any]) -> int | None:
     return layers * (_whole(config.get("num_key_value_heads")) or heads) * head * 2 * 2
 
 
-def _template(folder: Path) -> str | None:
+def template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")

@@ -14,7 +14,9 @@ from mofang.server.routes import (
     knowledge,
     models,
     rerank,
+    runs,
     system,
+    tokens,
 )
 
 ROUTERS = tuple(
@@ -29,6 +31,8 @@ ROUTERS = tuple(
         conversations,
         jobs,
         knowledge,
+        runs,
+        tokens,
         system,
     )
 )

@@ -1,0 +1,59 @@
+"""The process of a run: `python -m mofang.launch.worker <folder of the run>`. See mofang.runs.
+
+What belongs before and after a training is done here, in the same run: a base that is a GGUF file is imported first,
+and a recipe that names an export type ends with a GGUF model that can be talked to.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mofang import runs, settings
+from mofang.models.store import ModelStore
+from mofang.recipes import Recipe
+from mofang.recipes.export import Gguf, Import
+from mofang.recipes.sft import Sft
+from mofang.strings import say
+
+
+def call(worker: str, recipe: Recipe, run: runs.Run) -> dict[str, Any]:
+    """Do a run's work, and return what it made."""
+    if not isinstance(recipe, Sft):
+        return dict(_function(worker)(recipe, run))
+    result: dict[str, Any] = _function(worker)(_with_trainable_base(recipe, run), run)
+    if recipe.export:
+        made = _function(Gguf.worker)(Gguf(model=run.id, type=recipe.export), run)
+        result |= {"model": made["model"], "path": made["path"]}
+    return result
+
+
+def _with_trainable_base(recipe: Sft, run: runs.Run) -> Sft:
+    """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now."""
+    store = ModelStore(settings.load())
+    base = store.get_or_path(recipe.base)
+    if base.format != "gguf":
+        return recipe
+    for ref in store.list():
+        parents = ref.manifest.get("parents") or [{}]
+        if ref.format == "hf" and parents[0].get("role") == "quantized" and parents[0].get("sha256") == base.sha256:
+            return recipe.model_copy(update={"base": ref.name})
+    run.note(say("train.importing", name=base.name))
+    made = _function(Import.worker)(Import(model=recipe.base), run)
+    return recipe.model_copy(update={"base": made["model"]})
+
+
+def _function(worker: str) -> Any:
+    module, function = worker.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main() -> int:
+    os.environ["HF_HUB_OFFLINE"] = "1"  # whatever is needed lies here; a library that asks a hub would hang for minutes
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return runs.work(Path(sys.argv[1]), call)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""How good a model is, in numbers: over any engine, here or behind HTTP, or over logits. numpy, no torch.
+
+The sets that come with Mofang lie in sets/; `load_set` reads those and the user's own.
+"""
+
+from mofang.measure.evalset import NAMES, EvalSet, load_set
+
+__all__ = ["NAMES", "EvalSet", "load_set"]

@@ -1,0 +1,202 @@
+"""Trainings and exports: recipes to fill in, runs to start, watch, stop and resume, files of examples to teach with.
+
+The work is done by processes of their own (mofang.runs), which closing a page, or the gateway, does not end. Starting
+one opens paths for the caller, so that is only for callers of this machine.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Query, Request
+
+from mofang.data import FORMATS
+from mofang.data.encode import encode
+from mofang.data.preview import shape as preview_shape
+from mofang.data.readers import read
+from mofang.errors import Forbidden, NotFound
+from mofang.models.store import check_name
+from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
+from mofang.runs import Run, Runs, State
+from mofang.server import uploads
+from mofang.server.auth import is_loopback
+from mofang.server.backend import Backend
+from mofang.server.routes.here import Here, Lang
+from mofang.strings import say
+from mofang.tokenizer import load
+from mofang.wire import RunRequest
+
+router = APIRouter(tags=["runs"])
+
+DATASET_SUFFIXES = (".jsonl", ".json")
+PREVIEWED = 3
+
+
+def _runs(backend: Backend) -> Runs:
+    return Runs(backend.settings.home)
+
+
+def _datasets(backend: Backend) -> Path:
+    return backend.settings.home / "datasets"
+
+
+def _shape(run: Run, state: State | None = None) -> dict[str, Any]:
+    state = state or run.state()
+    made = state.result.get("model")
+    shape = {name: getattr(state, name) for name in ("id", "kind", "title", "status", "created_at", "started_at")}
+    return {
+        **shape, "ended_at": state.ended_at, "progress": state.progress, "result": state.result, "model": made,
+        "error": state.error, "notes": state.notes,
+    }  # fmt: skip
+
+
+@router.get("/v1/recipes")
+def recipes(lang: Lang) -> dict[str, Any]:
+    """Every method and exporter with the JSON schema of its fields; `help` says what each is for."""
+    found = {}
+    for kind in (*METHODS, *EXPORTERS):
+        schema = recipe_class(kind).model_json_schema()
+        for name, field in schema["properties"].items():
+            field["help"] = say(f"recipes.field_{name}", lang=lang)
+        found[kind] = {"training": kind in METHODS.names(), "schema": schema}
+    return found
+
+
+@router.get("/v1/runs")
+def list_runs(backend: Here, training: bool | None = None) -> dict[str, Any]:
+    """Every run, the newest first; `training` keeps trainings, or all others, only."""
+    shapes = [_shape(run) for run in _runs(backend).list()]
+    wanted = [one for one in shapes if training is None or (one["kind"] in METHODS.names()) is training]
+    return {"object": "list", "data": wanted}
+
+
+@router.post("/v1/runs", status_code=202)
+def start(body: RunRequest, backend: Here) -> dict[str, Any]:
+    """Start a training or an export. All faults of the recipe come back at once."""
+    _only_here(backend)
+    recipe = parse(recipe_class(body.kind), _with_datasets(body.recipe, backend))
+    run = _runs(backend).create(recipe)
+    run.start()
+    return _shape(run)
+
+
+@router.get("/v1/runs/{run_id}")
+def details(run_id: str, backend: Here) -> dict[str, Any]:
+    """With its recipe and the end of its log."""
+    run = _runs(backend).get(run_id)
+    return {**_shape(run), "recipe": run.recipe().model_dump(mode="json"), "log": run.tail(40)}
+
+
+@router.get("/v1/runs/{run_id}/metrics")
+def metrics(run_id: str, backend: Here, after: int = Query(default=-1)) -> dict[str, Any]:
+    """The measured lines of steps beyond `after`."""
+    return {"object": "list", "data": _runs(backend).get(run_id).metrics(after)}
+
+
+@router.post("/v1/runs/{run_id}/stop")
+def stop(run_id: str, backend: Here) -> dict[str, Any]:
+    """It saves what it has, then ends; this waits for that."""
+    run = _runs(backend).get(run_id)
+    return _shape(run, run.stop())
+
+
+@router.post("/v1/runs/{run_id}/resume", status_code=202)
+def resume(run_id: str, backend: Here) -> dict[str, Any]:
+    """Go on from the last checkpoint."""
+    _only_here(backend)
+    run = _runs(backend).get(run_id)
+    run.start()
+    return _shape(run)
+
+
+@router.delete("/v1/runs/{run_id}", status_code=204)
+def remove(run_id: str, backend: Here) -> None:
+    _runs(backend).remove(run_id)
+
+
+# ---- files of examples ----
+
+
+@router.get("/v1/datasets")
+def datasets(backend: Here) -> dict[str, Any]:
+    """Files of examples that were brought here."""
+    folder = _datasets(backend)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [
+        {"name": file.name, "size_bytes": file.stat().st_size} for file in files if file.suffix in DATASET_SUFFIXES
+    ]
+    return {"object": "list", "data": found, "formats": FORMATS.names()}
+
+
+@router.post("/v1/datasets", status_code=201, openapi_extra=uploads.OPENAPI)
+async def add_datasets(request: Request, backend: Here) -> dict[str, Any]:
+    """Bring files of examples (multipart field "files"). Each is read whole first: a broken row is named, and
+    nothing is kept. A file of the same name is replaced."""
+    upload = await uploads.receive(request, backend.uploads / "datasets", limit_mb=backend.settings.upload_limit_mb)
+    try:
+        return {"object": "list", "data": await asyncio.to_thread(_keep, backend, upload.files)}
+    finally:
+        await asyncio.to_thread(upload.discard)
+
+
+@router.get("/v1/datasets/{name}/preview")
+def preview(name: str, backend: Here, model: str = "auto", max_length: int = 1024) -> dict[str, Any]:
+    """The first examples as a training on `model` would see them: ids, and which of them are learned."""
+    conversations = read([_dataset(backend, name)])
+    ref = backend.models.resolve(model, "chat") if model == "auto" else backend.models.get(model)
+    tokenizer = load(ref.path)
+    encoded = encode(conversations, tokenizer, max_length=max_length)
+    return {
+        "name": name,
+        "model": ref.name,
+        "n_rows": len(conversations),
+        "n_examples": len(encoded.examples),
+        "n_tokens": sum(len(example.ids) for example in encoded.examples),
+        "n_cut": encoded.n_cut,
+        "n_dropped": len(encoded.dropped),
+        "examples": [preview_shape(example, tokenizer) for example in encoded.examples[:PREVIEWED]],
+    }
+
+
+def _keep(backend: Backend, files: list[tuple[str, Path]]) -> list[dict[str, Any]]:
+    read_ = []
+    for name, path in files:
+        plain = check_name(Path(name).name)
+        if Path(plain).suffix not in DATASET_SUFFIXES:
+            raise NotFound("data.unknown_suffix", path=name, known=", ".join(DATASET_SUFFIXES))
+        named = path.with_name(plain)
+        path.rename(named)  # so that a fault names the file as the user knows it
+        read_.append((named, len(read([named]))))
+    folder = _datasets(backend)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, _ in read_:
+        path.replace(folder / path.name)
+    return [{"name": path.name, "n_examples": count} for path, count in read_]
+
+
+def _dataset(backend: Backend, name: str) -> Path:
+    path = _datasets(backend) / name
+    if Path(name).name != name or not path.is_file():
+        raise NotFound("data.no_such_file", path=name)
+    return path
+
+
+def _with_datasets(recipe: dict[str, Any], backend: Backend) -> dict[str, Any]:
+    """Names of datasets as paths; everything else stays for the recipe to judge."""
+    found = dict(recipe)
+    for field in ("data", "eval_data"):
+        value = found.get(field)
+        names = [value] if isinstance(value, str) else value
+        if isinstance(names, list):
+            found[field] = [_place(backend, name) if isinstance(name, str) else name for name in names]
+    return found
+
+
+def _place(backend: Backend, name: str) -> str:
+    path = _datasets(backend) / name
+    return str(path) if Path(name).name == name and path.is_file() else name
+
+
+def _only_here(backend: Backend) -> None:
+    if not is_loopback(backend.settings.host):
+        raise Forbidden("server.run_needs_loopback", host=backend.settings.host)

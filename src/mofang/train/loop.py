@@ -1,0 +1,197 @@
+"""The one training loop: which examples make a step, how the step is computed, measured, saved, stopped, resumed.
+
+An optimizer step is over `batch_size` examples, however they are laid into rows: each row adds its share of the
+gradient, divided by all supervised tokens of the step, so that rows, packing and memory change nothing that is
+learned. The order of examples follows from the seed and the epoch alone, so a position in it is one number.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mofang.data.encode import Example
+from mofang.data.pack import pack
+from mofang.errors import MofangError
+from mofang.runs import Run
+from mofang.train import checkpoint
+
+RowLoss = Callable[[Sequence[Example]], torch.Tensor]
+"""Sum of the losses of the supervised tokens of one row, differentiable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a training consists of, known before it begins."""
+
+    n_examples: int
+    epochs: int
+    batch_size: int
+    seed: int
+    max_steps: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.n_examples / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        whole = self.epochs * self.steps_per_epoch
+        return min(whole, self.max_steps or whole)
+
+    def batch(self, step: int) -> list[int]:
+        """Numbers of the examples of that step (from 0)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.n_examples)
+        return [int(number) for number in order[within * self.batch_size :][: self.batch_size]]
+
+
+def learning_rate(step: int, steps: int, highest: float, warmup: int, scheduler: str) -> float:
+    """Of the step with that number (from 0)."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    left = 1 - (step - warmup) / max(1, steps - warmup)
+    shape = {"constant": 1.0, "linear": left, "cosine": 0.1 + 0.9 * (0.5 - 0.5 * math.cos(math.pi * left))}
+    return highest * shape[scheduler]
+
+
+@dataclass
+class Loop:
+    """`recipe` has the fields of recipes.sft.Sft that name steps, rates and intervals."""
+
+    model: torch.nn.Module
+    parameters: Sequence[torch.nn.Parameter]
+    row_loss: RowLoss
+    examples: Sequence[Example]
+    eval_examples: Sequence[Example]
+    plan: Plan
+    recipe: Any
+    run: Run
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+        )
+        self.step = 0
+
+    def resume(self) -> int:
+        """Go to the newest checkpoint, when there is one. Returns the step at which training goes on."""
+        saved = checkpoint.found(self.run.checkpoints)
+        if saved:
+            self.step = checkpoint.load(saved[-1], self.model, self.optimizer)
+        self.run.forget_metrics(beyond=self.step)
+        return self.step
+
+    def train(self) -> dict[str, float]:
+        """Run to the end of the plan. Raises Stopped after saving. Returns the first and last losses."""
+        steps, recipe = self.plan.steps, self.recipe
+        warmup = math.ceil(recipe.warmup_ratio * steps)
+        every = recipe.eval_every or self.plan.steps_per_epoch
+        if self.step == 0:
+            self._evaluate()
+        self.model.train()
+        begun = time.monotonic()
+        seen = 0
+        while self.step < steps:
+            started = time.monotonic()
+            batch = [self.examples[number] for number in self.plan.batch(self.step)]
+            rate = learning_rate(self.step, steps, recipe.learning_rate, warmup, recipe.lr_scheduler)
+            loss, norm, n_rows = self._step(batch, rate)
+            self.step += 1
+            seconds = time.monotonic() - started
+            tokens = sum(len(example.ids) for example in batch)
+            seen += tokens
+            self.run.record(
+                {
+                    "step": self.step,
+                    "epoch": round(self.step / self.plan.steps_per_epoch, 4),
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "grad_norm": norm,
+                    "tokens": tokens,
+                    "supervised_tokens": sum(example.n_supervised for example in batch),
+                    "rows": n_rows,
+                    "seconds": round(seconds, 4),
+                }
+            )
+            self._tell(loss, seen / (time.monotonic() - begun))
+            ended = self.step == steps
+            if self.eval_examples and (self.step % every == 0 or ended):
+                self._evaluate()
+            if self.step % recipe.save_every == 0 or ended or self.run.stop_asked():
+                checkpoint.save(
+                    self.run.checkpoints, self.model, self.optimizer, self.step, keep=recipe.keep_checkpoints
+                )
+            if not ended:
+                self.run.check_stop()
+        return self._summary()
+
+    def _step(self, batch: Sequence[Example], rate: float) -> tuple[float, float, int]:
+        """One optimizer step. Returns the mean loss of a supervised token, the gradient's length, the rows."""
+        supervised = sum(example.n_supervised for example in batch)
+        rows = self._rows(batch)
+        total = 0.0
+        for row in rows:
+            loss = self.row_loss(row)
+            (loss / max(1, supervised)).backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm).item()
+        if not math.isfinite(total) or not math.isfinite(norm):
+            raise MofangError("train.not_finite", step=self.step + 1, rate=f"{rate:g}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total / max(1, supervised), norm, len(rows)
+
+    def _rows(self, batch: Sequence[Example]) -> list[list[Example]]:
+        if not self.recipe.packing:
+            return [[example] for example in batch]
+        numbers = pack([len(example.ids) for example in batch], self.recipe.row_tokens)
+        return [[batch[number] for number in row] for row in numbers]
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Mean loss of the held-out examples' supervised tokens; they never move a weight."""
+        if not self.eval_examples:
+            return
+        self.model.eval()
+        total = 0.0
+        for start in range(0, len(self.eval_examples), self.plan.batch_size):
+            for row in self._rows(self.eval_examples[start : start + self.plan.batch_size]):
+                self.run.check_stop()
+                total += self.row_loss(row).item()
+        count = sum(example.n_supervised for example in self.eval_examples)
+        self.run.record({"step": self.step, "eval_loss": total / count})
+        self.model.train()
+
+    def _tell(self, loss: float, tokens_per_s: float) -> None:
+        rows = [row for row in self.run.metrics() if "seconds" in row][-20:]
+        rate = len(rows) / sum(row["seconds"] for row in rows)
+        self.run.update(
+            progress={
+                "stage": "train",
+                "done": self.step,
+                "total": self.plan.steps,
+                "unit": "steps",
+                "rate": rate,
+                "seconds_left": (self.plan.steps - self.step) / rate,
+                "detail": f"loss {loss:.3f} · {tokens_per_s:.0f} tokens/s",
+            }
+        )
+
+    def _summary(self) -> dict[str, float]:
+        rows = self.run.metrics()
+        losses = [row["loss"] for row in rows if "loss" in row]
+        evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
+        found = {"steps": self.step, "first_loss": losses[0], "last_loss": losses[-1]}
+        if evals:
+            found |= {"first_eval_loss": evals[0], "last_eval_loss": evals[-1]}
+        timed = [row for row in rows if "seconds" in row]
+        found["tokens_per_s"] = sum(row["tokens"] for row in timed) / sum(row["seconds"] for row in timed)
+        return found

@@ -1,0 +1,197 @@
+"""Supervised fine-tuning with LoRA: the worker of recipes.sft.Sft."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from mofang import __version__, settings
+from mofang.data.encode import Encoded, Example, encode
+from mofang.data.preview import preview
+from mofang.data.readers import read
+from mofang.errors import Conflict, Invalid
+from mofang.models import templates
+from mofang.models.base import ModelRef
+from mofang.models.store import ModelStore, digests, write_manifest
+from mofang.recipes.sft import Sft
+from mofang.runs import Run
+from mofang.strings import say
+from mofang.tokenizer import Tokenizer, load
+from mofang.train import attention, lora, machine
+from mofang.train.loop import Loop, Plan
+from mofang.train.loss import frozen_head_loss
+
+
+def run(recipe: Sft, run: Run) -> dict[str, Any]:
+    """Train; the adapter, its tokenizer and chat template, and a manifest with the lineage end in run.out."""
+    base = ModelStore(settings.load()).get_or_path(recipe.base)
+    if base.format != "hf":
+        raise Invalid("train.base_not_trainable", param="base", name=recipe.base, format=base.format)
+    tokenizer = load(base.path)
+    if recipe.system_prompt is not None and tokenizer.chat_template:
+        template = templates.with_default_system(tokenizer.chat_template, recipe.system_prompt)
+        tokenizer = replace(tokenizer, chat_template=template)
+    examples, held_out = _examples(recipe, tokenizer, run)
+
+    # Everything that can be refused is refused before the weights are loaded.
+    device = machine.device()
+    dtype = machine.dtype(recipe.dtype, device)
+    config = AutoConfig.from_pretrained(base.path)
+    longest = max(len(example.ids) for example in (*examples, *held_out))
+    step_tokens = longest * recipe.batch_size if recipe.packing else longest
+    row = max(longest, min(recipe.row_tokens, step_tokens))
+    parameters = ModelStore(settings.load()).facts(base).parameters
+    machine.check_memory(
+        machine.needed_bytes(config, parameters, 0, row, dtype.itemsize), recipe.base, row
+    )  # fmt: skip
+    digest = _digest(base)
+    _same_base(run, digest)
+
+    torch.manual_seed(recipe.seed)
+    transformers_logging.disable_progress_bar()
+    run.update(progress={"stage": "load", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": base.name})
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=dtype, attn_implementation=attention.install())
+    model.to(device)
+    lora.add(
+        model, recipe.lora_targets, rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout,
+        seed=recipe.seed,
+    )  # fmt: skip
+    trained = lora.parameters(model)
+    run.note(
+        say(
+            "train.begins",
+            n=len(examples),
+            held_out=len(held_out),
+            trained=sum(parameter.numel() for parameter in trained),
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+        )
+    )
+
+    head = model.get_output_embeddings().weight
+
+    def row_loss(examples: Sequence[Example]) -> torch.Tensor:
+        return supervised_loss(model, head, examples, device)
+
+    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
+    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run)
+    loop.resume()
+    summary = loop.train()
+    _save(recipe, run, model, tokenizer, base, digest)
+    return {"adapter": str(run.out), "base": base.name, **summary}
+
+
+def supervised_loss(model, head: torch.Tensor, examples: Sequence[Example], device: torch.device) -> torch.Tensor:
+    """Sum of -log p over the supervised tokens of one packed row."""
+    ids = torch.from_numpy(np.concatenate([example.ids for example in examples])).long().to(device)
+    segments = [len(example.ids) for example in examples]
+    masks = [example.mask.copy() for example in examples]
+    for mask in masks:
+        mask[0] = False  # nothing stands before the first token of an example
+    wanted = torch.from_numpy(np.concatenate(masks)).to(device)
+    hidden = model.base_model(
+        input_ids=ids[None], position_ids=attention.positions(segments).to(device), segments=segments, use_cache=False
+    ).last_hidden_state[0]
+    places = wanted.nonzero()[:, 0]
+    return frozen_head_loss(hidden[places - 1], head, ids[places])
+
+
+def _examples(recipe: Sft, tokenizer: Tokenizer, run: Run) -> tuple[list[Example], list[Example]]:
+    """(examples to learn, held-out examples), and all that was cut or left out is said."""
+    encoded = _encode(recipe, recipe.data, tokenizer, run)
+    learned, held_out = encoded.examples, []
+    if recipe.eval_data:
+        held_out = _encode(recipe, recipe.eval_data, tokenizer, run).examples
+    elif recipe.eval_fraction:
+        count = round(len(learned) * recipe.eval_fraction)
+        order = np.random.default_rng(recipe.seed).permutation(len(learned))
+        held_out = [learned[number] for number in sorted(order[:count])]
+        learned = [learned[number] for number in sorted(order[count:])]
+    if not learned:
+        raise Invalid("train.nothing_to_learn", param="data", max_length=recipe.max_length)
+    print(preview(learned[0], tokenizer), flush=True)
+    return learned, held_out
+
+
+def _encode(recipe: Sft, files: Sequence[str], tokenizer: Tokenizer, run: Run) -> Encoded:
+    paths = [Path(file).expanduser() for file in files]
+    encoded = encode(read(paths, recipe.format), tokenizer, max_length=recipe.max_length)
+    if encoded.n_cut:
+        run.note(say("train.cut", n=encoded.n_cut, max_length=recipe.max_length))
+    if encoded.dropped:
+        first = encoded.dropped[0]
+        run.note(
+            say("train.dropped", n=len(encoded.dropped), path=first.file, row=first.row, max_length=recipe.max_length)
+        )
+    return encoded
+
+
+def _digest(base: ModelRef) -> str:
+    return base.sha256 or str(digests(base.path, base.format)[0]["sha256"])
+
+
+def _same_base(run: Run, digest: str) -> None:
+    """A run that is resumed must go on from the base that it began with. Raises Conflict."""
+    note = run.folder / "base.json"
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+        if before != digest:
+            raise Conflict("train.base_changed", id=run.id)
+    else:
+        note.write_text(json.dumps({"sha256": digest}), encoding="utf-8")
+
+
+def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, digest: str) -> None:
+    aside = run.folder / ".out.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    lora.save(
+        model, aside, base=str(base.path), rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout
+    )
+    tokenizer.save(aside)
+    data = [
+        {"file": Path(file).name, **digests_of(Path(file).expanduser())} for file in (*recipe.data, *recipe.eval_data)
+    ]
+    write_manifest(
+        aside,
+        {
+            "manifest": 1,
+            "name": recipe.name or run.id,
+            "kind": "base",
+            "format": "lora",
+            "parents": [{"role": "base", "name": base.name, "format": base.format, "sha256": digest}],
+            "runs": [run.id, *base_runs(base)],
+            "recipe": recipe.model_dump(mode="json"),
+            "data": data,
+            "tokenizer_sha256": tokenizer.sha256(),
+            "made_by": {
+                "run": run.id,
+                "kind": recipe.kind,
+                "mofang": __version__,
+                "torch": torch.__version__,
+            },
+        },
+    )
+    if run.out.exists():
+        shutil.rmtree(run.out)
+    aside.rename(run.out)
+
+
+def base_runs(base: ModelRef) -> list[str]:
+    """Ids of the runs that led to the base."""
+    return [str(run_id) for run_id in base.manifest.get("runs") or ()]
+
+
+def digests_of(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file of examples."""
+    import hashlib
+
+    content = path.read_bytes()
+    return {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
