@@ -1,16 +1,33 @@
-"""The facade behind the command line: one way to the gateway, whether or not one is running.
+"""The facade behind the command line and `import mofang`: one way to the gateway, whether or not one is running.
 
-The one place where async becomes sync: everything goes through `mofang.client.Client`, to the gateway that owns this
-home or to one that lives in this process for the length of a command. So a command line, a workbench and a
-stranger's program go the same way, and nobody writes beside the owner.
+The one place where async becomes sync: what answers goes through `mofang.client.Client`, to the gateway that owns this
+home or to one that lives in this process for as long as somebody here needs it. So a command line, a workbench and a
+stranger's program go the same way, and nobody writes beside the owner. Trainings and exports are processes of their
+own (mofang.runs), with or without a gateway.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mofang import settings as _settings
 from mofang.client import Client
+from mofang.errors import EngineFailed, MofangError
+from mofang.messages import Message, NextToken
 from mofang.settings import Settings
+
+if TYPE_CHECKING:
+    from mofang.engine.base import Purpose, Vectors
+    from mofang.measure.evaluate import Score
+    from mofang.recipes import Recipe
+    from mofang.runs import Run, State
+
+Tell = Callable[["State", list[dict[str, Any]]], None]
+"""Hears of a run's state and its new lines of metrics."""
 
 
 @contextmanager
@@ -34,8 +51,409 @@ def gateway(settings: Settings | None = None) -> Iterator[Client]:
         yield client
 
 
+class _Shared:
+    """One gateway for all objects of this process that need one: begun with the first, ended with the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[Path, tuple[AbstractContextManager[Client], Client, list[object]]] = {}
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        settings, user = _settings.load(), object()
+        with self._lock:
+            if settings.home not in self._open:
+                held = gateway(settings)
+                self._open[settings.home] = (held, held.__enter__(), [])
+            found = self._open[settings.home]
+            client, users = found[1], found[2]
+            users.append(user)
+        try:
+            yield client
+        finally:
+            with self._lock:
+                users.remove(user)
+                if not users:
+                    del self._open[settings.home]
+                    found[0].__exit__(None, None, None)
+
+
+_shared = _Shared()
+
+
+# ---- asking ----
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said. Printing it prints its text."""
+
+    text: str
+    finish_reason: str
+    usage: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Numbered passages of the knowledge bases that were asked; see messages.Source."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Model:
+    """A model to talk to. Use it in a `with` block, or call `close`."""
+
+    def __init__(self, name: str = "auto") -> None:
+        self._stack = ExitStack()
+        self._client = self._stack.enter_context(_shared.client())
+        try:
+            self.name: str = self._client.load_model(name)["model"] if name != "auto" else "auto"
+        except BaseException:
+            self.close()
+            raise
+
+    def chat(self, messages: str | Sequence[Mapping[str, Any]], **choices: Any) -> Answer:
+        """The answer to a question, or to a conversation in OpenAI's shape.
+
+        `choices` are fields of POST /v1/chat/completions: temperature, max_tokens, tools…, and `system` (text) and
+        `knowledge` (names of bases to answer from).
+        """
+        body = self._body(messages, choices)
+        found = self._client.request("POST", "/v1/chat/completions", body)
+        choice = found["choices"][0]
+        message = choice["message"]
+        return Answer(
+            text=message.get("content") or "",
+            finish_reason=choice["finish_reason"],
+            usage=found.get("usage") or {},
+            timings=found.get("timings") or {},
+            sources=found.get("sources") or message.get("sources") or [],
+        )
+
+    def stream(self, messages: str | Sequence[Mapping[str, Any]], **choices: Any) -> Iterator[str]:
+        """The answer piece by piece; leaving the loop stops the model."""
+        with self._client.chat_stream(self._body(messages, choices)) as chunks:
+            for chunk in chunks:
+                if "error" in chunk:
+                    raise EngineFailed("engine.failed", model=self.name, why=chunk["error"].get("message", ""))
+                for choice in chunk.get("choices") or ():
+                    if text := (choice.get("delta") or {}).get("content"):
+                        yield text
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of raw text."""
+        return self._client.tokenize(text, self.name)
+
+    def next_token(self, prompt: str | list[int], *, n_top: int = 20) -> list[dict[str, Any]]:
+        """The likeliest next tokens: token_id, text, logprob."""
+        return list(self._client.next_token(prompt, self.name, n_top=n_top)["top"])
+
+    def close(self) -> None:
+        """Let go of the gateway. Safe to call twice."""
+        self._stack.close()
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _body(self, messages: str | Sequence[Mapping[str, Any]], choices: Mapping[str, Any]) -> dict[str, Any]:
+        talk = [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]
+        rest = dict(choices)
+        if system := rest.pop("system", None):
+            talk.insert(0, {"role": "system", "content": system})
+        if isinstance(rest.get("knowledge"), str):
+            rest["knowledge"] = [rest["knowledge"]]
+        return {"model": self.name, "messages": talk, **rest}
+
+
+def load(name: str = "auto") -> Model:
+    """A model of this machine: a name of `list_models()`, or the id of a run that made one."""
+    return Model(name)
+
+
+def embed(texts: Sequence[str], *, purpose: "Purpose" = "passage", model: str = "auto") -> "Vectors":
+    """Vectors of texts: (n, dimensions) float32, each row of length 1."""
+    import numpy as np
+
+    with _shared.client() as client:
+        body = {"input": list(texts), "model": model, "input_type": purpose}
+        rows = client.request("POST", "/v1/embeddings", body)["data"]
+    return np.array([row["embedding"] for row in rows], np.float32)
+
+
+# ---- documents ----
+
+
+class KnowledgeBase:
+    """Documents that answers are drawn from; made when there is none of that name.
+
+    Use it in a `with` block, or call `close`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._stack = ExitStack()
+        self._client = self._stack.enter_context(_shared.client())
+        if name not in {base["name"] for base in self._client.knowledge()}:
+            try:
+                self._client.create_knowledge(name)
+            except BaseException:
+                self.close()
+                raise
+
+    def add(self, *paths: str | Path) -> list[dict[str, Any]]:
+        """Take in files; returns what happened to each. A file that was added before is replaced.
+
+        Raises NotFound for a path that is not there.
+        """
+        with ExitStack() as stack:
+            files = [(Path(path).name, stack.enter_context(Path(path).open("rb"))) for path in paths]
+            job = self._client.add_documents(self.name, files)
+        for event in self._client.follow_job(job["id"]):
+            if event["type"] == "done":
+                return list(event["result"]["files"])
+            if event["type"] == "error":
+                from mofang.client import ApiError
+
+                raise ApiError(502, event["error"])
+        raise EngineFailed("cli.job_lost")
+
+    def documents(self) -> list[dict[str, Any]]:
+        return self._client.documents(self.name)
+
+    def search(self, query: str, k: int = 8) -> list[dict[str, Any]]:
+        """The nearest passages, best first."""
+        return self._client.search([self.name], query, k)
+
+    def ask(self, question: str, *, model: str = "auto", **choices: Any) -> Answer:
+        """An answer with its numbered sources."""
+        with Model(model) as asked:
+            return asked.chat(question, knowledge=[self.name], **choices)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> "KnowledgeBase":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def document_suffixes() -> frozenset[str]:
     """The suffixes of documents that can be read, lower case with their dot: {".md", ".pdf", …}."""
     from mofang.knowledge import LOADERS
 
     return frozenset(f".{name}" for name in LOADERS)
+
+
+# ---- models ----
+
+
+def list_models() -> list[dict[str, Any]]:
+    """The models of this machine."""
+    with _shared.client() as client:
+        return client.models()
+
+
+def pull(name: str = "auto", *, kind: str = "chat") -> dict[str, Any]:
+    """Bring a model of the catalogue, or from an address (hf:OWNER/REPO/FILE…); returns it."""
+    from mofang.client import ApiError
+
+    with _shared.client() as client:
+        job = client.pull(name, kind=kind)
+        for event in client.follow_job(job["id"]):
+            if event["type"] == "done":
+                return dict(event["result"])
+            if event["type"] == "error":
+                raise ApiError(502, event["error"])
+    raise EngineFailed("cli.job_lost")
+
+
+# ---- training and exporting ----
+
+
+def sft(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Fine-tune a model on questions and answers; `fields` are those of the recipe (docs/training.md): base, data…
+
+    Returns the run, ended when `wait` is True. Raises Invalid with all faults of the recipe, MissingExtra with the pip
+    line, and what the run failed with. Ctrl-C stops the run, which can be resumed.
+    """
+    return _run("sft", fields, wait=wait, tell=tell)
+
+
+def import_gguf(model: str, *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Make a trainable Hugging Face folder of a GGUF model; run.state().result names it."""
+    return _run("import", {"model": model, **fields}, tell=tell)
+
+
+def merge(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Add a run's adapter into its base, checked; run.state().result names the model."""
+    return _run("merge", {"model": _id(model), **fields}, tell=tell)
+
+
+def to_gguf(model: "str | Run", type: str = "q8_0", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Make a GGUF file of a run or a Hugging Face model; run.state().result names the model."""
+    return _run("gguf", {"model": _id(model), "type": type, **fields}, tell=tell)
+
+
+def check(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Compare a GGUF model, as the engine runs it, with what it was made from; figures in run.state().result."""
+    return _run("check", {"model": _id(model), **fields}, tell=tell)
+
+
+def list_runs() -> "list[Run]":
+    """Every training and export of this home, the newest first."""
+    from mofang.runs import Runs
+
+    return Runs(_settings.load().home).list()
+
+
+def start(recipe: "Recipe") -> "Run":
+    """Start a run and leave it to itself."""
+    from mofang.launch import home
+    from mofang.runs import Runs, need
+
+    need(type(recipe))
+    settings = _settings.load()
+    home.prepare(settings.home)
+    run = Runs(settings.home).create(recipe)
+    run.start()
+    return run
+
+
+def finish(run: "Run", tell: Tell | None = None) -> "State":
+    """Wait for a run. Ctrl-C stops it, in order, and is then raised."""
+    try:
+        return run.wait(tell)
+    except KeyboardInterrupt:
+        run.stop()
+        raise
+
+
+def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) -> "Recipe":
+    """A checked recipe, its files as absolute paths: the run's process may stand elsewhere."""
+    from mofang.recipes import parse, recipe_class
+
+    found = parse(recipe_class(kind), fields, overrides)
+    files = {
+        name: [str(Path(path).expanduser().absolute()) for path in getattr(found, name)]
+        for name in ("data", "eval_data")
+        if hasattr(found, name)
+    }
+    places = {
+        name: str(Path(value).absolute())
+        for name in ("base", "model", "reference", "text")
+        if isinstance(value := getattr(found, name, ""), str)
+        and ("/" in value or "\\" in value)
+        and Path(value).exists()
+    }
+    return found.model_copy(update={**files, **places})
+
+
+def failure(state: "State") -> MofangError:
+    """What a run failed with, as an error."""
+    from mofang.client import ApiError
+
+    return ApiError(500, state.error)
+
+
+def _run(kind: str, fields: Mapping[str, Any], *, wait: bool = True, tell: Tell | None = None) -> "Run":
+    run = start(recipe(kind, fields))
+    if wait:
+        state = finish(run, tell)
+        if state.status != "done":
+            raise failure(state) if state.error else MofangError("runs.worker_failed", why=state.status, log=run.log)
+    return run
+
+
+def _id(model: "str | Run") -> str:
+    return model if isinstance(model, str) else model.id
+
+
+def preview(file: str | Path, base: str = "auto", *, n: int = 1, max_length: int = 1024) -> dict[str, Any]:
+    """The first `n` examples of a file as training on `base` would see them, and counts of all. Needs no torch."""
+    from mofang.data.encode import encode
+    from mofang.data.preview import preview as as_text
+    from mofang.data.preview import shape
+    from mofang.data.readers import read
+    from mofang.models.store import ModelStore
+    from mofang.tokenizer import load as load_tokenizer
+
+    store = ModelStore(_settings.load())
+    ref = store.resolve("auto", "chat") if base == "auto" else store.get_or_path(base)
+    tokenizer = load_tokenizer(ref.path)
+    conversations = read([Path(file).expanduser()])
+    encoded = encode(conversations, tokenizer, max_length=max_length)
+    chosen = encoded.examples[:n]
+    return {
+        "model": ref.name,
+        "n_rows": len(conversations),
+        "n_examples": len(encoded.examples),
+        "n_tokens": sum(len(example.ids) for example in encoded.examples),
+        "n_supervised": sum(example.n_supervised for example in encoded.examples),
+        "n_cut": encoded.n_cut,
+        "n_dropped": len(encoded.dropped),
+        "examples": [shape(example, tokenizer) for example in chosen],
+        "text": "\n".join(as_text(example, tokenizer) for example in chosen),
+    }
+
+
+# ---- measuring ----
+
+
+class OverGateway:
+    """measure.base.Asked over HTTP: a model behind the gateway."""
+
+    def __init__(self, client: Client, model: str) -> None:
+        self.client = client
+        self.name = model
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await asyncio.to_thread(self.client.tokenize, text, self.name)
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        from mofang.messages import Candidate
+
+        found = await asyncio.to_thread(self.client.next_token, prompt, self.name, forced=forced, n_top=n_top)
+        return NextToken(found["forced"], tuple(Candidate(**candidate) for candidate in found["top"]))
+
+    async def answer(self, messages: Sequence[Message], *, max_tokens: int) -> str:
+        talk = [message.to_openai() for message in messages]
+        body = {"model": self.name, "messages": talk, "temperature": 0, "max_tokens": max_tokens}
+        found = await asyncio.to_thread(self.client.request, "POST", "/v1/chat/completions", body)
+        return str(found["choices"][0]["message"]["content"] or "")
+
+
+def eval_sets() -> list[str]:
+    """The sets of questions that come with Mofang."""
+    from mofang.measure import NAMES
+
+    return list(NAMES)
+
+
+def evaluate(
+    model: str = "auto",
+    sets: Sequence[str] = ("common_zh",),
+    *,
+    n_shot: int = 0,
+    n_tokens: int = 400,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> "list[Score]":
+    """Put sets of questions to a model: our own by name (mofang.measure.NAMES), or paths. One Score each.
+
+    `tell(set, done, total)` hears of each question. Raises NotFound, Unreadable before the model is asked anything.
+    """
+    from mofang.measure import load_set
+    from mofang.measure.evaluate import evaluate as put
+
+    questions = [load_set(name) for name in sets]
+    scores = []
+    with _shared.client() as client:
+        for one in questions:
+            report = (lambda done, total, one=one: tell(one.name, done, total)) if tell else None
+            scores.append(
+                asyncio.run(put(OverGateway(client, model), one, n_shot=n_shot, n_tokens=n_tokens, tell=report))
+            )
+    return scores

@@ -99,11 +99,31 @@ def _bring_model(client: "Client", name: str) -> None:
     if name in known or (name == "auto" and known):
         return
     if name != "auto" and name not in {entry["name"] for entry in client.catalogue()}:
-        client.model(name)  # raises, and says what there is
+        _model_of_run(client, name)
+        return
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NotFound("cli.model_not_here", name=name)
     render.note(say("cli.bringing_model", name=name), style="")
     models.bring(client, name)
+
+
+def _model_of_run(client: "Client", name: str) -> None:
+    """A run's name stands for the model that it led to; what was trained and not yet exported is exported now."""
+    from mofang import settings
+    from mofang.cli import render, runs
+    from mofang.client import ApiError
+    from mofang.recipes import METHODS
+    from mofang.runs import Runs
+
+    try:
+        client.model(name)
+    except ApiError as error:
+        run = Runs(settings.load().home).find(name)
+        if error.status != 404 or run is None or run.state().kind not in METHODS.names():
+            raise  # and says what there is
+        render.note(say("cli.exporting_run", id=name), style="")
+        made = client.start_run("gguf", {"model": name})
+        runs.watch(Runs(settings.load().home).get(made["id"]), detach=False, as_json=False)
 
 
 def _once(session: "Session", question: str, *, as_json: bool) -> None:

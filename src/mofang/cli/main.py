@@ -36,7 +36,7 @@ def _show_version(wanted: bool) -> None:
 
 def build() -> typer.Typer:
     """The whole command tree, its help in the language of this process."""
-    from mofang.cli import chat, doctor, kb, models, up
+    from mofang.cli import chat, data, doctor, evaluate, kb, models, runs, train, up
     from mofang.strings import say
 
     app = typer.Typer(
@@ -60,6 +60,12 @@ def build() -> typer.Typer:
     app.command("chat", help=say("main.chat"))(chat.chat)
     app.add_typer(models.app, name="models", help=say("main.models"))
     app.add_typer(kb.app, name="kb", help=say("main.kb"))
+    train.add_import(models.app)
+    app.add_typer(train.train, name="train", help=say("main.train"))
+    app.add_typer(runs.app, name="runs", help=say("main.runs"))
+    app.add_typer(train.export, name="export", help=say("main.export"))
+    app.command("eval", help=say("main.eval"))(evaluate.evaluate)
+    app.add_typer(data.app, name="data", help=say("main.data"))
     app.command("doctor", help=say("main.doctor"))(doctor.doctor)
     return app
 

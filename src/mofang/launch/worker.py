@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mofang import runs, settings
-from mofang.models.store import ModelStore
+from mofang import settings
+from mofang.models.base import ModelRef
+from mofang.models.store import ModelStore, digests
 from mofang.recipes import Recipe
 from mofang.recipes.export import Gguf, Import
 from mofang.recipes.sft import Sft
+from mofang.runs import Run, work
 from mofang.strings import say
 
 
-def call(worker: str, recipe: Recipe, run: runs.Run) -> dict[str, Any]:
+def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
     """Do a run's work, and return what it made."""
     if not isinstance(recipe, Sft):
         return dict(_function(worker)(recipe, run))
@@ -29,19 +31,26 @@ def call(worker: str, recipe: Recipe, run: runs.Run) -> dict[str, Any]:
     return result
 
 
-def _with_trainable_base(recipe: Sft, run: runs.Run) -> Sft:
+def _with_trainable_base(recipe: Sft, run: Run) -> Sft:
     """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now."""
     store = ModelStore(settings.load())
     base = store.get_or_path(recipe.base)
     if base.format != "gguf":
         return recipe
-    for ref in store.list():
-        parents = ref.manifest.get("parents") or [{}]
-        if ref.format == "hf" and parents[0].get("role") == "quantized" and parents[0].get("sha256") == base.sha256:
+    imported = [ref for ref in store.list() if ref.format == "hf" and _parent(ref).get("role") == "quantized"]
+    digest = base.sha256 or (digests(base.path, base.format)[0]["sha256"] if imported else "")
+    for ref in imported:
+        if _parent(ref).get("sha256") == digest:
             return recipe.model_copy(update={"base": ref.name})
     run.note(say("train.importing", name=base.name))
     made = _function(Import.worker)(Import(model=recipe.base), run)
     return recipe.model_copy(update={"base": made["model"]})
+
+
+def _parent(ref: ModelRef) -> dict[str, Any]:
+    """The first model that this one was made from, as its manifest says."""
+    parents = ref.manifest.get("parents") or [{}]
+    return dict(parents[0])
 
 
 def _function(worker: str) -> Any:
@@ -52,7 +61,7 @@ def _function(worker: str) -> Any:
 def main() -> int:
     os.environ["HF_HUB_OFFLINE"] = "1"  # whatever is needed lies here; a library that asks a hub would hang for minutes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return runs.work(Path(sys.argv[1]), call)
+    return work(Path(sys.argv[1]), call)
 
 
 if __name__ == "__main__":

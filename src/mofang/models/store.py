@@ -92,9 +92,11 @@ class ModelStore:
         reader = FORMATS.get(form)
         return ModelRef(suggest_name(path), path, form, reader.kind(path), reader.size_bytes(path), managed=False)
 
-    def made_by(self, run_id: str, format: Format) -> ModelRef | None:
-        """The newest model of that format that a run led to, however many steps lie between."""
-        made = [ref for ref in self.list() if ref.format == format and run_id in (ref.manifest.get("runs") or ())]
+    def made_by(self, run: str, format: Format) -> ModelRef | None:
+        """The newest model of that format that a run (by id, or by the name of its recipe) led to, however many steps
+        lie between.
+        """
+        made = [ref for ref in self.list() if ref.format == format and run in _runs_of(ref.manifest)]
         return max(made, key=lambda ref: str(ref.manifest.get("added_at", "")), default=None)
 
     def resolve(self, name: str, kind: Wanted | None) -> ModelRef:
@@ -258,6 +260,14 @@ class ModelStore:
         key = (path, size, path.stat().st_mtime_ns)
         kind = self._kinds.get(key) or self._kinds.setdefault(key, reader.kind(path))
         return ModelRef(suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False)
+
+
+def _runs_of(manifest: dict[str, Any]) -> set[str]:
+    """Ids of the runs that led to a model, and the name that its training was given."""
+    recipe = manifest.get("recipe")
+    named = str(recipe.get("name") or "") if isinstance(recipe, dict) else ""
+    runs = manifest.get("runs")
+    return {str(run) for run in (*(runs if isinstance(runs, list) else ()), named) if run}
 
 
 def detect(path: Path) -> Format:

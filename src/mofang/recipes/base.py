@@ -87,4 +87,12 @@ def _fault(recipe: type[Recipe], fault: Any) -> str:
         )  # fmt: skip
     if fault["type"] == "missing":
         return say("recipes.missing_key", name=name)
-    return say("recipes.bad_value", name=name, value=repr(fault["input"])[:80], why=fault["msg"])
+    return say("recipes.bad_value", name=name, value=repr(fault["input"])[:80], why=_why(fault))
+
+
+def _why(fault: Any) -> str:
+    """What would be right, in the reader's language; pydantic's own words for what has no sentence here."""
+    try:
+        return say(f"recipes.why_{fault['type']}", **fault.get("ctx", {}))
+    except KeyError:
+        return str(fault["msg"])

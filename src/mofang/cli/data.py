@@ -1,0 +1,55 @@
+"""`mofang data`: what a file of examples becomes before a model learns from it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mofang.strings import say
+
+app = typer.Typer(help=say("cli.data"), no_args_is_help=True)
+
+
+@app.command("preview", help=say("cli.data_preview"))
+def preview(
+    file: Annotated[Path, typer.Argument(help=say("cli.argument_data"), metavar="FILE")],
+    base: Annotated[str, typer.Option("--base", metavar="MODEL", help=say("recipes.field_base"))] = "auto",
+    n: Annotated[int, typer.Option("-n", min=1, help=say("cli.option_examples"))] = 1,
+    max_length: Annotated[int, typer.Option("--max-length", min=16, help=say("recipes.field_max_length"))] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help=say("cli.option_json"))] = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    found = api.preview(file, base, n=n, max_length=max_length)
+    if as_json:
+        render.show_json({key: value for key, value in found.items() if key != "text"})
+        return
+    from rich.text import Text
+
+    for example in found["examples"]:
+        render.show(
+            say(
+                "data.preview",
+                path=file.name,
+                row=example["row"],
+                n=example["n_tokens"],
+                learned=example["n_supervised"],
+            )
+        )
+        text = Text()
+        for piece in example["segments"]:
+            text.append(
+                f"【{piece['text']}】" if piece["learned"] else piece["text"],
+                style="bold green" if piece["learned"] else "dim",
+            )
+        render.show(text)
+    render.note(
+        say(
+            "cli.data_counts",
+            **{
+                key: found[key]
+                for key in ("n_rows", "n_examples", "n_tokens", "n_supervised", "n_cut", "n_dropped", "model")
+            },
+        )
+    )

@@ -1,0 +1,111 @@
+"""Commands made from recipes: a flag for each field, its help from the same sentence that the workbench's form shows.
+
+A field that is added to a recipe is here at once; there is no second list.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic_core import PydanticUndefined
+from typer.core import TyperCommand
+
+from mofang.recipes import Recipe
+from mofang.strings import say
+
+Act = Callable[[dict[str, Any], list[str], bool, bool], None]
+"""(fields, overrides, as_json, detach)."""
+
+_OURS = ("recipe_file", "overrides", "detach", "as_json")
+
+
+def command(recipe: type[Recipe], act: Act, *, positional: str | None = None) -> Callable[..., None]:
+    """A function that Typer reads as a command. `positional`: the field that is an argument; a recipe file when None."""
+
+    def run(**given: Any) -> None:
+        from mofang.recipes import read_yaml
+
+        file = given.pop("recipe_file", None)
+        overrides = given.pop("overrides") or []
+        detach, as_json = given.pop("detach"), given.pop("as_json")
+        fields = read_yaml(file) if file else {}
+        fields |= {name: value for name, value in given.items() if value not in (None, [], ())}
+        act(fields, overrides, as_json, detach)
+
+    parameters = [] if positional else [_parameter("recipe_file", Annotated[Path | None, typer.Argument(
+        metavar="[RECIPE.yaml]", help=say("cli.argument_recipe"))], None)]  # fmt: skip
+    names = sorted(recipe.model_fields, key=lambda name: name != positional)
+    parameters += [_field(recipe, name, positional=name == positional) for name in names]
+    parameters += [
+        _parameter("overrides", Annotated[list[str] | None, typer.Option(
+            "--set", metavar="KEY=VALUE", help=say("cli.option_set"))], None),
+        _parameter("detach", Annotated[bool, typer.Option("--detach", "-d", help=say("cli.option_detach"))], False),
+        _parameter("as_json", Annotated[bool, typer.Option("--json", help=say("cli.option_json"))], False),
+    ]  # fmt: skip
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+class RecipeCommand(TyperCommand):
+    """A command with many options: its help in one table whose Chinese sentences are wrapped, where Typer cuts them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from mofang.cli import render
+
+        render.show(f"{ctx.command_path} {' '.join(self.collect_usage_pieces(ctx))}", "", self.help or "", "")
+        rows = [record for record in (_row(parameter, ctx) for parameter in self.get_params(ctx)) if record]
+        render.show(render.facts(rows))
+
+
+def _row(parameter: Any, ctx: Any) -> tuple[str, str]:
+    if parameter.param_type_name == "argument":
+        return str(parameter.metavar or parameter.name), parameter.help or ""
+    flags, words = parameter.get_help_record(ctx) or ("", "")
+    return str(flags), str(words)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _field(recipe: type[Recipe], name: str, *, positional: bool) -> inspect.Parameter:
+    """Every option's default is None: what was not given is the recipe's to decide."""
+    field = recipe.model_fields[name]
+    kind, choices = _type(field.annotation)
+    words = say(f"recipes.field_{name}")
+    if choices:
+        words += say("cli.choices", choices=" | ".join(choices))
+    default = field.default if field.default_factory is None else field.default_factory()  # type: ignore[call-arg]
+    if default not in (None, "", PydanticUndefined, []):
+        shown = ", ".join(map(str, default)) if isinstance(default, list) else default
+        words += say("cli.default", value=shown)
+    if positional:
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=Annotated[str, typer.Argument(help=words, metavar=name.upper())],
+        )
+    flag = "--" + name.replace("_", "-")
+    spelled = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
+    option = typer.Option(spelled, help=words, show_default=False, metavar=None if kind is bool else _metavar(kind))
+    return _parameter(name, Annotated[kind | None, option], None)
+
+
+def _metavar(kind: Any) -> str:
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """What the command line reads for a field's type, and its choices when there are some."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin is Literal:
+        return str, tuple(map(str, inner))
+    if origin in (Union, UnionType):
+        return _type(next(part for part in inner if part is not NoneType))
+    return annotation, ()
