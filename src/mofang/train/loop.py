@@ -91,9 +91,7 @@ class Loop:
         """Run to the end of the plan. Raises Stopped after saving. Returns the first and last losses."""
         steps, recipe = self.plan.steps, self.recipe
         warmup = math.ceil(recipe.warmup_ratio * steps)
-        every = recipe.eval_every or self.plan.steps_per_epoch
-        if self.step == 0:
-            self._evaluate()
+        self._evaluate()
         self.model.train()
         begun = time.monotonic()
         seen = 0
@@ -121,14 +119,13 @@ class Loop:
             )
             self._tell(loss, seen / (time.monotonic() - begun))
             ended = self.step == steps
-            if self.eval_examples and (self.step % every == 0 or ended):
-                self._evaluate()
             if self.step % recipe.save_every == 0 or ended or self.run.stop_asked():
                 checkpoint.save(
                     self.run.checkpoints, self.model, self.optimizer, self.step, keep=recipe.keep_checkpoints
                 )
             if not ended:
                 self.run.check_stop()
+            self._evaluate()
         return self._summary()
 
     def _step(self, batch: Sequence[Example], rate: float) -> tuple[float, float, int]:
@@ -157,8 +154,13 @@ class Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Mean loss of the held-out examples' supervised tokens; they never move a weight."""
-        if not self.eval_examples:
+        """Mean loss of the held-out examples' supervised tokens, when this step wants it and it was not measured yet.
+
+        They never move a weight. A stop in between loses nothing: the resumed run measures it.
+        """
+        every = self.recipe.eval_every or self.plan.steps_per_epoch
+        due = self.step % every == 0 or self.step == self.plan.steps
+        if not self.eval_examples or not due or any("eval_loss" in row for row in self.run.metrics(self.step - 1)):
             return
         self.model.eval()
         total = 0.0
