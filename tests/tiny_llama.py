@@ -15,9 +15,10 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>", add_bos: bool = False) -> Tokenizer:
-    """256 bytes and the special tokens; every text is as many tokens as UTF-8 bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={token: number for number, token in enumerate(alphabet)}, merges=[]))
+    """256 bytes, one merge and the special tokens: but for " t", a text is as many tokens as UTF-8 bytes."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġt"]
+    vocab = {token: number for number, token in enumerate(alphabet)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[("Ġ", "t")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     names = list(dict.fromkeys([*SPECIAL, end]))

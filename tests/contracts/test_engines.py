@@ -94,6 +94,19 @@ async def test_usage_adds_up_and_the_prompt_is_counted_alike(chat: ChatEngine) -
     assert "长城🙂有多长？" in await chat.render(messages)
 
 
+async def test_next_token_lists_the_likeliest_and_knows_the_one_asked_about(chat: ChatEngine) -> None:
+    ids = await chat.tokenize("中国的首都是北京，北")
+    step = await chat.next_token(ids[:-1], forced=ids[-1], n_top=5)
+    assert step.forced is not None and step.forced <= 0
+    logprobs = [candidate.logprob for candidate in step.top]
+    assert 1 <= len(logprobs) <= 5 and logprobs == sorted(logprobs, reverse=True)
+    best = step.top[0]
+    again = await chat.next_token(ids[:-1], forced=best.token_id, n_top=1)
+    assert again.forced == pytest.approx(best.logprob, abs=1e-3)
+    free = await chat.next_token(ids[:-1], n_top=5)
+    assert free.forced is None and [c.token_id for c in free.top] == [c.token_id for c in step.top]
+
+
 async def test_max_tokens_cuts_and_says_so(chat: ChatEngine) -> None:
     _, last = await _all(chat.chat(_say("请从一数到一百：一、二、三"), Sampling(max_tokens=3, temperature=0)))
     assert last.finish_reason == "length" and last.usage and last.usage.completion_tokens == 3

@@ -36,6 +36,8 @@ CALLERS_FAULT = ("invalid_request_error", "not_supported_error")
 """llama.cpp's types of errors that another request would not have met."""
 DECODER_BATCH = 512
 """Embedders that are decoders read a long text in pieces of so many tokens, llama.cpp's default."""
+ALL_TOKENS = 1 << 24
+"""More candidates than any vocabulary has."""
 TEXTS_A_REQUEST = 16
 """Enough to keep every slot busy, few enough for progress and for stopping soon."""
 
@@ -160,6 +162,8 @@ class LlamaChat(_LlamaEngine):
     """mofang.engine.base.ChatEngine over /v1/chat/completions and /v1/completions."""
 
     kind: Kind = "chat"
+    _letter = 0
+    """Id of a token that is a whole character; 0 until it is needed."""
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
@@ -173,24 +177,29 @@ class LlamaChat(_LlamaEngine):
         return self._stream("/v1/completions", {"prompt": prompt, **self._choices(sampling)})
 
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
-        """Over /completion, unstreamed: its stream holds back the probabilities of a token that ends in mid-character.
+        """Over /completion. A bias of 1000 makes a token the sampled one, while the reported probabilities come from
+        the raw logits (llama.cpp tools/server/server-context.cpp, populate_token_probs).
 
-        A bias of 1000 makes `forced` the sampled token, while what is reported comes from the raw logits (llama.cpp
-        tools/server/server-context.cpp, populate_token_probs).
+        llama.cpp reports nothing of a token that ends within a character. Then a plain letter is sampled instead, and
+        the token is looked up among all: slower, and as exact.
         """
-        body: dict[str, Any] = {"prompt": prompt, "n_predict": 1, "n_probs": n_top, "temperature": 0.0}
-        if forced is not None:
-            body["logit_bias"] = [[forced, 1000.0]]
-        answer = await self._post("/completion", body)
-        try:
-            (entry,) = answer["completion_probabilities"]
-        except (LookupError, ValueError) as error:
-            raise EngineFailed("engine.failed", model=self.ref.name, why="no completion_probabilities") from error
-        top = (
-            Candidate(int(item["id"]), str(item["token"]), float(item["logprob"]))
-            for item in entry.get("top_logprobs", ())
-        )
-        return NextToken(float(entry["logprob"]) if forced is not None else None, tuple(top))
+        if forced is not None and (entry := await self._sampled(prompt, forced, n_top)) is not None:
+            return NextToken(float(entry["logprob"]), _candidates(entry["top_logprobs"]))
+        if not self._letter:
+            self._letter = (await self.tokenize("a"))[0]
+        entry = await self._sampled(prompt, self._letter, n_top if forced is None else ALL_TOKENS)
+        if entry is None:
+            raise EngineFailed("engine.failed", model=self.ref.name, why="no completion_probabilities")
+        listed = entry["top_logprobs"]
+        found = next((float(item["logprob"]) for item in listed if item["id"] == forced), None)
+        return NextToken(found, _candidates(listed[:n_top]))
+
+    async def _sampled(self, prompt: str | list[int], token: int, n_probs: int) -> dict[str, Any] | None:
+        """llama.cpp's entry for `token` after the prompt; None when it has none."""
+        body: dict[str, Any] = {"prompt": prompt, "n_predict": 1, "n_probs": n_probs, "temperature": 0.0}
+        answer = await self._post("/completion", {**body, "logit_bias": [[token, 1000.0]]})
+        entries: list[dict[str, Any]] = answer.get("completion_probabilities") or []
+        return entries[0] if entries else None
 
     async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
         body: dict[str, Any] = {"messages": [message.to_openai() for message in messages]}
@@ -300,6 +309,10 @@ class LlamaReranker(_LlamaEngine):
 
 
 _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEmbedder, "reranker": LlamaReranker}
+
+
+def _candidates(listed: list[dict[str, Any]]) -> tuple[Candidate, ...]:
+    return tuple(Candidate(int(item["id"]), str(item["token"]), float(item["logprob"])) for item in listed)
 
 
 def _is_encoder(facts: ModelFacts) -> bool:
