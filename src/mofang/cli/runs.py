@@ -178,7 +178,8 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def spark(values: list[float], width: int = 24) -> str:
     """A curve of block characters, at most `width` wide."""
-    picked = [values[round(at * (len(values) - 1) / max(1, width - 1))] for at in range(min(width, len(values)))]
+    count = min(width, len(values))
+    picked = [values[round(at * (len(values) - 1) / max(1, count - 1))] for at in range(count)]
     low, span = min(picked), (max(picked) - min(picked)) or 1.0
     return "".join(_BARS[min(7, int(8 * (value - low) / span))] for value in picked)
 
