@@ -209,6 +209,16 @@ def has_library(soname: str) -> bool:
     return True
 
 
+def peak_memory() -> int:
+    """Most bytes that this process ever held in main memory; 0 where that cannot be told."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def free_disk(path: Path) -> int:
     """Bytes left on the disk that holds `path` (or the nearest folder above it that exists)."""
     while not path.exists() and path != path.parent:

@@ -6,7 +6,7 @@ A format is a file and a line here; its entry is a Format (data/formats/base.py)
 from mofang.registry import Entry, Registry
 
 FORMATS = Registry(
-    "format of data",
+    "data_format",
     {
         "alpaca": Entry("mofang.data.formats.alpaca:FORMAT", "instruction, input, output"),
         "messages": Entry("mofang.data.formats.messages:FORMAT", "OpenAI's messages: role and content"),

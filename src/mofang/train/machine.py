@@ -23,16 +23,17 @@ def dtype(wanted: str, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu_flags() & FAST_BFLOAT16 else torch.float32
 
 
-def needed_bytes(config, n_parameters: int, n_trained: int, row_tokens: int, item: int) -> int:
+def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, item: int) -> int:
     """Bytes that a LoRA training takes at its peak: weights, what the backward pass keeps of one row, optimizer.
 
     Kept of each token in each layer: the inputs of norms, projections, attention and SwiGLU, and the float32 norms;
-    the factors were fitted to measured peaks (bench/memory.py).
+    the factors were fitted to measured peaks (bench/training_memory.py).
     """
     width, inner = config.hidden_size, config.intermediate_size
-    kept = config.num_hidden_layers * (14 * width + 6 * inner) * item
+    kept = config.num_hidden_layers * (22 * width + 4 * inner) * item
     head = 2 * 256 * config.vocab_size * 4
-    return n_parameters * item + n_trained * 4 * 4 + row_tokens * kept + head + (400 << 20)
+    trained = config.num_hidden_layers * lora_rank * (9 * width + 3 * inner)  # all linear layers, at most
+    return n_parameters * item + trained * 4 * 4 + row_tokens * kept + head + (450 << 20)
 
 
 def check_memory(needed: int, base: str, row_tokens: int) -> None:

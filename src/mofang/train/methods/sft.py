@@ -20,6 +20,7 @@ from mofang.errors import Conflict, Invalid
 from mofang.models import templates
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digests, write_manifest
+from mofang.platform import peak_memory
 from mofang.recipes.sft import Sft
 from mofang.runs import Run
 from mofang.strings import say
@@ -48,9 +49,8 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
     row = max(longest, min(recipe.row_tokens, step_tokens))
     parameters = ModelStore(settings.load()).facts(base).parameters
-    machine.check_memory(
-        machine.needed_bytes(config, parameters, 0, row, dtype.itemsize), recipe.base, row
-    )  # fmt: skip
+    needed = machine.needed_bytes(config, parameters, recipe.lora_rank, row, dtype.itemsize)
+    machine.check_memory(needed, recipe.base, row)
     digest = _digest(base)
     _same_base(run, digest)
 
@@ -85,7 +85,8 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     loop.resume()
     summary = loop.train()
     _save(recipe, run, model, tokenizer, base, digest)
-    return {"adapter": str(run.out), "base": base.name, **summary}
+    memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": peak_memory()}
+    return {"adapter": str(run.out), "base": base.name, **summary, **memory}
 
 
 def supervised_loss(model, head: torch.Tensor, examples: Sequence[Example], device: torch.device) -> torch.Tensor:
