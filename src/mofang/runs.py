@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MissingExtra, MofangError, NotFound, Unreadable
 from mofang.platform import end_process, has_module, is_same_process, start_detached, started_at
-from mofang.recipes import Recipe, parse, read_yaml, recipe_class
+from mofang.recipes import METHODS, Recipe, parse, read_yaml, recipe_class
 
 Status = Literal["created", "running", "done", "stopped", "failed", "interrupted"]
 
@@ -286,6 +286,14 @@ class Runs:
         path = self.folder / run_id
         plain = bool(run_id) and Path(run_id).name == run_id and not run_id.startswith(".")
         return Run(path) if plain and (path / "state.json").is_file() else None
+
+    def named(self, name: str) -> Run | None:
+        """The run of exactly that id, or the newest training whose recipe gave its result that name."""
+        exact = self.find(name)
+        if exact:
+            return exact
+        trainings = (run for run in self.list() if run.state().kind in METHODS.names())
+        return next((run for run in trainings if name and getattr(run.recipe(), "name", "") == name), None)
 
     def remove(self, run_id: str) -> None:
         """Delete a run that does not run. Raises Conflict."""

@@ -292,3 +292,39 @@ def test_a_manifest_is_never_half(store: ModelStore, tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["manifest.json"]
     assert json.loads((folder / "manifest.json").read_text(encoding="utf-8")) == ref.manifest
     assert ref.manifest["manifest"] == 1
+
+
+def test_a_folder_to_be_trained_does_not_answer(home: Path, store: ModelStore, tmp_path: Path) -> None:
+    from mofang.engine import BY_FORMAT
+    from mofang.models.formats import RUNNABLE
+
+    assert set(BY_FORMAT) == RUNNABLE
+    folder = tmp_path / "trainable"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (folder / "chat_template.jinja").write_text("{{ 1 }}")
+    ref = store.add(folder)
+    assert ref.kind == "chat" and not ref.runnable
+    with pytest.raises(Invalid) as raised:
+        store.resolve("trainable", "chat")
+    assert raised.value.code == "not_runnable" and "mofang export gguf trainable" in raised.value.hint()
+    with pytest.raises(NotFound):
+        store.resolve("auto", "chat")
+
+
+def test_a_run_and_its_name_stand_for_the_newest_model_they_led_to(
+    manifest: Callable[..., Path], store: ModelStore
+) -> None:
+    for name, when, form in (
+        ("old", "2026-01-01", "gguf"),
+        ("new", "2026-02-01", "gguf"),
+        ("folder", "2026-03-01", "hf"),
+    ):
+        made = {"runs": ["helper-1"], "recipe": {"name": "helper"}, "added_at": when, "format": form, "file": "m.gguf"}
+        (manifest(name, made) / "m.gguf").write_bytes(b"")
+    assert store.get("helper-1").name == store.get("helper").name == "new"
+    folder = store.made_by("helper", "hf")
+    assert folder is not None and folder.name == "folder"
+    with pytest.raises(NotFound):
+        store.get("helper-2")

@@ -118,7 +118,7 @@ def _model_of_run(client: "Client", name: str) -> None:
     try:
         client.model(name)
     except ApiError as error:
-        run = Runs(settings.load().home).find(name)
+        run = Runs(settings.load().home).named(name)
         if error.status != 404 or run is None or run.state().kind not in METHODS.names():
             raise  # and says what there is
         render.note(say("cli.exporting_run", id=name), style="")

@@ -321,7 +321,9 @@ COMMANDS: Mapping[str, Callable[[Session, str], None]] = {
 
 def chat_models(client: Client) -> list[str]:
     """Names of the installed models that one can talk to."""
-    return [model["id"] for model in client.models() if model.get("kind", "chat") == "chat"]
+    return [
+        model["id"] for model in client.models() if model.get("kind", "chat") == "chat" and model.get("runnable", True)
+    ]
 
 
 def check_knowledge(client: Client, names: list[str]) -> None:

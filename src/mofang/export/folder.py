@@ -13,7 +13,7 @@ from mofang import __version__, settings
 from mofang.errors import Conflict, NoSpace
 from mofang.messages import Progress
 from mofang.models.base import ModelRef
-from mofang.models.store import VERSION, ModelStore, digests, now, write_manifest
+from mofang.models.store import MANIFEST, VERSION, ModelStore, digests, now, write_manifest
 from mofang.platform import free_disk
 from mofang.runs import Run, Runs
 
@@ -52,8 +52,8 @@ def find(name: str) -> ModelRef:
 
 
 def find_run(name: str) -> Run | None:
-    """The run of that id."""
-    return Runs(settings.load().home).find(name)
+    """The run of that id or name, unless a model has exactly that name."""
+    return None if (store().folder / name / MANIFEST).is_file() else Runs(settings.load().home).named(name)
 
 
 def free_name(wanted: str, *, overwrite: bool) -> str:

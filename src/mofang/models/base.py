@@ -25,6 +25,8 @@ class ModelRef:
     """Where it came from, for people: "pypi", "huggingface", "modelscope", a path…"""
     managed: bool = True
     """Lies under the home folder: `rm` deletes it. False: found in MOFANG_MODEL_PATH or added in place."""
+    runnable: bool = True
+    """An engine can answer from it as it is; False: it is there to be trained, merged or exported."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """manifest.json as it was read: licence, digests, parents, when and from where it was pulled."""
 

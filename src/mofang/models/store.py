@@ -25,7 +25,7 @@ from typing import Any, Literal
 from mofang.errors import Conflict, Invalid, MofangError, NotFound, Unreadable
 from mofang.models import catalogue
 from mofang.models.base import Format, Kind, MemoryEstimate, ModelFacts, ModelRef
-from mofang.models.formats import FORMATS, gguf, hf
+from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
 from mofang.models.sources.base import HubAnswers
 from mofang.settings import Settings
@@ -110,6 +110,8 @@ class ModelStore:
         ref = self.get(name)
         if kind is not None and ref.kind not in _ACCEPTED.get(kind, (kind,)):
             raise Invalid("models.wrong_kind", param="model", name=name, found=ref.kind, wanted=kind)
+        if kind is not None and not ref.runnable:
+            raise Invalid("models.not_runnable", param="model", name=ref.name, format=ref.format)
         return ref
 
     def facts(self, ref: ModelRef) -> ModelFacts:
@@ -193,7 +195,8 @@ class ModelStore:
         setting = {"chat": self.settings.chat_model, "embedding": self.settings.embedding_model}.get(kind, "auto")
         if setting != "auto":
             return self.resolve(setting, kind)
-        models = {ref.name: ref for ref in self.list() if ref.kind in _ACCEPTED.get(kind, (kind,))}
+        accepted = _ACCEPTED.get(kind, (kind,))
+        models = {ref.name: ref for ref in self.list() if ref.kind in accepted and ref.runnable}
         defaults = catalogue.load().defaults(kind)
         for entry in defaults:
             if entry.name in models:
@@ -248,6 +251,7 @@ class ModelStore:
                 sha256=manifest.get("sha256"),
                 source=str(manifest.get("source", "")),
                 managed=not in_place,
+                runnable="engine" in manifest or manifest.get("format", "gguf") in RUNNABLE,
                 manifest=manifest,
             )
         except (TypeError, ValueError) as error:
@@ -259,7 +263,10 @@ class ModelStore:
         size = reader.size_bytes(path)
         key = (path, size, path.stat().st_mtime_ns)
         kind = self._kinds.get(key) or self._kinds.setdefault(key, reader.kind(path))
-        return ModelRef(suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False)
+        return ModelRef(
+            suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False,
+            runnable=format in RUNNABLE,
+        )  # fmt: skip
 
 
 def _runs_of(manifest: dict[str, Any]) -> set[str]:

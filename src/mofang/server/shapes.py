@@ -29,6 +29,7 @@ def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> d
         "quantization": facts.quantization if facts else None,
         "source": ref.source,
         "managed": ref.managed,
+        "runnable": ref.runnable,
         "loaded": ref.name in loaded,
     }
 

