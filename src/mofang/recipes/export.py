@@ -24,8 +24,7 @@ class Import(_Export):
 
     kind: ClassVar[str] = "import"
     worker: ClassVar[str] = "mofang.export.imports:run"
-    extra: ClassVar[str] = "train"
-    library: ClassVar[str] = "safetensors"
+    library: ClassVar[str] = ""
 
     dtype: Literal["float16", "float32"] = "float16"
     """Of the weights on disk."""
