@@ -39,7 +39,22 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
     used = set(re.findall(r"""\b(?:t|t_or)\(\s*"([a-z0-9_]+)\"""", code))
     used |= set(re.findall(r"""\bword(?:_or)?\(\s*lang(?:uage\(\))?,\s*"([a-z0-9_]+)\"""", code))
     assert used <= known.keys()
-    families = ("leftover_", "stage_", "kind_", "source_", "language_", "preset_", "memory_", "file_", "job_", "page_")
+    families = (
+        "leftover_",
+        "stage_",
+        "kind_",
+        "source_",
+        "language_",
+        "preset_",
+        "memory_",
+        "file_",
+        "job_",
+        "page_",
+        "run_",
+        "field_",
+        "method_",
+        "train_welcome_",
+    )
     spoken = set(re.findall(r"""['\"]([a-z0-9_]+)['\"]""", code))
     fields = {*spoken, *(f"{name}_help" for name in spoken), *(f"{name}_version" for name in spoken)}
     unused = {key for key in known if key not in used | fields and not key.startswith(families)}
