@@ -4,6 +4,7 @@ A training lives in a process of its own; this page reads everything from the ga
 is looked at stands in the URL (?run=…).
 """
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
@@ -122,7 +123,10 @@ def _new(*, is_first: bool) -> None:
     name = st.text_input(t("train_name"), key="train_name", max_chars=100, placeholder=t("train_name_placeholder"))
     with st.container(key="train_main"):
         chosen = form(schema, [name for name in MAIN if name in schema["properties"]], key=f"train_{kind}")
-    with st.expander(t("train_more"), icon=":material/tune:"), st.container(key="train_more"):
+    with (
+        st.expander(t("train_more"), icon=":material/tune:", key="train_more_fields"),
+        st.container(key="train_more"),
+    ):
         chosen |= form(schema, more, key=f"train_{kind}")
     exports = st.toggle(t("train_export"), value=True, key="train_export", help=t("train_export_help"))
     with seen:
@@ -365,7 +369,6 @@ def _actions(run: Run, export: Run | None) -> None:
             key="run_export",
             type="primary",
             icon=":material/deployed_code:",
-            help=t("run_export_help", type=EXPORTED),
             on_click=_try,
             args=(partial(client().start_run, "gguf", {"model": own, "type": EXPORTED}),),
         )
@@ -439,11 +442,7 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
     for note in (*run["notes"], *(export["notes"] if export else ())):
         quiet(note)
     with st.expander(t("run_recipe"), icon=":material/description:", key="run_recipe"):
-        rows = "".join(
-            f"<dt><code>{escape(name)}</code></dt><dd>{escape(_plainly(value))}</dd>"
-            for name, value in run["recipe"].items()
-        )
-        st.html(f'<dl class="mf-facts">{rows}</dl>')
+        st.code(_as_yaml(run["recipe"]), language=None, wrap_lines=True)
     with st.expander(t("run_log"), icon=":material/article:", key="run_log"):
         st.code(run["log"] or t("run_log_empty"), language=None, wrap_lines=True)
 
@@ -452,9 +451,9 @@ _still: Final = fragment()(_watch)
 _live: Final = fragment(run_every=TICK_S)(_watch)
 
 
-def _plainly(value: Any) -> str:
-    shown = t("comma").join(map(str, value)) if isinstance(value, list) else value
-    return "–" if shown in (None, "") else str(shown)
+def _as_yaml(recipe: Mapping[str, Any]) -> str:
+    """To read, and to copy into a file for `mofang train`: JSON values are YAML."""
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in recipe.items())
 
 
 def _progress(run: Run) -> None:
@@ -508,15 +507,20 @@ def _spec() -> dict[str, Any]:
     step = {"field": "step", "type": "quantitative", "title": t("curve_step")}
     loss = {"field": "loss", "type": "quantitative", "title": t("curve_value")}
     return {
-        "height": 280,
+        "height": 320,
+        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
         "encoding": {
-            "x": {**step, "axis": {"tickMinStep": 1, "format": "d", "grid": False}, "scale": {"nice": False}},
+            "x": {
+                **step,
+                "axis": {"tickMinStep": 1, "format": "d", "grid": False, "titlePadding": 4},
+                "scale": {"nice": False},
+            },
             "y": {**loss, "scale": {"zero": False, "nice": True}, "axis": {"tickCount": 5}},
             "color": {
                 "field": "series",
                 "type": "nominal",
                 "scale": {"domain": list(series.values())},
-                "legend": {"title": None, "orient": "top"},
+                "legend": {"title": None, "orient": "top", "symbolOpacity": 1, "offset": 8, "padding": 0},
             },
             "tooltip": [
                 {"field": "series", "type": "nominal", "title": t("curve_series")},
@@ -528,7 +532,7 @@ def _spec() -> dict[str, Any]:
             {"mark": {"type": "line", "strokeWidth": 2, "interpolate": "linear"}},
             {
                 "transform": [{"filter": {"field": "series", "equal": series["eval_loss"]}}],
-                "mark": {"type": "point", "filled": True, "size": 70},
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
             },
         ],
     }

@@ -17,6 +17,8 @@
     if (key) return words[key];
     const keys = text.match(/^(?:Shortcut|快捷键) (.+)$/);
     if (keys) return `${words.shortcut} ${keys[1]}`;
+    const tag = text.match(/^(?:Remove|移除) (.+)$/);
+    if (tag) return `${words.remove} ${tag[1]}`;
     const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) per file(.*)$/) || text.match(/^每个文件最多 (\d[\d.,]*\s?[KMGT]?B)(.*)$/);
     return limit ? words.per_file.replace("{n}", limit[1]) + limit[2] : undefined;
   }
