@@ -291,7 +291,7 @@ def test_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> No
             if not said & foreign:
                 break
             page.wait_for_timeout(100)
-        assert not said & foreign, state
+        assert not said & foreign, (state, said & foreign)
         assert not {text for text in said if text in words.table(lang) and "_" in text}, state
         if (
             lang == "zh"
