@@ -86,6 +86,7 @@ def test_counts_and_durations_in_both_languages() -> None:
     assert figures.count("en", 1_540_000_000) == "1.54 B"
     assert figures.duration("zh", 0.2) == "1 秒"
     assert figures.duration("zh", 130) == "2 分 10 秒"
+    assert figures.duration("zh", 179.7) == "3 分 0 秒" and figures.duration("zh", 7199) == "2 小时 0 分"
     assert figures.duration("en", 7260) == "2 h 1 min"
 
 
@@ -112,6 +113,8 @@ def test_a_fraction_is_always_a_fraction(done: int, total: int) -> None:
 def test_steps_are_said_by_the_second_or_by_the_step() -> None:
     shape = {"stage": "train", "done": 12, "total": 40, "unit": "steps", "rate": 4.0}
     assert figures.progress("zh", shape) == (0.3, "训练 · 第 12 / 40 步 · 每秒 4 步 · 还剩约 7 秒")
+    weights = {"stage": "import", "done": 38_046_528, "total": 134_515_008, "unit": "weights", "rate": 2.8e7}
+    assert figures.progress("zh", weights)[1] == "导入 · 3800 万 / 1.35 亿 · 每秒 2800 万 · 还剩约 3 秒"
     assert "每步 2.5 秒 · 还剩约 1 分 10 秒" in figures.progress("zh", {**shape, "rate": 0.4})[1]
     assert figures.seconds_between("2026-01-01T00:00:00+00:00", "2026-01-01T00:01:30.500+00:00") == 90.5
 

@@ -26,17 +26,19 @@ def count(lang: str, n: float) -> str:
     steps = ((1e8, "亿"), (1e4, "万")) if lang == "zh" else ((1e9, "B"), (1e6, "M"), (1e3, "K"))
     for step, unit in steps:
         if abs(n) >= step:
-            return f"{n / step:.3g} {unit}"
+            return f"{float(f'{n / step:.3g}'):g} {unit}"
     return f"{n:g}"
 
 
 def duration(lang: str, seconds: float) -> str:
     """Seconds in words, rounded to what a waiting person cares about."""
-    if seconds < 60:
-        return word(lang, "seconds", n=max(1, round(seconds)))
-    if seconds < 3600:
-        return word(lang, "minutes", m=int(seconds // 60), s=round(seconds % 60))
-    return word(lang, "hours", h=int(seconds // 3600), m=round(seconds % 3600 / 60))
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return word(lang, "seconds", n=whole)
+    if whole < 3600:
+        return word(lang, "minutes", m=whole // 60, s=whole % 60)
+    minutes = round(whole / 60)
+    return word(lang, "hours", h=minutes // 60, m=minutes % 60)
 
 
 def progress(lang: str, shape: dict[str, Any] | None) -> tuple[float, str]:
@@ -69,7 +71,7 @@ def _steps(lang: str, done: float, total: float, rate: float) -> tuple[str, str]
 
 
 def _plainly(lang: str, done: float, total: float, rate: float) -> tuple[str, str]:
-    return f"{done} / {total}", word(lang, "rate", n=f"{rate:.3g}")
+    return f"{count(lang, done)} / {count(lang, total)}", word(lang, "rate", n=count(lang, float(f"{rate:.3g}")))
 
 
 UNITS: Final[dict[str, Callable[[str, float, float, float], tuple[str, str]]]] = {"bytes": _bytes, "steps": _steps}

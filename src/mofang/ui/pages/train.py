@@ -494,7 +494,7 @@ def _change(values: list[tuple[int, float]]) -> str:
 
 def _chart(curve: Curve) -> None:
     labels = {name: t(f"curve_{name}") for name in ("loss", "eval_loss") if curve.of(name)}
-    if not labels:
+    if len(curve.rows) < 2:  # one point is no curve
         return
     st.vega_lite_chart(curve.table(labels), _spec(), width="stretch", alt=t("curve_alt"))
     if curve.every > 1:
@@ -515,7 +515,7 @@ def _spec() -> dict[str, Any]:
                 "axis": {"tickMinStep": 1, "format": "d", "grid": False, "titlePadding": 4},
                 "scale": {"nice": False},
             },
-            "y": {**loss, "scale": {"zero": False, "nice": True}, "axis": {"tickCount": 5}},
+            "y": {**loss, "scale": {"zero": False, "nice": True}, "axis": {"tickCount": 5, "format": ".3~g"}},
             "color": {
                 "field": "series",
                 "type": "nominal",
