@@ -201,7 +201,7 @@ def test_a_training_is_watched_survives_a_reload_and_is_talked_to(bench: Any, vi
     expect(page.get_by_text("还剩约")).to_be_visible()
     assert steps_done(page) > at
     expect(chip(page)).to_have_text("完成", timeout=30_000)
-    expect(page.get_by_text("每秒 token")).to_be_visible()
+    expect(page.get_by_text("每秒 token").first).to_be_visible()
     page.locator(".st-key-run_chat button").click()
     expect(page.get_by_role("combobox", name="模型")).to_have_value("甲-q8_0")
     page.fill("[data-testid=stChatInput] textarea", "你是谁？")

@@ -337,10 +337,10 @@ def _run(run: Run) -> None:
     )
     with st.container(horizontal=True, vertical_alignment="center", key="run_actions"):
         _actions(run, export)
-    if run["status"] in ("failed", "created") and run.get("error"):
-        show_fault(run["error"])
-    if export and export["status"] == "failed":
-        show_fault(export.get("error"))
+    with st.container(key="run_faults"):  # places of their own: what stands below is not moved, and so not redrawn
+        for one in (run, export):
+            if one and one["status"] == "failed":
+                show_fault(one.get("error"))
     statuses = _statuses(run, export)
     (_live if "running" in statuses else _still)(own, statuses)
 
@@ -433,9 +433,10 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
     export = _export_of(run)
     if _statuses(run, export) != known:
         st.rerun()
-    for one in (run, export):
-        if one and one["status"] == "running":
-            _progress(one)
+    with st.container(key="run_progress"):
+        for one in (run, export):
+            if one and one["status"] == "running":
+                _progress(one)
     curve = _curve(run)
     _figures(run, curve)
     _chart(curve)
