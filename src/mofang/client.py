@@ -204,8 +204,10 @@ class Client:
         parts = [("files", (name, content)) for name, content in files]
         return list(self.request("POST", "/v1/datasets", files=parts)["data"])
 
-    def preview_dataset(self, name: str, model: str = "auto") -> dict[str, Any]:
-        return dict(self.request("GET", f"/v1/datasets/{quoted(name)}/preview?model={quoted(model)}"))
+    def preview_dataset(self, name: str, model: str = "auto", max_length: int | None = None) -> dict[str, Any]:
+        """The first examples as a training on `model` would see them."""
+        query = {"model": model} | ({} if max_length is None else {"max_length": max_length})
+        return dict(self.request("GET", f"/v1/datasets/{quoted(name)}/preview", params=query))
 
     # ---- below the text ----
 

@@ -1,25 +1,34 @@
 """A small gateway for the workbench's tests: real HTTP, the API's shapes, scripted answers, everything in memory.
 
 Answers: a question with "错误" ends in an error, one with "慢" takes its time, any other gets a short Markdown answer;
-with a knowledge base it cites [1] and [2]. `python tests/ui/fake_gateway.py PORT` runs it by hand.
+with a knowledge base it cites [1] and [2]. Recipes, their faults and files of examples are the product's own; a run is
+scripted: its loss falls, step by step. `python tests/ui/fake_gateway.py PORT` runs it by hand.
 """
 
 import asyncio
 import itertools
 import json
+import math
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
+
+from mofang.data.readers import Conversation, read
+from mofang.errors import MissingExtra, MofangError
+from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
+from mofang.strings import say
 
 ANSWER = (
     "**上下文窗口**是模型一次能看到的全部文字，按 token 计算。它包括系统提示词、之前的对话和正在生成的回答。\n\n"
@@ -72,6 +81,11 @@ class State:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: dict[str, bytes] = field(default_factory=dict)
+    step_s: float = 0.1
+    can_train: bool = True
+    """False: the training extra is not installed."""
     is_full: bool = False
     stopped: set[str] = field(default_factory=set)
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -113,6 +127,11 @@ def furnished() -> State:
     state.models = [chat_model(loaded=True), chat_model("multilingual-e5-small", kind="embedding")]
     state.bases["handbook"] = base("handbook", "模坊手册", 2)
     state.documents["handbook"] = [document("models.md", "doc_1"), document("安装与离线使用.md", "doc_2")]
+    state.datasets["身份.jsonl"] = EXAMPLES.encode()
+    taught = new_run(state, "sft", {"base": state.models[0]["id"], "data": ["身份.jsonl"], "name": "小坊"})
+    for step in range(STEPS + 1):
+        measured(taught, step)
+    finished(state, taught)
     return state
 
 
@@ -175,6 +194,8 @@ def create_app(state: State) -> FastAPI:
     _generations(app, state)
     _jobs(app, state)
     _knowledge(app, state)
+    _datasets(app, state)
+    _runs(app, state)
     return app
 
 
@@ -187,7 +208,7 @@ def _models(app: FastAPI, state: State) -> None:
 
     @app.get("/readyz")
     async def _() -> Any:
-        return {"status": "ready"}
+        return {"status": "ready", "chat_model": "qwen2.5-coder-0.5b-instruct"}
 
     @app.get("/v1/models")
     async def _() -> Any:
@@ -514,6 +535,194 @@ async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]
         )
     state.bases[name]["n_documents"] = len(state.documents[name])
     job.update(status="done", result={"files": reports, "seconds": 1.0})
+
+
+# ---- trainings ----
+
+STEPS = 40
+EXAMPLES = "".join(
+    json.dumps({"instruction": f"你是谁？（{n}）", "input": "", "output": "我是小坊，一个在你自己的电脑上运行的助手。"}, ensure_ascii=False) + "\n"
+    for n in range(1, 33)
+)  # fmt: skip
+
+
+def told(error: MofangError, request: Request) -> HTTPException:
+    lang = request.headers.get("accept-language") or "zh"
+    return fault(error.status, error.code, error.message(lang), error.hint(lang))
+
+
+def _datasets(app: FastAPI, state: State) -> None:
+    @app.get("/v1/datasets")
+    async def _() -> Any:
+        return {"data": [{"name": name, "size_bytes": len(content)} for name, content in state.datasets.items()]}
+
+    @app.post("/v1/datasets", status_code=201)
+    async def _(request: Request, files: list[UploadFile]) -> Any:
+        came = {str(file.filename): await file.read() for file in files}
+        try:
+            counts = {name: len(examples(name, content)) for name, content in came.items()}
+        except MofangError as error:
+            raise told(error, request) from error
+        state.datasets |= came
+        return {"data": [{"name": name, "n_examples": count} for name, count in counts.items()]}
+
+    @app.get("/v1/datasets/{name}/preview")
+    async def _(name: str, model: str, max_length: int = 1024) -> Any:
+        shown = []
+        for one in (conversations := examples(name, state.datasets[name]))[:3]:
+            asked, said = (message.content for message in one.messages[-2:])
+            parts = [
+                (f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n", False, 17),
+                (f"{said}<|im_end|>", True, 15),
+            ]
+            segments = [{"text": text, "learned": learned, "n_tokens": n} for text, learned, n in parts]
+            shown.append({"segments": segments, "n_tokens": 32, "n_supervised": 15, "row": one.row, "cut": False})
+        n = len(conversations)
+        return {
+            "name": name, "model": model, "n_rows": n, "n_examples": n, "n_tokens": 32 * n, "n_cut": n * (max_length < 32), "n_dropped": 0,
+            "examples": shown,
+        }  # fmt: skip
+
+
+def examples(name: str, content: bytes) -> list[Conversation]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        return read([path])
+
+
+def new_run(state: State, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
+    parsed = parse(recipe_class(kind), recipe)
+    stem = getattr(parsed, "name", "") or kind
+    run = {
+        "id": f"{stem}-0301-{len(state.runs) + 1:06d}", "kind": kind, "title": parsed.title(), "status": "running", "created_at": now(),
+        "started_at": now(), "ended_at": "", "progress": {}, "result": {}, "model": None, "error": {}, "notes": [],
+        "recipe": parsed.model_dump(mode="json"), "log": "样例预览：身份.jsonl 第 1 行", "metrics": [],
+    }  # fmt: skip
+    state.runs[run["id"]] = run
+    return run
+
+
+def measured(run: dict[str, Any], step: int) -> None:
+    """The lines of one step, and before the first and after every tenth the eval loss."""
+    loss = 0.25 + 2.4 * math.exp(-step / 12) + 0.12 * math.sin(step * 1.7)
+    if step:
+        run["metrics"].append(
+            {"step": step, "epoch": step / 13.4, "loss": loss, "learning_rate": 2e-4, "grad_norm": 0.8, "tokens": 256, "supervised_tokens": 120,
+             "rows": 1, "seconds": 0.8}
+        )  # fmt: skip
+    if step % 10 == 0:
+        run["metrics"].append({"step": step, "eval_loss": 0.4 + 2.3 * math.exp(-step / 14)})
+
+
+def finished(state: State, run: dict[str, Any]) -> None:
+    """Its last word: figures, and a model where the recipe names an export."""
+    losses = [row["loss"] for row in run["metrics"] if "loss" in row]
+    result = (
+        {"steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1], "tokens_per_s": 320.0}
+        if losses
+        else {}
+    )
+    if run["kind"] == "gguf" or run["recipe"].get("export"):
+        run["model"] = f"{run['recipe'].get('name') or run['title']}-q8_0"
+        state.models.append(chat_model(run["model"]))
+    run.update(status="done", ended_at=now(), result=result, progress={})
+    run["notes"].append("32 条样例，留出 3 条；训练 4,399,104 个参数，底座 float32，在 cpu 上")
+
+
+async def _train(state: State, run: dict[str, Any]) -> None:
+    run["progress"] = {"stage": "load", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": run["recipe"]["base"]}
+    await asyncio.sleep(5 * state.step_s)
+    rate = 1 / state.step_s
+    for step in range(max((row["step"] for row in run["metrics"]), default=-1) + 1, STEPS + 1):
+        if run["status"] != "running":
+            return
+        measured(run, step)
+        run["progress"] = {
+            "stage": "train", "done": step, "total": STEPS, "unit": "steps", "rate": rate, "seconds_left": (STEPS - step) / rate,
+            "detail": "loss 1.234 · 320 tokens/s",
+        }  # fmt: skip
+        await asyncio.sleep(state.step_s)
+    finished(state, run)
+
+
+async def _export(state: State, run: dict[str, Any]) -> None:
+    for done in range(0, 11):
+        run["progress"] = {
+            "stage": "convert",
+            "done": done * 5e7,
+            "total": 5e8,
+            "unit": "bytes",
+            "rate": 1e8,
+            "detail": "",
+        }
+        await asyncio.sleep(state.step_s * 2)
+    finished(state, run)
+
+
+WORK = {"sft": _train, "gguf": _export}
+
+
+def _runs(app: FastAPI, state: State) -> None:
+    def find(run_id: str) -> dict[str, Any]:
+        if run_id not in state.runs:
+            raise fault(404, "not_found", f"没有编号为 {run_id} 的运行", "全部运行：mofang runs list")
+        return state.runs[run_id]
+
+    def begin(run: dict[str, Any]) -> dict[str, Any]:
+        run.update(status="running", started_at=now(), ended_at="", error={})
+        state.tasks.add(asyncio.create_task(WORK[run["kind"]](state, run)))
+        return run
+
+    def short(run: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in run.items() if name not in ("recipe", "log", "metrics")}
+
+    @app.get("/v1/recipes")
+    async def _(request: Request) -> Any:
+        found = {}
+        for kind in (*METHODS, *EXPORTERS):
+            schema = recipe_class(kind).model_json_schema()
+            for name, shape in schema["properties"].items():
+                shape["help"] = say(f"recipes.field_{name}", lang=request.headers.get("accept-language") or "zh")
+            found[kind] = {"training": kind in METHODS.names(), "schema": schema}
+        return found
+
+    @app.get("/v1/runs")
+    async def _(training: bool | None = None) -> Any:
+        shown = [run for run in state.runs.values() if training is None or (run["kind"] == "sft") is training]
+        return {"data": [short(run) for run in reversed(shown)]}
+
+    @app.post("/v1/runs", status_code=202)
+    async def _(request: Request) -> Any:
+        body = await request.json()
+        try:
+            if not state.can_train:
+                raise MissingExtra("core.missing_extra", name=body["kind"], library="torch", extra="train")
+            return short(begin(new_run(state, body["kind"], body["recipe"])))
+        except MofangError as error:
+            raise told(error, request) from error
+
+    @app.get("/v1/runs/{run_id}")
+    async def _(run_id: str) -> Any:
+        return {name: value for name, value in find(run_id).items() if name != "metrics"}
+
+    @app.get("/v1/runs/{run_id}/metrics")
+    async def _(run_id: str, after: int = -1) -> Any:
+        return {"data": [row for row in find(run_id)["metrics"] if row["step"] > after]}
+
+    @app.post("/v1/runs/{run_id}/stop")
+    async def _(run_id: str) -> Any:
+        await asyncio.sleep(0.5)
+        find(run_id).update(status="stopped", ended_at=now())
+        return short(find(run_id))
+
+    @app.post("/v1/runs/{run_id}/resume", status_code=202)
+    async def _(run_id: str) -> Any:
+        return short(begin(find(run_id)))
+
+    @app.delete("/v1/runs/{run_id}", status_code=204)
+    async def _(run_id: str) -> None:
+        state.runs.pop(find(run_id)["id"])
 
 
 @contextmanager

@@ -59,6 +59,15 @@ def walk(page: Page, url: str, lang: str, ask: bool, name: str, folder: Path) ->
     shot("models-installed")
     page.get_by_role("tab").nth(1).click()
     shot("models-catalogue")
+    page.goto(f"{url}/train?lang={lang}")
+    settle(page)
+    if page.locator("[class*=st-key-see_run_]").count():
+        shot("train-runs")
+        page.locator("[class*=st-key-see_run_] button").first.click()
+        page.wait_for_selector(".mf-stats")
+        shot("train-run")
+    else:
+        shot("train-new")
     page.goto(f"{url}/knowledge?lang={lang}")
     shot("knowledge-documents")
     page.get_by_role("tab").nth(1).click()

@@ -11,6 +11,7 @@ from streamlit.util import calc_hash
 
 from mofang.client import Client
 from mofang.ui import words
+from mofang.ui.places import PLACES
 from mofang.ui.run import SCRIPT
 
 
@@ -178,7 +179,7 @@ def test_the_language_switch_changes_everything_and_stands_in_the_url(page: AppT
 
 
 @pytest.mark.parametrize("lang", words.LANGUAGES)
-@pytest.mark.parametrize("path", ["", "models", "knowledge"])
+@pytest.mark.parametrize("path", [place.path for place in PLACES.values()])
 def test_no_page_shows_a_raw_key(page: AppTest, path: str, lang: str) -> None:
     page.query_params["lang"] = lang
     go(page, path)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from mofang.client import Client
-from mofang.ui import figures, prose, run, shell, style, theme, tree, watch, words
+from mofang.ui import curve, figures, prose, run, shell, style, theme, tree, watch, words
 
 UI = Path(words.__file__).parent
 
@@ -39,7 +39,22 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
     used = set(re.findall(r"""\b(?:t|t_or)\(\s*"([a-z0-9_]+)\"""", code))
     used |= set(re.findall(r"""\bword(?:_or)?\(\s*lang(?:uage\(\))?,\s*"([a-z0-9_]+)\"""", code))
     assert used <= known.keys()
-    families = ("leftover_", "stage_", "kind_", "source_", "language_", "preset_", "memory_", "file_", "job_", "page_")
+    families = (
+        "leftover_",
+        "stage_",
+        "kind_",
+        "source_",
+        "language_",
+        "preset_",
+        "memory_",
+        "file_",
+        "job_",
+        "page_",
+        "run_",
+        "field_",
+        "method_",
+        "train_welcome_",
+    )
     spoken = set(re.findall(r"""['\"]([a-z0-9_]+)['\"]""", code))
     fields = {*spoken, *(f"{name}_help" for name in spoken), *(f"{name}_version" for name in spoken)}
     unused = {key for key in known if key not in used | fields and not key.startswith(families)}
@@ -71,6 +86,7 @@ def test_counts_and_durations_in_both_languages() -> None:
     assert figures.count("en", 1_540_000_000) == "1.54 B"
     assert figures.duration("zh", 0.2) == "1 秒"
     assert figures.duration("zh", 130) == "2 分 10 秒"
+    assert figures.duration("zh", 179.7) == "3 分 0 秒" and figures.duration("zh", 7199) == "2 小时 0 分"
     assert figures.duration("en", 7260) == "2 h 1 min"
 
 
@@ -92,6 +108,43 @@ def test_progress_tells_amount_rate_and_time_left() -> None:
 @given(some.integers(0, 10**6), some.integers(0, 10**6))
 def test_a_fraction_is_always_a_fraction(done: int, total: int) -> None:
     assert 0.0 <= figures.progress("zh", {"stage": "x", "done": done, "total": total})[0] <= 1.0
+
+
+def test_steps_are_said_by_the_second_or_by_the_step() -> None:
+    shape = {"stage": "train", "done": 12, "total": 40, "unit": "steps", "rate": 4.0}
+    assert figures.progress("zh", shape) == (0.3, "训练 · 第 12 / 40 步 · 每秒 4 步 · 还剩约 7 秒")
+    weights = {"stage": "import", "done": 38_046_528, "total": 134_515_008, "unit": "weights", "rate": 2.8e7}
+    assert figures.progress("zh", weights)[1] == "导入 · 3800 万 / 1.35 亿 · 每秒 2800 万 · 还剩约 3 秒"
+    assert "每步 2.5 秒 · 还剩约 1 分 10 秒" in figures.progress("zh", {**shape, "rate": 0.4})[1]
+    assert figures.seconds_between("2026-01-01T00:00:00+00:00", "2026-01-01T00:01:30.500+00:00") == 90.5
+
+
+# ---- the curve ----
+
+
+def _lines(*steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": float(step), "tokens": 100, "seconds": 0.5} for step in steps]
+
+
+def test_a_curve_grows_and_takes_the_eval_loss_that_comes_after_its_step() -> None:
+    known = curve.Curve().grown([{"step": 0, "eval_loss": 9.0}, *_lines(1, 2)])
+    assert curve.Curve().after == -1 and known.after == 1
+    known = known.grown([*_lines(2), {"step": 2, "eval_loss": 3.0}, *_lines(3)])
+    assert known.of("loss") == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert known.of("eval_loss") == [(0, 9.0), (2, 3.0)]
+    assert known.grown(_lines(3)) == known and known.tokens_per_s == 200.0
+    table = known.table({"loss": "甲", "eval_loss": "乙"})
+    assert table == {"step": [1, 2, 3, 0, 2], "loss": [1.0, 2.0, 3.0, 9.0, 3.0], "series": ["甲"] * 3 + ["乙"] * 2}
+
+
+@given(some.integers(0, 3 * curve.MAX_POINTS))
+def test_a_long_curve_is_averaged_and_none_of_it_is_left_out(n: int) -> None:
+    drawn = curve.Curve(tuple(_lines(*range(1, n + 1))))
+    points = list(drawn.points("loss"))
+    assert len(points) <= curve.MAX_POINTS and (n == 0 or points[-1][0] == n)
+    assert (
+        n % drawn.every or abs(sum(value for _, value in points) * drawn.every - n * (n + 1) / 2) < 1e-6 * (n + 1) ** 2
+    )
 
 
 # ---- the tree ----
@@ -262,10 +315,12 @@ def _variables(css: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("colours", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
-def test_text_is_readable(colours: dict[str, str]) -> None:
+def test_text_is_readable(colours: dict[str, Any]) -> None:
     for background in ("backgroundColor", "secondaryBackgroundColor"):
         for text in ("textColor", "primaryColor", "linkColor", "grayColor", "redColor"):
             assert _contrast(colours[text], colours[background]) >= 4.5, (text, background)
+        for line in colours["chartCategoricalColors"]:  # WCAG 1.4.11: graphics
+            assert _contrast(line, colours[background]) >= 3, line
     light, dark = style.css().split("@media (prefers-color-scheme: dark)", 1)
     own = _variables(light if colours is theme.LIGHT else dark.split("/*", 1)[0])
     pairs = [

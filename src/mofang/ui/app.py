@@ -1,6 +1,7 @@
 """Every visit and click: page frame, sidebar, and the page that the URL names. (script/workbench.py calls it.)"""
 
 from functools import partial
+from importlib import import_module
 
 import streamlit as st
 
@@ -8,7 +9,7 @@ from mofang.client import ApiError
 from mofang.errors import Unreachable
 from mofang.ui.components.base import guarded
 from mofang.ui.components.sidebar import sidebar
-from mofang.ui.pages import chat, knowledge, models
+from mofang.ui.places import PLACES
 from mofang.ui.session import client, t
 from mofang.ui.style import css
 
@@ -17,9 +18,10 @@ def main() -> None:
     st.set_page_config(page_title=t("app_title"), layout="centered", initial_sidebar_state="auto")
     st.html(f"<style>{css()}</style>")
     pages = {
-        "chat": st.Page(chat.page, title=t("page_chat"), url_path="", default=True),
-        "models": st.Page(models.page, title=t("page_models"), url_path="models"),
-        "knowledge": st.Page(knowledge.page, title=t("page_knowledge"), url_path="knowledge"),
+        name: st.Page(
+            import_module(place.module).page, title=t(f"page_{name}"), url_path=place.path, default=not place.path
+        )
+        for name, place in PLACES.items()
     }
     st.session_state["pages"] = pages
     current = st.navigation(list(pages.values()), position="hidden")

@@ -3,8 +3,9 @@
 Knows nothing of Streamlit.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from mofang.ui.words import word, word_or
 
@@ -25,17 +26,19 @@ def count(lang: str, n: float) -> str:
     steps = ((1e8, "亿"), (1e4, "万")) if lang == "zh" else ((1e9, "B"), (1e6, "M"), (1e3, "K"))
     for step, unit in steps:
         if abs(n) >= step:
-            return f"{n / step:.3g} {unit}"
+            return f"{float(f'{n / step:.3g}'):g} {unit}"
     return f"{n:g}"
 
 
 def duration(lang: str, seconds: float) -> str:
     """Seconds in words, rounded to what a waiting person cares about."""
-    if seconds < 60:
-        return word(lang, "seconds", n=max(1, round(seconds)))
-    if seconds < 3600:
-        return word(lang, "minutes", m=int(seconds // 60), s=round(seconds % 60))
-    return word(lang, "hours", h=int(seconds // 3600), m=round(seconds % 3600 / 60))
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return word(lang, "seconds", n=whole)
+    if whole < 3600:
+        return word(lang, "minutes", m=whole // 60, s=whole % 60)
+    minutes = round(whole / 60)
+    return word(lang, "hours", h=minutes // 60, m=minutes % 60)
 
 
 def progress(lang: str, shape: dict[str, Any] | None) -> tuple[float, str]:
@@ -43,17 +46,36 @@ def progress(lang: str, shape: dict[str, Any] | None) -> tuple[float, str]:
     if not shape:
         return 0.0, word(lang, "job_starting")
     done, total, rate = shape.get("done") or 0, shape.get("total") or 0, shape.get("rate") or 0.0
-    in_bytes = shape.get("unit") == "bytes"
-    parts = [word_or(lang, f"stage_{shape.get('stage')}", word(lang, "stage_other"))]
-    if total:
-        parts.append(f"{size(done)} / {size(total)}" if in_bytes else f"{done} / {total}")
-    if rate:
-        parts.append(f"{size(rate)}/s" if in_bytes else word(lang, "rate", n=f"{rate:.3g}"))
-    if shape.get("seconds_left"):
-        parts.append(word(lang, "time_left", time=duration(lang, shape["seconds_left"])))
-    if shape.get("detail"):
-        parts.append(str(shape["detail"]))
-    return (min(1.0, max(0.0, done / total)) if total else 0.0), " · ".join(parts)
+    amount, speed = UNITS.get(str(shape.get("unit")), _plainly)(lang, done, total, rate)
+    left = shape.get("seconds_left") or (max(0, total - done) / rate if total and rate else 0)
+    parts = [
+        word_or(lang, f"stage_{shape.get('stage')}", word(lang, "stage_other")),
+        amount if total else "",
+        speed if rate else "",
+        word(lang, "time_left", time=duration(lang, left)) if left else "",
+        str(shape.get("detail") or ""),
+    ]
+    return (min(1.0, max(0.0, done / total)) if total else 0.0), " · ".join(part for part in parts if part)
+
+
+def _bytes(lang: str, done: float, total: float, rate: float) -> tuple[str, str]:
+    return f"{size(done)} / {size(total)}", f"{size(rate)}/s"
+
+
+def _steps(lang: str, done: float, total: float, rate: float) -> tuple[str, str]:
+    """Steps of a training may take seconds or milliseconds."""
+    speed = word(lang, "steps_rate", n=f"{rate:.3g}") if rate >= 1 or not rate else word(
+        lang, "step_seconds", n=f"{1 / rate:.3g}"
+    )  # fmt: skip
+    return word(lang, "steps_of", done=done, total=total), speed
+
+
+def _plainly(lang: str, done: float, total: float, rate: float) -> tuple[str, str]:
+    return f"{count(lang, done)} / {count(lang, total)}", word(lang, "rate", n=count(lang, float(f"{rate:.3g}")))
+
+
+UNITS: Final[dict[str, Callable[[str, float, float, float], tuple[str, str]]]] = {"bytes": _bytes, "steps": _steps}
+"""A Progress's unit → how its amount and its rate are said."""
 
 
 def moment(stamp: str | float | int | None) -> str:
@@ -62,6 +84,12 @@ def moment(stamp: str | float | int | None) -> str:
         return ""
     when = datetime.fromtimestamp(stamp, UTC) if isinstance(stamp, int | float) else datetime.fromisoformat(stamp)
     return when.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def seconds_between(start: str, end: str) -> float:
+    """From one moment to another, both as the server writes them; to now where there is no end yet."""
+    until = datetime.fromisoformat(end) if end else datetime.now(UTC)
+    return max(0.0, (until - datetime.fromisoformat(start)).total_seconds())
 
 
 def speed_line(lang: str, message: dict[str, Any]) -> str:

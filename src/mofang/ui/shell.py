@@ -17,11 +17,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from mofang.ui.places import PLACES
 from mofang.ui.session import default_language
 from mofang.ui.words import LANGUAGES, table, word
 
 STATIC: Final = Path(__file__).parent / "static"
-PAGES: Final = ("/", "/models", "/knowledge")
 POLICY: Final = "; ".join(
     [
         "default-src 'self'",
@@ -45,7 +45,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 def routes() -> list[Route]:
     """Before Streamlit's own: the page at each of our addresses, its mark, and its script."""
     return [
-        *(Route(path, _page) for path in PAGES),
+        *(Route(f"/{place.path}", _page) for place in PLACES.values()),
         Route("/favicon.png", _mark),
         Route("/workbench/shell.js", _script),
     ]

@@ -28,6 +28,7 @@ LIGHT: Final[dict[str, Any]] = {
     "orangeColor": "#9a5a10",
     "greenColor": "#1d6f5f",
     "grayColor": "#68655d",
+    "chartCategoricalColors": ["#1d6f5f", "#b9741a"],
 }
 LIGHT_SIDEBAR: Final[dict[str, Any]] = {
     "backgroundColor": "#f5f3ec",
@@ -47,6 +48,7 @@ DARK: Final[dict[str, Any]] = {
     "orangeColor": "#e5a863",
     "greenColor": "#6fd0b9",
     "grayColor": "#a5a299",
+    "chartCategoricalColors": ["#5cbfa8", "#e5a863"],
 }
 DARK_SIDEBAR: Final[dict[str, Any]] = {
     "backgroundColor": "#1d2022",

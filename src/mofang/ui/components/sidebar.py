@@ -8,6 +8,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui.components.base import mark, plain, show_error
+from mofang.ui.places import PLACES
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, set_language, t
 
 SHOWN = 30
@@ -22,9 +23,7 @@ def sidebar(pages: Mapping[str, Any], current: Any, conversations: list[dict[str
             st.page_link(
                 page,
                 label=t(f"page_{name}"),
-                icon={"chat": ":material/chat_bubble:", "models": ":material/deployed_code:"}.get(
-                    name, ":material/menu_book:"
-                ),
+                icon=f":material/{PLACES[name].icon}:",
                 query_params=link_params(),
                 width="stretch",
             )

@@ -17,6 +17,8 @@
     if (key) return words[key];
     const keys = text.match(/^(?:Shortcut|快捷键) (.+)$/);
     if (keys) return `${words.shortcut} ${keys[1]}`;
+    const named = text.match(/^(Remove|移除|Help for|说明：) ?(.+)$/);
+    if (named) return `${words[known.get(named[1])]} ${named[2]}`;
     const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) per file(.*)$/) || text.match(/^每个文件最多 (\d[\d.,]*\s?[KMGT]?B)(.*)$/);
     return limit ? words.per_file.replace("{n}", limit[1]) + limit[2] : undefined;
   }
@@ -47,6 +49,7 @@
   observer.observe(document.documentElement, {
     subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ATTRIBUTES,
   });
+  settle(document.documentElement); // on a busy machine Streamlit may have drawn before this script came
 
   const CHOICES = "[data-testid=stPageLink-NavLink], [class*=st-key-open_] button, .st-key-new_chat button";
   document.addEventListener("click", (event) => {

@@ -1,0 +1,539 @@
+"""训练: teach a model with examples, watch it learn, talk to what came of it.
+
+A training lives in a process of its own; this page reads everything from the gateway and may come and go. The run that
+is looked at stands in the URL (?run=…).
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from html import escape
+from typing import Any, Final
+
+import streamlit as st
+
+from mofang.client import ApiError
+from mofang.errors import MofangError
+from mofang.ui import figures
+from mofang.ui.components import settings
+from mofang.ui.components.base import badges, flash, fragment, quiet, show_error, show_fault, show_flash
+from mofang.ui.components.form import form
+from mofang.ui.curve import Curve
+from mofang.ui.session import client, language, link_params, open_conversation, t, t_or
+from mofang.ui.watch import Task
+
+TICK_S: Final = 1.0
+EXPORTED: Final = "q8_0"
+"""The GGUF type that needs nothing but Python, and loses next to nothing."""
+BASES: Final = {"kind": ("chat", "base"), "format": ("gguf", "hf")}
+"""What a model must be to be taught."""
+MAIN: Final = ("epochs", "learning_rate", "lora_rank", "batch_size", "eval_fraction")
+"""Fields that are seen at once, in this order; every other one of the schema is under "more"."""
+PLACED: Final = ("base", "data", "eval_data", "name", "export")
+"""Fields that this page asks for in its own way."""
+TONES: Final = {"running": "live", "done": "good", "stopped": "warn", "interrupted": "warn", "failed": "bad"}
+STARTABLE: Final = ("created", "stopped", "failed", "interrupted")
+DATA_TYPES: Final = ["jsonl", "json"]
+EXAMPLE: Final = """\
+{"instruction": "你是谁？", "input": "", "output": "我是小坊，一个在你自己的电脑上运行的助手。"}
+{"instruction": "把下面的话改得更礼貌", "input": "把文件发我", "output": "麻烦您方便时把文件发给我，谢谢。"}"""
+
+Run = dict[str, Any]
+
+
+def page() -> None:
+    show_flash()
+    if (wanted := st.query_params.get("run")) and (run := _found(wanted)):
+        _run(run)
+        return
+    st.html(f'<div class="mf-head"><h2>{escape(t("page_train"))}</h2><p>{escape(t("train_text"))}</p></div>')
+    runs = client().runs(training=True)
+    if not runs:
+        _welcome()
+        _new(is_first=True)
+        return
+    listed, new = st.tabs([t("runs_n", n=len(runs)), t("train_new")])
+    with listed:
+        (_listed if any(run["status"] == "running" for run in runs) else _list)()
+    with new:
+        _new(is_first=False)
+
+
+def _found(run_id: str) -> Run | None:
+    try:
+        return client().run(run_id)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        _open(None)
+        show_error(error)
+        return None
+
+
+def _open(run_id: str | None) -> None:
+    """Look at this run, or at all of them."""
+    if run_id:
+        st.query_params["run"] = run_id
+    else:
+        st.query_params.pop("run", None)
+
+
+def _try(call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except MofangError as error:
+        flash(error)
+
+
+# ---- a new training ----
+
+
+def _welcome() -> None:
+    steps = "".join(f"<li>{escape(t(f'train_welcome_{number}'))}</li>" for number in (1, 2, 3))
+    st.html(
+        f'<div class="mf-welcome"><h3>{escape(t("train_welcome"))}</h3><p>{escape(t("train_welcome_text"))}</p>'
+        f"<ol>{steps}</ol></div>"
+    )
+    _data_form()
+
+
+def _data_form() -> None:
+    quiet(t("data_form"))
+    st.code(EXAMPLE, language="json", wrap_lines=True)
+    quiet(t("data_form_more"))
+
+
+@fragment()
+def _new(*, is_first: bool) -> None:
+    methods = {kind: one["schema"] for kind, one in client().recipes().items() if one["training"]}
+    models = [model["id"] for model in client().models() if _is_base(model)]
+    if not models:
+        quiet(t("train_no_base"))
+        if st.button(t("go_models"), key="go_models", type="primary", icon=":material/deployed_code:"):
+            st.switch_page(st.session_state["pages"]["models"], query_params=link_params())
+        return
+    kind = _method(list(methods))
+    schema = methods[kind]
+    base = st.selectbox(
+        t("train_base"), models, index=models.index(_usual(models)), key="train_base", help=t("train_base_help")
+    )
+    data, held_out = _data(schema, shows_form=not is_first)
+    seen = st.container(key="train_preview")
+    more = [name for name in schema["properties"] if name not in (*MAIN, *PLACED)]
+    name = st.text_input(t("train_name"), key="train_name", max_chars=100, placeholder=t("train_name_placeholder"))
+    with st.container(key="train_main"):
+        chosen = form(schema, [name for name in MAIN if name in schema["properties"]], key=f"train_{kind}")
+    with (
+        st.expander(t("train_more"), icon=":material/tune:", key="train_more_fields"),
+        st.container(key="train_more"),
+    ):
+        chosen |= form(schema, more, key=f"train_{kind}")
+    exports = st.toggle(t("train_export"), value=True, key="train_export", help=t("train_export_help"))
+    with seen:
+        if data:
+            _preview(data[0], base, chosen.get("max_length"))
+    recipe = {
+        **chosen, "base": base, "data": data, "eval_data": held_out, "name": name.strip(),
+        "export": EXPORTED if exports else "",
+    }  # fmt: skip
+    if st.button(t("train_start"), key="train_start", type="primary", icon=":material/play_arrow:", disabled=not data):
+        _start(kind, {field: value for field, value in recipe.items() if value not in ("", [])})
+    if not data:
+        quiet(t("train_needs_data"))
+
+
+def _is_base(model: Mapping[str, Any]) -> bool:
+    return all(model.get(name) in wanted for name, wanted in BASES.items())
+
+
+def _usual(models: list[str]) -> str:
+    """The model that chats are answered with, else the first."""
+    try:
+        usual = client().ready().get("chat_model")
+    except ApiError:  # several models and none chosen: also an answer
+        usual = None
+    return usual if usual in models else models[0]
+
+
+def _method(kinds: list[str]) -> str:
+    """How to teach; asked only where there is a choice."""
+    if len(kinds) == 1:
+        return kinds[0]
+    return str(
+        st.segmented_control(
+            t("train_method"),
+            kinds,
+            default=kinds[0],
+            required=True,
+            format_func={kind: t_or(f"method_{kind}", kind) for kind in kinds}.__getitem__,
+            key="train_method",
+        )
+    )
+
+
+def _start(kind: str, recipe: dict[str, Any]) -> None:
+    try:
+        with st.spinner(t("train_starting")):
+            run = client().start_run(kind, recipe)
+    except MofangError as error:
+        show_error(error)
+        return
+    _open(run["id"])
+    st.rerun()
+
+
+# ---- examples to teach with ----
+
+
+def _data(schema: Mapping[str, Any], *, shows_form: bool) -> tuple[list[str], list[str]]:
+    """(files to learn from, files to hold out), both by their names at the gateway."""
+    names = [file["name"] for file in client().datasets()]
+    turn = st.session_state.setdefault("train_upload_round", 0)
+    fresh = st.session_state.pop("train_fresh", None)
+    if fresh:
+        kept = [name for name in st.session_state.get("train_data", ()) if name in names]
+        st.session_state["train_data"] = [*kept, *(name for name in fresh if name in names and name not in kept)]
+    if names:
+        chosen = st.multiselect(
+            t("train_data"), names, key="train_data", placeholder=t("train_data_placeholder"), select_all=False
+        )
+    else:
+        chosen = []
+    st.file_uploader(
+        t("train_upload"),
+        type=DATA_TYPES,
+        accept_multiple_files=True,
+        key=f"train_files_{turn}",
+        on_change=_upload,
+        args=(turn,),
+    )
+    if shape := st.session_state.get("train_upload_fault"):
+        show_fault(shape)
+    if shows_form:
+        with st.expander(t("data_form_title"), icon=":material/help:"):
+            _data_form()
+    held_out: list[str] = []
+    others = [name for name in names if name not in chosen]
+    if "eval_data" in schema["properties"] and chosen and others:
+        held_out = st.multiselect(
+            t("train_eval_data"),
+            others,
+            key="train_eval_data",
+            placeholder=t("train_eval_data_placeholder"),
+            help=t("train_eval_data_help"),
+            select_all=False,
+        )
+    return list(chosen), list(held_out)
+
+
+def _upload(turn: int) -> None:
+    """Bring the files that were just chosen; a broken row is told until the next try."""
+    files = st.session_state.get(f"train_files_{turn}") or []
+    if not files:
+        return
+    st.session_state["train_upload_round"] = turn + 1
+    try:
+        kept = client().add_datasets([(file.name, file) for file in files])
+    except MofangError as error:
+        lang = language()
+        st.session_state["train_upload_fault"] = {"message": error.message(lang), "hint": error.hint(lang)}
+    else:
+        st.session_state.pop("train_upload_fault", None)
+        st.session_state["train_fresh"] = [file["name"] for file in kept]
+
+
+def _preview(name: str, base: str, max_length: int | None) -> None:
+    """The first example with what is learned marked, and what becomes of all of them."""
+    stamp = st.session_state["train_upload_round"]
+    try:
+        with st.spinner(t("preview_reading", name=name)):
+            shape = _previewed(client(), name, stamp, base, max_length, language())
+    except MofangError as error:
+        show_error(error)
+        return
+    counts = [
+        t("preview_examples", n=f"{shape['n_examples']:,}"),
+        t("preview_tokens", n=f"{shape['n_tokens']:,}"),
+        t("preview_cut", n=shape["n_cut"]) if shape["n_cut"] else "",
+        t("preview_dropped", n=shape["n_dropped"]) if shape["n_dropped"] else "",
+    ]
+    line = "".join(f"<span>{escape(text)}</span>" for text in counts if text)
+    st.html(f'<div class="mf-figures"><b>{escape(name)}</b>{line}</div>')
+    for example in shape["examples"][:1]:
+        text = "".join(
+            f"<mark>{escape(part['text'])}</mark>" if part["learned"] else escape(part["text"])
+            for part in example["segments"]
+        )
+        said = t("preview_row", row=example["row"], n=example["n_tokens"], learned=example["n_supervised"])
+        st.html(
+            f'<div class="mf-hit"><div class="mf-quiet">{escape(said)}</div><div class="mf-passage">{text}</div></div>'
+        )
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def _previewed(_client: Any, name: str, stamp: int, base: str, max_length: int | None, lang: str) -> dict[str, Any]:
+    """`stamp` grows with every upload: a file may be replaced by one of the same name."""
+    shape: dict[str, Any] = _client.preview_dataset(name, base, max_length)
+    return shape
+
+
+# ---- all trainings ----
+
+
+def _draw_list() -> None:
+    runs = client().runs(training=True)
+    for run in runs:
+        with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"run_{run['id']}"):
+            st.html(
+                f'<div class="mf-card"><b>{escape(run["title"])}</b>{_chip(run)}</div>'
+                f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in _in_short(run))}</div>'
+            )
+            if st.button(t("run_open"), key=f"see_run_{run['id']}", icon=":material/monitoring:"):
+                _open(run["id"])
+                st.rerun()
+
+
+_list: Final = fragment()(_draw_list)
+_listed: Final = fragment(run_every=2.0)(_draw_list)
+
+
+def _chip(run: Run) -> str:
+    return badges((t_or(f"run_{run['status']}", run["status"]), TONES.get(run["status"], "")))
+
+
+def _in_short(run: Run) -> list[str]:
+    result = run.get("result") or {}
+    texts = [
+        figures.moment(run["created_at"]),
+        _told(run)[1] if run["status"] == "running" else "",
+        t("run_loss", first=f"{result['first_loss']:.3f}", last=f"{result['last_loss']:.3f}")
+        if "last_loss" in result
+        else "",
+        str(run.get("model") or ""),
+        str((run.get("error") or {}).get("message") or ""),
+    ]
+    return [text for text in texts if text]
+
+
+def _told(run: Run) -> tuple[float, str]:
+    """Its progress; a training's own detail (loss, speed) stands among the figures."""
+    shape = run.get("progress") or {}
+    return figures.progress(language(), {**shape, "detail": ""} if shape.get("unit") == "steps" else shape)
+
+
+# ---- one training ----
+
+
+def _run(run: Run) -> None:
+    own = run["id"]
+    st.button(
+        t("all_runs"), key="all_runs", icon=":material/arrow_back:", type="tertiary", on_click=_open, args=(None,)
+    )
+    export = _export_of(run)
+    facts = [figures.moment(run["created_at"]), own, t("run_base", name=run["recipe"].get("base") or "")]
+    st.html(
+        f'<div class="mf-head"><h2 class="mf-card">{escape(run["title"])}{_chip(run)}</h2>'
+        f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts)}</div></div>'
+    )
+    with st.container(horizontal=True, vertical_alignment="center", key="run_actions"):
+        _actions(run, export)
+    with st.container(key="run_faults"):  # places of their own: what stands below is not moved, and so not redrawn
+        for one in (run, export):
+            if one and one["status"] == "failed":
+                show_fault(one.get("error"))
+    statuses = _statuses(run, export)
+    (_live if "running" in statuses else _still)(own, statuses)
+
+
+def _export_of(run: Run) -> Run | None:
+    """The newest export that was begun from a finished training, when there is one."""
+    if run["status"] != "done" or run.get("model"):
+        return None
+    exports = [one for one in client().runs(training=False) if one["kind"] == "gguf" and one["title"] == run["id"]]
+    return exports[0] if exports else None
+
+
+def _statuses(run: Run, export: Run | None) -> tuple[str, ...]:
+    return (run["status"], export["status"] if export else "")
+
+
+def _actions(run: Run, export: Run | None) -> None:
+    own, status = run["id"], run["status"]
+    made = run.get("model") or (export or {}).get("model")
+    if made and st.button(t("run_chat"), key="run_chat", type="primary", icon=":material/chat_bubble:"):
+        _chat_with(made)
+    exporting = bool(export and export["status"] == "running")
+    if status == "done" and not made and not exporting:
+        st.button(
+            t("run_export"),
+            key="run_export",
+            type="primary",
+            icon=":material/deployed_code:",
+            on_click=_try,
+            args=(partial(client().start_run, "gguf", {"model": own, "type": EXPORTED}),),
+        )
+    running = own if status == "running" else (export or {}).get("id") if exporting else None
+    if running:
+        _stop_button(running)
+    if status in STARTABLE:
+        st.button(
+            t("run_resume" if run["started_at"] else "train_start"),
+            key="run_resume",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=_try,
+            args=(partial(client().resume_run, own),),
+        )
+    if not running:
+        with st.popover(t("delete"), icon=":material/delete:", key="run_delete"):
+            st.write(t("run_delete_text"))
+            st.button(t("delete_sure"), key="run_delete_sure", type="primary", on_click=_remove, args=(own,))
+
+
+def _stop_button(run_id: str) -> None:
+    """Stopping waits until the run has saved what it has, so it is done beside the page."""
+    tasks: dict[str, Task] = st.session_state.setdefault("run_stops", {})
+    task = tasks.get(run_id)
+    if task and not task.is_running:
+        del tasks[run_id]
+        if task.error:
+            show_error(task.error)
+        task = None
+    st.button(
+        t("run_stopping") if task else t("stop"),
+        key="run_stop",
+        icon=":material/stop:",
+        disabled=task is not None,
+        on_click=lambda: tasks.__setitem__(run_id, Task(partial(client().stop_run, run_id))),
+    )
+
+
+def _remove(run_id: str) -> None:
+    try:
+        client().remove_run(run_id)
+    except MofangError as error:
+        flash(error)
+    else:
+        _open(None)
+
+
+def _chat_with(model: str) -> None:
+    settings.draft()["model"] = model
+    open_conversation(None)
+    st.switch_page(st.session_state["pages"]["chat"], query_params=link_params(c=None))
+
+
+# ---- what changes while it runs ----
+
+
+def _watch(run_id: str, known: tuple[str, ...]) -> None:
+    """Progress, figures, curve, notes and log. `known`: the statuses that the page was drawn with; when one changes,
+    the whole page is drawn again."""
+    run = client().run(run_id)
+    export = _export_of(run)
+    if _statuses(run, export) != known:
+        st.rerun()
+    with st.container(key="run_progress"):
+        for one in (run, export):
+            if one and one["status"] == "running":
+                _progress(one)
+    curve = _curve(run)
+    _figures(run, curve)
+    _chart(curve)
+    for note in (*run["notes"], *(export["notes"] if export else ())):
+        quiet(note)
+    with st.expander(t("run_recipe"), icon=":material/description:", key="run_recipe"):
+        st.code(_as_yaml(run["recipe"]), language=None, wrap_lines=True)
+    with st.expander(t("run_log"), icon=":material/article:", key="run_log"):
+        st.code(run["log"] or t("run_log_empty"), language=None, wrap_lines=True)
+
+
+_still: Final = fragment()(_watch)
+_live: Final = fragment(run_every=TICK_S)(_watch)
+
+
+def _as_yaml(recipe: Mapping[str, Any]) -> str:
+    """To read, and to copy into a file for `mofang train`: JSON values are YAML."""
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in recipe.items())
+
+
+def _progress(run: Run) -> None:
+    fraction, line = _told(run)
+    if fraction:
+        st.progress(fraction)
+        quiet(line)
+    else:
+        st.html(f'<div class="mf-state"><i></i>{escape(line)}</div>')
+
+
+def _curve(run: Run) -> Curve:
+    """What this visitor's page knows of the run's lines, and those since. A run that was resumed is read anew: lines
+    beyond its checkpoint are measured again."""
+    key = f"curve_{run['id']}_{run['started_at']}"
+    curve: Curve = st.session_state.get(key) or Curve()
+    curve = curve.grown(client().run_metrics(run["id"], curve.after))
+    st.session_state[key] = curve
+    return curve
+
+
+def _figures(run: Run, curve: Curve) -> None:
+    speed = (run.get("result") or {}).get("tokens_per_s") or curve.tokens_per_s
+    shown = [(t(f"curve_{name}"), _change(curve.of(name))) for name in ("loss", "eval_loss")]
+    shown.append((t("tokens_per_s"), f"{speed:,.0f}" if speed else ""))
+    if run["started_at"]:
+        seconds = figures.seconds_between(run["started_at"], run["ended_at"])
+        shown.append((t("run_took"), figures.duration(language(), seconds)))
+    cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in shown if value)
+    st.html(f'<div class="mf-stats">{cells}</div>')
+
+
+def _change(values: list[tuple[int, float]]) -> str:
+    """The first and the last of them."""
+    texts = [f"{value:.3f}" for _, value in (values[0], values[-1])] if values else []
+    return " → ".join(dict.fromkeys(texts))
+
+
+def _chart(curve: Curve) -> None:
+    labels = {name: t(f"curve_{name}") for name in ("loss", "eval_loss") if curve.of(name)}
+    if len(curve.rows) < 2:  # one point is no curve
+        return
+    st.vega_lite_chart(curve.table(labels), _spec(), width="stretch", alt=t("curve_alt"))
+    if curve.every > 1:
+        quiet(t("curve_every", n=curve.every))
+
+
+def _spec() -> dict[str, Any]:
+    """Always the same for a language, so that a growing curve is the same chart with more data. Colours: theme.py."""
+    series = {"loss": t("curve_loss"), "eval_loss": t("curve_eval_loss")}
+    step = {"field": "step", "type": "quantitative", "title": t("curve_step")}
+    loss = {"field": "loss", "type": "quantitative", "title": t("curve_value")}
+    return {
+        "height": 320,
+        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
+        "encoding": {
+            "x": {
+                **step,
+                "axis": {"tickMinStep": 1, "format": "d", "grid": False, "titlePadding": 4},
+                "scale": {"nice": False},
+            },
+            "y": {**loss, "scale": {"zero": False, "nice": True}, "axis": {"tickCount": 5, "format": ".3~g"}},
+            "color": {
+                "field": "series",
+                "type": "nominal",
+                "scale": {"domain": list(series.values())},
+                "legend": {"title": None, "orient": "top", "symbolOpacity": 1, "offset": 8, "padding": 0},
+            },
+            "tooltip": [
+                {"field": "series", "type": "nominal", "title": t("curve_series")},
+                step,
+                {**loss, "format": ".4f"},
+            ],
+        },
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 2, "interpolate": "linear"}},
+            {
+                "transform": [{"filter": {"field": "series", "equal": series["eval_loss"]}}],
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+            },
+        ],
+    }

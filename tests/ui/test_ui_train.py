@@ -1,0 +1,262 @@
+"""The training page: the form that the schema makes, and runs that are watched, stopped, resumed, exported, talked to.
+
+In a real Chromium against the scripted gateway (fake_gateway: real recipes and readers, scripted runs); what needs no
+browser in process.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import fake_gateway
+import pytest
+from playwright.sync_api import Locator, Page, expect
+from streamlit.testing.v1 import AppTest
+from test_ui_app import go, text_of
+
+from mofang.client import Client
+from mofang.recipes.sft import Sft
+from mofang.ui.pages import train
+from mofang.ui.run import SCRIPT
+
+GOOD = json.dumps({"instruction": "你好", "output": "你好，我是小坊。"}, ensure_ascii=False)
+BROKEN = json.dumps({"instruction": "你好"}, ensure_ascii=False)
+
+
+# ---- in process ----
+
+
+@pytest.fixture
+def page(gateway: str) -> AppTest:
+    page = AppTest.from_file(str(SCRIPT), default_timeout=20)
+    page.run()
+    go(page, "train")
+    return page
+
+
+def keys(page: AppTest) -> set[str]:
+    kinds = (page.number_input, page.text_input, page.selectbox, page.toggle, page.multiselect)
+    return {str(element.key) for kind in kinds for element in kind}
+
+
+def test_every_field_of_the_recipe_is_asked_for(page: AppTest) -> None:
+    asked = keys(page)
+    fields = set(Sft.model_fields) - set(train.PLACED)
+    assert {f"train_sft_{name}" for name in fields} <= asked
+    assert {"train_base", "train_data", "train_name", "train_export"} <= asked
+
+
+def test_only_what_was_changed_is_sent(page: AppTest, state: fake_gateway.State) -> None:
+    assert page.button(key="train_start").disabled
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    assert "32 条样例" in text_of(page) and "<mark>我是小坊" in text_of(page)
+    page.number_input(key="train_sft_epochs").set_value(2)
+    page.number_input(key="train_sft_max_steps").set_value(7)
+    page.text_input(key="train_sft_lora_targets").set_value("q_proj，v_proj")
+    page.toggle(key="train_sft_packing").set_value(False)
+    page.text_input(key="train_name").set_value("乙").run()
+    sent: list[Any] = []
+    real = fake_gateway.new_run
+
+    def note(state: fake_gateway.State, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
+        sent.append((kind, recipe))
+        return real(state, kind, recipe)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fake_gateway, "new_run", note)
+        page.button(key="train_start").click().run()
+    assert sent == [
+        (
+            "sft",
+            {
+                "base": "qwen2.5-coder-0.5b-instruct", "data": ["身份.jsonl"], "name": "乙", "export": "q8_0", "epochs": 2,
+                "max_steps": 7, "lora_targets": ["q_proj", "v_proj"], "packing": False,
+            },
+        )
+    ]  # fmt: skip
+    assert page.query_params["run"] == list(state.runs)[-1]
+
+
+def test_all_faults_are_shown_at_once(page: AppTest) -> None:
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    page.number_input(key="train_sft_learning_rate").set_value(1.0)
+    page.number_input(key="train_sft_max_grad_norm").set_value(0.0).run()
+    page.button(key="train_start").click().run()
+    said = text_of(page)
+    assert "learning_rate 的值 1.0 不可用" in said and "max_grad_norm 的值 0.0 不可用" in said
+
+
+def test_the_missing_extra_is_told_with_its_pip_line(page: AppTest, state: fake_gateway.State) -> None:
+    state.can_train = False
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    page.button(key="train_start").click().run()
+    assert "需要 Python 库 torch" in text_of(page) and "pip install &#x27;mofang[train]&#x27;" in text_of(page)
+
+
+def test_without_a_model_to_teach_the_way_to_one_is_shown(page: AppTest, state: fake_gateway.State) -> None:
+    state.models = [model for model in state.models if model["kind"] == "embedding"]
+    page.run()
+    assert "go_models" in [button.key for button in page.button] and "train_start" not in keys(page)
+
+
+def test_a_newcomer_is_told_what_to_do(page: AppTest, state: fake_gateway.State) -> None:
+    state.runs.clear()
+    page.run()
+    assert "还没有训练过模型" in text_of(page) and '"instruction": "你是谁？"' in page.code[0].value
+
+
+def test_a_run_that_is_gone_is_said(page: AppTest) -> None:
+    page.query_params["run"] = "没有-0301"
+    page.run()
+    assert "没有编号为 没有-0301 的运行" in text_of(page) and "run" not in page.query_params
+    assert "训练记录 1" in [tab.label for tab in page.tabs]
+
+
+def test_a_failed_run_says_why_and_can_be_deleted(page: AppTest, state: fake_gateway.State) -> None:
+    run = next(iter(state.runs.values()))
+    run.update(
+        status="failed",
+        error={"code": "not_finite", "message": "第 3 步的损失不是有限的数", "hint": "请减小 learning_rate"},
+    )
+    page.query_params["run"] = run["id"]
+    page.run()
+    assert "第 3 步的损失不是有限的数" in text_of(page) and "请减小 learning_rate" in text_of(page)
+    page.button(key="run_delete_sure").click().run()
+    assert not state.runs and "run" not in page.query_params
+
+
+def test_an_export_that_fails_is_said_and_can_be_tried_again(page: AppTest, state: fake_gateway.State) -> None:
+    run = next(iter(state.runs))
+    export = fake_gateway.new_run(state, "gguf", {"model": run})
+    export.update(status="failed", error={"message": "磁盘空间不足", "hint": "请清理空间"})
+    page.query_params["run"] = run
+    page.run()
+    assert "磁盘空间不足" in text_of(page) and "run_export" in [button.key for button in page.button]
+
+
+def test_what_a_client_asks_for_a_preview(gateway: str) -> None:
+    with Client(gateway) as client:
+        assert client.preview_dataset("身份.jsonl", "m")["n_cut"] == 0
+        assert client.preview_dataset("身份.jsonl", "m", 16)["n_cut"] == 32
+
+
+# ---- in a browser ----
+
+
+@pytest.fixture
+def trains(bench: Any) -> Iterator[str]:
+    """The training page's URL; afterwards the gateway is as it was."""
+    runs, data, models = dict(bench.state.runs), dict(bench.state.datasets), list(bench.state.models)
+    yield f"{bench.url}/train"
+    bench.state.runs, bench.state.datasets, bench.state.models = runs, data, models
+    bench.state.step_s = 0.1
+
+
+def choose_data(page: Page, name: str = "身份.jsonl") -> None:
+    page.get_by_role("tab").nth(1).click()
+    page.locator(".st-key-train_data input").click()
+    page.get_by_role("option", name=name).click()
+    page.keyboard.press("Escape")
+    expect(page.locator(".st-key-train_preview mark")).to_contain_text("我是小坊")
+
+
+def start(page: Page, name: str) -> None:
+    choose_data(page)
+    page.locator(".st-key-train_name input").fill(name)
+    page.keyboard.press("Enter")
+    page.locator(".st-key-train_start button").click()
+    expect(page.locator(".mf-head h2")).to_contain_text(name)
+
+
+def chip(page: Page) -> Locator:
+    return page.locator(".mf-head .mf-badge")
+
+
+def steps_done(page: Page) -> int:
+    text = page.get_by_text(re.compile(r"第 \d+ / 40 步")).inner_text()
+    found = re.search(r"第 (\d+) /", text)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.browser
+def test_a_training_is_watched_survives_a_reload_and_is_talked_to(bench: Any, visit: Any, trains: str) -> None:
+    page = visit(trains)
+    bench.state.step_s = 0.25
+    start(page, "甲")
+    expect(chip(page)).to_have_text("进行中")
+    chart = page.locator("[data-testid=stVegaLiteChart] :is(canvas, svg)")
+    expect(chart).to_be_visible()
+    loss = page.locator(".mf-stats b").first
+    expect(loss).to_contain_text("→")
+    before, at = loss.inner_text(), steps_done(page)
+    chart.evaluate("canvas => { canvas.dataset.mine = 'yes' }")
+    expect(loss).not_to_have_text(before)
+    page.wait_for_timeout(1500)
+    assert steps_done(page) > at
+    assert chart.get_attribute("data-mine") == "yes", "the chart was made anew: it flickers"
+    page.reload()
+    expect(page.locator(".mf-head h2")).to_contain_text("甲")
+    expect(page.get_by_text("还剩约")).to_be_visible()
+    assert steps_done(page) > at
+    expect(chip(page)).to_have_text("完成", timeout=30_000)
+    expect(page.get_by_text("每秒 token").first).to_be_visible()
+    page.locator(".st-key-run_chat button").click()
+    expect(page.get_by_role("combobox", name="模型")).to_have_value("甲-q8_0")
+    page.fill("[data-testid=stChatInput] textarea", "你是谁？")
+    page.press("[data-testid=stChatInput] textarea", "Enter")
+    expect(page.locator(".mf-copy")).to_be_visible()
+    assert bench.state.requests[-1]["model"] == "甲-q8_0"
+
+
+@pytest.mark.browser
+def test_a_training_is_stopped_and_goes_on(bench: Any, visit: Any, trains: str) -> None:
+    page = visit(trains)
+    start(page, "丙")
+    expect(page.locator(".mf-stats b").first).to_contain_text("→")
+    page.locator(".st-key-run_stop button").click()
+    expect(page.locator(".st-key-run_stop button")).to_contain_text("正在存档并停下")
+    expect(chip(page)).to_have_text("已停止")
+    run = list(bench.state.runs.values())[-1]
+    done = run["metrics"][-1]["step"]
+    assert 0 < done < fake_gateway.STEPS
+    page.locator(".st-key-run_resume button").click()
+    expect(chip(page)).to_have_text("进行中")
+    expect(chip(page)).to_have_text("完成", timeout=30_000)
+    assert [row["step"] for row in run["metrics"] if "loss" in row] == list(range(1, fake_gateway.STEPS + 1))
+    page.locator(".st-key-all_runs button").click()
+    expect(page.locator(".mf-figures", has_text="丙-q8_0")).to_be_visible()
+
+
+@pytest.mark.browser
+def test_a_finished_training_is_exported_later(bench: Any, visit: Any, trains: str) -> None:
+    page = visit(f"{trains}?run={next(iter(bench.state.runs))}")
+    page.locator(".st-key-run_export button").click()
+    expect(page.get_by_text("转换 · ")).to_be_visible()
+    page.reload()
+    expect(page.locator(".st-key-run_chat button")).to_be_visible(timeout=20_000)
+    page.locator(".st-key-run_chat button").click()
+    expect(page.get_by_role("combobox", name="模型")).to_have_value(re.compile("-q8_0$"))
+
+
+@pytest.mark.browser
+def test_a_broken_row_is_named_and_the_right_file_is_taken(bench: Any, visit: Any, trains: str) -> None:
+    page = visit(trains)
+    page.get_by_role("tab").nth(1).click()
+
+    def upload(name: str, *lines: str) -> None:
+        content = "\n".join(lines).encode()
+        chooser = page.locator("input[type=file]")
+        expect(chooser).to_have_count(1)
+        chooser.set_input_files([{"name": name, "mimeType": "application/json", "buffer": content}])
+
+    upload("坏.jsonl", GOOD, BROKEN)
+    expect(page.locator("[role=alert]")).to_contain_text("坏.jsonl 第 2 行，字段 output：缺少")
+    expect(page.locator("[role=alert]")).to_contain_text("请改正这一行")
+    assert "坏.jsonl" not in bench.state.datasets
+    upload("好.jsonl", GOOD, GOOD)
+    expect(page.locator("[role=alert]")).to_have_count(0)
+    expect(page.locator(".st-key-train_data")).to_contain_text("好.jsonl")
+    expect(page.locator(".st-key-train_preview")).to_contain_text("2 条样例")
+    expect(page.locator(".st-key-train_start button")).to_be_enabled()
