@@ -55,6 +55,7 @@ def test_files_of_examples_are_read_before_they_are_kept(gateway: Gateway, home:
             with pytest.raises(ApiError) as raised:
                 client.add_datasets([("new.jsonl", GOOD), (name, content)])
             assert raised.value.code == code and name in raised.value.message()
+            assert "uploads" not in raised.value.message()
         assert [one["name"] for one in client.datasets()] == ["问答.jsonl"]
         client.add_datasets([("问答.jsonl", GOOD)])
     assert (home / "datasets" / "问答.jsonl").read_bytes() == GOOD

@@ -14,10 +14,10 @@ from mofang.data import FORMATS
 from mofang.data.encode import encode
 from mofang.data.preview import shape as preview_shape
 from mofang.data.readers import read
-from mofang.errors import Forbidden, NotFound
+from mofang.errors import Forbidden, MofangError, NotFound
 from mofang.models.store import check_name
 from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
-from mofang.runs import Run, Runs, State
+from mofang.runs import Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
@@ -75,6 +75,7 @@ def start(body: RunRequest, backend: Here) -> dict[str, Any]:
     """Start a training or an export. All faults of the recipe come back at once."""
     _only_here(backend)
     recipe = parse(recipe_class(body.kind), _with_datasets(body.recipe, backend))
+    need(type(recipe))
     run = _runs(backend).create(recipe)
     run.start()
     return _shape(run)
@@ -165,8 +166,12 @@ def _keep(backend: Backend, files: list[tuple[str, Path]]) -> list[dict[str, Any
         if Path(plain).suffix not in DATASET_SUFFIXES:
             raise NotFound("data.unknown_suffix", path=name, known=", ".join(DATASET_SUFFIXES))
         named = path.with_name(plain)
-        path.rename(named)  # so that a fault names the file as the user knows it
-        read_.append((named, len(read([named]))))
+        path.rename(named)
+        try:
+            read_.append((named, len(read([named]))))
+        except MofangError as error:
+            error.values["path"] = plain  # the file as the user knows it, not where it lies for now
+            raise
     folder = _datasets(backend)
     folder.mkdir(parents=True, exist_ok=True)
     for path, _ in read_:
