@@ -25,7 +25,9 @@ def main() -> None:
         print(f"{'model':32} {'row':>5} {'estimate MB':>12} {'peak MB':>9} {'ratio':>6}")
         for model in models:
             for row in ROWS:
-                run = mofang.sft(base=model, data=[str(data)], max_length=row, row_tokens=row, batch_size=1, max_steps=1)
+                run = mofang.sft(
+                    base=model, data=[str(data)], max_length=row, row_tokens=row, batch_size=1, max_steps=1
+                )
                 result = run.state().result
                 estimate, peak = result["estimated_memory_bytes"] / 1e6, result["peak_memory_bytes"] / 1e6
                 print(f"{model:32} {row:5} {estimate:12,.0f} {peak:9,.0f} {estimate / peak:6.2f}", flush=True)

@@ -1,6 +1,7 @@
 """Ask a model over the gateway's OpenAI-compatible API with nothing but the standard library.
 
     python journeys/ask.py MODEL QUESTION
+    python journeys/ask.py --show FILE        what `mofang kb ask --json` wrote
 """
 
 import json
@@ -32,8 +33,19 @@ def wait(seconds: float = 60) -> None:
             time.sleep(0.2)
 
 
+def show(path: str) -> None:
+    with open(path, encoding="utf-8") as file:
+        answer = json.load(file)
+    print(answer["content"])
+    for source in answer["sources"]:
+        print(f"  [{source['number']}] {source['title']}")
+
+
 def main() -> None:
     model, question = sys.argv[1:]
+    if model == "--show":
+        show(question)
+        return
     wait()
     messages = [{"role": "user", "content": question}]
     answer = post("/v1/chat/completions", {"model": model, "messages": messages, "temperature": 0})

@@ -55,7 +55,7 @@ python journeys/ask.py "$run" "请问您是哪位？"
 step "把 docs/ 当知识库，带出处地问 / docs/ as a knowledge base, asked with sources"
 mofang kb add handbook docs/*.md >/dev/null
 mofang kb ask handbook "网关默认用哪个端口？" --model "$run" --json >"$out/kb.json"
-python -c 'import json, sys; found = json.load(open(sys.argv[1])); print(found["answer"]); [print(" ", s["number"], s["title"]) for s in found["sources"]]' "$out/kb.json"
+python journeys/ask.py --show "$out/kb.json"
 
 step "前后对比 / before and after"
 mofang runs show "$run" --json >"$out/show.json"
