@@ -1,7 +1,7 @@
 """Ask a model over the gateway's OpenAI-compatible API with nothing but the standard library.
 
-    python journeys/ask.py MODEL QUESTION
-    python journeys/ask.py --show FILE        what `mofang kb ask --json` wrote
+python journeys/ask.py MODEL QUESTION
+python journeys/ask.py --show FILE        what `mofang kb ask --json` wrote
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 URL = f"http://127.0.0.1:{os.environ.get('MOFANG_PORT', '8642')}"
 
@@ -34,8 +35,7 @@ def wait(seconds: float = 60) -> None:
 
 
 def show(path: str) -> None:
-    with open(path, encoding="utf-8") as file:
-        answer = json.load(file)
+    answer = json.loads(Path(path).read_text(encoding="utf-8"))
     print(answer["content"])
     for source in answer["sources"]:
         print(f"  [{source['number']}] {source['title']}")

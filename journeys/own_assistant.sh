@@ -53,8 +53,8 @@ trap 'kill -INT $server 2>/dev/null; wait $server 2>/dev/null || true' EXIT
 python journeys/ask.py "$run" "请问您是哪位？"
 
 step "把 docs/ 当知识库，带出处地问 / docs/ as a knowledge base, asked with sources"
-mofang kb add handbook docs/*.md >/dev/null
-mofang kb ask handbook "网关默认用哪个端口？" --model "$run" --json >"$out/kb.json"
+mofang kb add mofang-docs docs/*.md >/dev/null
+mofang kb ask mofang-docs "网关默认用哪个端口？" --model "$run" --json >"$out/kb.json"
 python journeys/ask.py --show "$out/kb.json"
 
 step "前后对比 / before and after"
