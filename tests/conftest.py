@@ -5,9 +5,14 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mofang.engine import toolchain
+
+# How long an example takes says nothing on shared cores; a first run also builds Unicode tables for a second or two.
+hypothesis.settings.register_profile("mofang", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("mofang")
 
 CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests"))
 """Models that test runs share; `make test` fills it (tests/bring_models.py)."""
