@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mofang import settings as _settings
-from mofang.client import Client
+from mofang.client import ApiError, Client
 from mofang.errors import EngineFailed, MofangError
 from mofang.messages import Message, NextToken
 from mofang.settings import Settings
@@ -210,14 +210,7 @@ class KnowledgeBase:
         with ExitStack() as stack:
             files = [(Path(path).name, stack.enter_context(Path(path).open("rb"))) for path in paths]
             job = self._client.add_documents(self.name, files)
-        for event in self._client.follow_job(job["id"]):
-            if event["type"] == "done":
-                return list(event["result"]["files"])
-            if event["type"] == "error":
-                from mofang.client import ApiError
-
-                raise ApiError(502, event["error"])
-        raise EngineFailed("cli.job_lost")
+        return list(_result(self._client, job)["files"])
 
     def documents(self) -> list[dict[str, Any]]:
         return self._client.documents(self.name)
@@ -259,15 +252,17 @@ def list_models() -> list[dict[str, Any]]:
 
 def pull(name: str = "auto", *, kind: str = "chat") -> dict[str, Any]:
     """Bring a model of the catalogue, or from an address (hf:OWNER/REPO/FILE…); returns it."""
-    from mofang.client import ApiError
-
     with _shared.client() as client:
-        job = client.pull(name, kind=kind)
-        for event in client.follow_job(job["id"]):
-            if event["type"] == "done":
-                return dict(event["result"])
-            if event["type"] == "error":
-                raise ApiError(502, event["error"])
+        return dict(_result(client, client.pull(name, kind=kind)))
+
+
+def _result(client: Client, job: Mapping[str, Any]) -> Any:
+    """What a job of the gateway made, once it has. Raises ApiError when it failed."""
+    for event in client.follow_job(job["id"]):
+        if event["type"] == "done":
+            return event["result"]
+        if event["type"] == "error":
+            raise ApiError(502, event["error"])
     raise EngineFailed("cli.job_lost")
 
 
@@ -354,8 +349,6 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
 
 def failure(state: "State") -> MofangError:
     """What a run failed with, as an error."""
-    from mofang.client import ApiError
-
     return ApiError(500, state.error)
 
 
@@ -374,30 +367,17 @@ def _id(model: "str | Run") -> str:
 
 def preview(file: str | Path, base: str = "auto", *, n: int = 1, max_length: int = 1024) -> dict[str, Any]:
     """The first `n` examples of a file as training on `base` would see them, and counts of all. Needs no torch."""
-    from mofang.data.encode import encode
     from mofang.data.preview import preview as as_text
-    from mofang.data.preview import shape
-    from mofang.data.readers import read
+    from mofang.data.preview import survey
     from mofang.models.store import ModelStore
     from mofang.tokenizer import load as load_tokenizer
 
     store = ModelStore(_settings.load())
     ref = store.resolve("auto", "chat") if base == "auto" else store.get_or_path(base)
     tokenizer = load_tokenizer(ref.path)
-    conversations = read([Path(file).expanduser()])
-    encoded = encode(conversations, tokenizer, max_length=max_length)
-    chosen = encoded.examples[:n]
-    return {
-        "model": ref.name,
-        "n_rows": len(conversations),
-        "n_examples": len(encoded.examples),
-        "n_tokens": sum(len(example.ids) for example in encoded.examples),
-        "n_supervised": sum(example.n_supervised for example in encoded.examples),
-        "n_cut": encoded.n_cut,
-        "n_dropped": len(encoded.dropped),
-        "examples": [shape(example, tokenizer) for example in chosen],
-        "text": "\n".join(as_text(example, tokenizer) for example in chosen),
-    }
+    counts, first = survey([Path(file).expanduser()], tokenizer, max_length=max_length, n=n)
+    text = "\n".join(as_text(example, tokenizer) for example in first)
+    return {"model": ref.name, **counts, "text": text}
 
 
 # ---- measuring ----

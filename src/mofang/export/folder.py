@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mofang import __version__, settings
-from mofang.errors import Conflict, NoSpace
+from mofang.errors import Conflict
 from mofang.messages import Progress
 from mofang.models.base import ModelRef
-from mofang.models.store import MANIFEST, VERSION, ModelStore, digests, now, write_manifest
-from mofang.platform import free_disk
+from mofang.models.store import MANIFEST, VERSION, ModelStore, digest, digests, now, write_manifest
 from mofang.runs import Run, Runs
 
 TELL_EVERY_S = 0.2
@@ -63,13 +62,6 @@ def free_name(wanted: str, *, overwrite: bool) -> str:
     elif (store().folder / wanted).exists() and not store().get(wanted).managed:
         raise Conflict("models.model_exists", name=wanted)
     return wanted
-
-
-def need_room(folder: Path, n_bytes: int) -> None:
-    """Raises NoSpace when the disk could not hold the result."""
-    free = free_disk(folder)
-    if n_bytes > free:
-        raise NoSpace("core.no_space", path=folder, needed=f"{n_bytes / 1e9:.1f} GB", free=f"{free / 1e9:.1f} GB")
 
 
 @contextmanager
@@ -121,10 +113,4 @@ def publish(
 
 def parent(ref: ModelRef, role: str) -> dict[str, Any]:
     """How a manifest names a model that it was made from."""
-    digest = ref.sha256 or digests(ref.path, ref.format)[0]["sha256"]
-    return {"role": role, "name": ref.name, "format": ref.format, "sha256": digest}
-
-
-def lineage(ref: ModelRef) -> list[str]:
-    """Ids of the runs that led to a model."""
-    return [str(run_id) for run_id in ref.manifest.get("runs") or ()]
+    return {"role": role, "name": ref.name, "format": ref.format, "sha256": digest(ref)}

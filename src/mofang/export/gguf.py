@@ -18,6 +18,8 @@ from mofang.errors import Invalid, MofangError, Unreadable
 from mofang.export import folder, merge
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
+from mofang.models.sources.base import need_disk
+from mofang.models.store import lineage
 from mofang.recipes.export import Gguf, Merge
 from mofang.runs import Run
 from mofang.strings import say
@@ -67,7 +69,7 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
         checks = verify(file, source)
         made = folder.publish(
             target, name, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
-            runs=folder.lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
+            runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
             recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks,
             tools={"converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"},
         )  # fmt: skip
@@ -109,7 +111,7 @@ def _convert(
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(tools / "gguf-py"), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     expected = int(parameters * BITS[kind] / 8)
-    folder.need_room(file.parent, expected)
+    need_disk(file.parent, expected)
     _child(command, environment, file, expected, "convert", report)
 
 

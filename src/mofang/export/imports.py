@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mofang.errors import Unreadable
 from mofang.export import folder
 from mofang.models.formats import gguf
+from mofang.models.sources.base import need_disk
 from mofang.recipes.export import Import
 from mofang.runs import Run
 from mofang.strings import say
@@ -114,7 +115,7 @@ def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: folde
         source = "token_embd.weight" if joined and tensor.name == "output.weight" else tensor.name
         plan[_hf_name(source, path)] = (part, head, tensor)
     total = sum(tensor.n_elements for _, _, tensor in plan.values())
-    folder.need_room(target, total * np.dtype(dtype).itemsize)
+    need_disk(target, total * np.dtype(dtype).itemsize)
 
     done, noise, size, bits = 0, 0.0, 0, 0
     with _SafetensorsWriter(target, plan, dtype) as out:

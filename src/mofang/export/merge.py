@@ -23,7 +23,8 @@ from transformers.utils import logging as transformers_logging
 from mofang.errors import Conflict, Invalid, MofangError, Unreadable
 from mofang.export import folder
 from mofang.models.base import ModelRef
-from mofang.models.store import digests, read_manifest
+from mofang.models.sources.base import need_disk
+from mofang.models.store import digest, digests, lineage, read_manifest
 from mofang.recipes.export import Merge
 from mofang.runs import Run
 from mofang.strings import say
@@ -47,8 +48,6 @@ class Adapter:
     tensors: dict[str, torch.Tensor]
     """Module path → low-rank pair under "….lora_A.weight", "….lora_B.weight", or a whole tensor."""
     scale: float
-    rank: int
-    alpha: float
     manifest: dict[str, Any]
 
     def delta(self, name: str) -> torch.Tensor | None:
@@ -84,9 +83,9 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
             run=run,
             parents=[
                 folder.parent(base, "base"),
-                {"role": "adapter", "path": str(adapter.path), "sha256": _digest(adapter.path)},
+                {"role": "adapter", "path": str(adapter.path), "sha256": digests(adapter.path, "lora")[0]["sha256"]},
             ],
-            runs=[*(adapter.manifest.get("runs") or ()), *folder.lineage(base)],
+            runs=[*(adapter.manifest.get("runs") or ()), *lineage(base)],
             overwrite=recipe.overwrite,
             recipe=adapter.manifest.get("recipe"),
             data=adapter.manifest.get("data"),
@@ -124,14 +123,14 @@ def read_adapter(path: Path) -> Adapter:
         raise Unreadable("export.adapter_broken", path=path, why="0 tensors")
     manifest = read_manifest(path) if (path / "manifest.json").is_file() else {}
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(path, tensors, scale, rank, alpha, manifest)
+    return Adapter(path, tensors, scale, manifest)
 
 
 def write(base: ModelRef, adapter: Adapter, target: Path, dtype: str, report: folder.Reporter) -> torch.dtype:
     """The merged folder; returns the weights' type. Raises Unreadable when the adapter names what the base lacks."""
     config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
     shards = sorted(base.path.glob("*.safetensors"))
-    folder.need_room(target, base.size_bytes)
+    need_disk(target, base.size_bytes)
     left = set(adapter.tensors)
     done, total = 0, sum(shard.stat().st_size for shard in shards)
     kind = torch.float32
@@ -244,17 +243,13 @@ def _base(recipe: Merge, adapter: Adapter) -> ModelRef:
     base = folder.find(wanted)
     if base.format != "hf":
         raise Invalid("train.base_not_trainable", param="base", name=wanted, format=base.format)
-    digest = base.sha256 or digests(base.path, base.format)[0]["sha256"]
-    if stated.get("sha256") and digest != stated["sha256"]:
+    found = digest(base)
+    if stated.get("sha256") and found != stated["sha256"]:
         raise Conflict(
-            "export.other_base", base=base.name, found=digest[:12], wanted=stated["sha256"][:12], name=stated["name"]
+            "export.other_base", base=base.name, found=found[:12], wanted=stated["sha256"][:12], name=stated["name"]
         )
     return base
 
 
 def _stem(model: str, adapter: Adapter) -> str:
     return str(adapter.manifest.get("name") or Path(model).name)
-
-
-def _digest(path: Path) -> str:
-    return str(digests(path, "lora")[0]["sha256"])

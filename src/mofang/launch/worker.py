@@ -12,7 +12,7 @@ from typing import Any
 
 from mofang import settings
 from mofang.models.base import ModelRef
-from mofang.models.store import ModelStore, digests
+from mofang.models.store import ModelStore, digest
 from mofang.recipes import Recipe
 from mofang.recipes.export import Gguf, Import
 from mofang.recipes.sft import Sft
@@ -38,9 +38,9 @@ def _with_trainable_base(recipe: Sft, run: Run) -> Sft:
     if base.format != "gguf":
         return recipe
     imported = [ref for ref in store.list() if ref.format == "hf" and _parent(ref).get("role") == "quantized"]
-    digest = base.sha256 or (digests(base.path, base.format)[0]["sha256"] if imported else "")
+    base_sha256 = digest(base) if imported else ""
     for ref in imported:
-        if _parent(ref).get("sha256") == digest:
+        if _parent(ref).get("sha256") == base_sha256:
             return recipe.model_copy(update={"base": ref.name})
     run.note(say("train.importing", name=base.name))
     made = _function(Import.worker)(Import(model=recipe.base), run)

@@ -88,9 +88,7 @@ class ModelStore:
             return self.get(name)
         if not path.exists():
             raise NotFound("models.no_such_file", path=path)
-        form = detect(path)
-        reader = FORMATS.get(form)
-        return ModelRef(suggest_name(path), path, form, reader.kind(path), reader.size_bytes(path), managed=False)
+        return self._unmanaged(path)
 
     def made_by(self, run: str, format: Format) -> ModelRef | None:
         """The newest model of that format that a run (by id, or by the name of its recipe) led to, however many steps
@@ -315,6 +313,16 @@ def digests(path: Path, format: Format, progress: Callable[[int, int], None] | N
         done += size
         found.append({"name": file.name, "size_bytes": size, "sha256": digest.hexdigest()})
     return found
+
+
+def digest(ref: ModelRef) -> str:
+    """The SHA-256 by which a model is known; computed now for one that no manifest describes."""
+    return ref.sha256 or str(digests(ref.path, ref.format)[0]["sha256"])
+
+
+def lineage(ref: ModelRef) -> list[str]:
+    """Ids of the runs that led to a model."""
+    return [str(run_id) for run_id in ref.manifest.get("runs") or ()]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

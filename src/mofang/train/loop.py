@@ -7,6 +7,7 @@ learned. The order of examples follows from the seed and the epoch alone, so a p
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ class Loop:
             self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
         )
         self.step = 0
+        self._recent: deque[float] = deque(maxlen=20)
+        """Seconds of the last steps, for the time left."""
 
     def resume(self) -> int:
         """Go to the newest checkpoint, when there is one. Returns the step at which training goes on."""
@@ -104,6 +107,7 @@ class Loop:
             seconds = time.monotonic() - started
             tokens = sum(len(example.ids) for example in batch)
             seen += tokens
+            self._recent.append(seconds)
             self.run.record(
                 {
                     "step": self.step,
@@ -173,8 +177,7 @@ class Loop:
         self.model.train()
 
     def _tell(self, loss: float, tokens_per_s: float) -> None:
-        rows = [row for row in self.run.metrics() if "seconds" in row][-20:]
-        rate = len(rows) / sum(row["seconds"] for row in rows)
+        rate = len(self._recent) / sum(self._recent)
         self.run.update(
             progress={
                 "stage": "train",

@@ -11,8 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 
 from mofang.data import FORMATS
-from mofang.data.encode import encode
-from mofang.data.preview import shape as preview_shape
+from mofang.data.preview import survey
 from mofang.data.readers import read
 from mofang.errors import Forbidden, MofangError, NotFound
 from mofang.models.store import check_name
@@ -143,20 +142,10 @@ async def add_datasets(request: Request, backend: Here) -> dict[str, Any]:
 @router.get("/v1/datasets/{name}/preview")
 def preview(name: str, backend: Here, model: str = "auto", max_length: int = 1024) -> dict[str, Any]:
     """The first examples as a training on `model` would see them: ids, and which of them are learned."""
-    conversations = read([_dataset(backend, name)])
+    file = _dataset(backend, name)
     ref = backend.models.resolve(model, "chat") if model == "auto" else backend.models.get(model)
-    tokenizer = load(ref.path)
-    encoded = encode(conversations, tokenizer, max_length=max_length)
-    return {
-        "name": name,
-        "model": ref.name,
-        "n_rows": len(conversations),
-        "n_examples": len(encoded.examples),
-        "n_tokens": sum(len(example.ids) for example in encoded.examples),
-        "n_cut": encoded.n_cut,
-        "n_dropped": len(encoded.dropped),
-        "examples": [preview_shape(example, tokenizer) for example in encoded.examples[:PREVIEWED]],
-    }
+    counts, _ = survey([file], load(ref.path), max_length=max_length, n=PREVIEWED)
+    return {"name": name, "model": ref.name, **counts}
 
 
 def _keep(backend: Backend, files: list[tuple[str, Path]]) -> list[dict[str, Any]]:

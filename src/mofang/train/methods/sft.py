@@ -1,5 +1,6 @@
 """Supervised fine-tuning with LoRA: the worker of recipes.sft.Sft."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from mofang.data.readers import read
 from mofang.errors import Conflict, Invalid
 from mofang.models import templates
 from mofang.models.base import ModelRef
-from mofang.models.store import ModelStore, digests, write_manifest
+from mofang.models.store import ModelStore, digest, lineage, write_manifest
 from mofang.platform import peak_memory
 from mofang.recipes.sft import Sft
 from mofang.runs import Run
@@ -51,8 +52,8 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     parameters = ModelStore(settings.load()).facts(base).parameters
     needed = machine.needed_bytes(config, parameters, recipe.lora_rank, row, dtype.itemsize)
     machine.check_memory(needed, recipe.base, row)
-    digest = _digest(base)
-    _same_base(run, digest)
+    base_sha256 = digest(base)
+    _same_base(run, base_sha256)
 
     torch.manual_seed(recipe.seed)
     transformers_logging.disable_progress_bar()
@@ -84,7 +85,7 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run)
     loop.resume()
     summary = loop.train()
-    _save(recipe, run, model, tokenizer, base, digest)
+    _save(recipe, run, model, tokenizer, base, base_sha256)
     memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": peak_memory()}
     return {"adapter": str(run.out), "base": base.name, **summary, **memory}
 
@@ -134,22 +135,18 @@ def _encode(recipe: Sft, files: Sequence[str], tokenizer: Tokenizer, run: Run) -
     return encoded
 
 
-def _digest(base: ModelRef) -> str:
-    return base.sha256 or str(digests(base.path, base.format)[0]["sha256"])
-
-
-def _same_base(run: Run, digest: str) -> None:
+def _same_base(run: Run, sha256: str) -> None:
     """A run that is resumed must go on from the base that it began with. Raises Conflict."""
     note = run.folder / "base.json"
     if note.is_file():
         before = json.loads(note.read_text(encoding="utf-8"))["sha256"]
-        if before != digest:
+        if before != sha256:
             raise Conflict("train.base_changed", id=run.id)
     else:
-        note.write_text(json.dumps({"sha256": digest}), encoding="utf-8")
+        note.write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
 
 
-def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, digest: str) -> None:
+def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, base_sha256: str) -> None:
     aside = run.folder / ".out.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -167,8 +164,8 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, di
             "name": recipe.name or run.id,
             "kind": "base",
             "format": "lora",
-            "parents": [{"role": "base", "name": base.name, "format": base.format, "sha256": digest}],
-            "runs": [run.id, *base_runs(base)],
+            "parents": [{"role": "base", "name": base.name, "format": base.format, "sha256": base_sha256}],
+            "runs": [run.id, *lineage(base)],
             "recipe": recipe.model_dump(mode="json"),
             "data": data,
             "tokenizer_sha256": tokenizer.sha256(),
@@ -185,14 +182,7 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, di
     aside.rename(run.out)
 
 
-def base_runs(base: ModelRef) -> list[str]:
-    """Ids of the runs that led to the base."""
-    return [str(run_id) for run_id in base.manifest.get("runs") or ()]
-
-
 def digests_of(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file of examples."""
-    import hashlib
-
     content = path.read_bytes()
     return {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
