@@ -4,6 +4,7 @@ An engine holds one model, ready to answer. It knows nothing of HTTP clients, co
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -15,6 +16,10 @@ from mofang.messages import Delta, Message, NextToken, Sampling
 Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
+
+CALLER: ContextVar[str] = ContextVar("caller", default="")
+"""On whose behalf this task runs: the id of an API key, "" for the machine's own user. The pool serves callers in turn;
+tasks started on the way inherit it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ def _serve(parameters: dict[str, Any], without_gpu: dict[str, Any]) -> Any:
         for step in way:
             holder = getattr(holder, step)
         present = getattr(holder, name)  # AttributeError: this version knows no such parameter
+        if name == "lora_adapters":
+            value = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in value]
         setattr(holder, name, set(value) if isinstance(present, set) else value)
     return xllamacpp.Server(params)
 

@@ -40,6 +40,11 @@ class Launch:
     n_threads: int
     embedding: bool = False
     reranking: bool = False
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters as GGUF files, loaded beside the model; their place here is their id. None is applied unless a
+    request names it ("lora": [{"id": 0, "scale": 1.0}])."""
+    slot_folder: str = ""
+    """Where POST /slots/{id}?action=save writes a slot's key-value cache; "": nowhere."""
 
 
 def wheel_parameters(launch: Launch) -> dict[str, object]:
@@ -64,6 +69,10 @@ def wheel_parameters(launch: Launch) -> dict[str, object]:
         "cpuparams.n_threads": launch.n_threads,
         "cpuparams_batch.n_threads": launch.n_threads,
     }
+    if launch.adapters:
+        parameters |= {"lora_adapters": list(launch.adapters), "lora_init_without_apply": True}
+    if launch.slot_folder:
+        parameters["slot_save_path"] = launch.slot_folder.rstrip("/") + "/"
     if launch.embedding or launch.reranking:
         parameters |= {"embedding": True, "n_batch": launch.n_batch, "n_ubatch": launch.n_batch}
     if launch.reranking:
