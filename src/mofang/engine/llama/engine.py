@@ -8,7 +8,7 @@ import asyncio
 import base64
 import tomllib
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,9 @@ class _LlamaEngine:
     async def measure(self) -> None:
         """Learn from the model itself what its metadata do not say; called once, when it has loaded."""
 
-    async def tokenize(self, text: str) -> list[int]:
-        answer = await self._post("/tokenize", {"content": text, "add_special": False})
-        return list(answer["tokens"])
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return list((await self._post("/tokenize", body))["tokens"])
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
@@ -164,6 +164,8 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
     _letter = 0
     """Id of a token that is a whole character; 0 until it is needed."""
+    _n_vocab = 0
+    """0 until it is needed."""
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
@@ -171,6 +173,8 @@ class LlamaChat(_LlamaEngine):
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
+        if sampling.stop:
+            body["verbose"] = True  # the last event then tells which stop word it was
         return self._stream("/v1/chat/completions", body)
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
@@ -201,14 +205,40 @@ class LlamaChat(_LlamaEngine):
         entries: list[dict[str, Any]] = answer.get("completion_probabilities") or []
         return entries[0] if entries else None
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages]}
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special, "with_pieces": True}
+        found = (await self._post("/tokenize", body))["tokens"]
+        # A piece that is no valid UTF-8 comes as a list of its bytes.
+        return [(int(one["id"]), _as_bytes(one["piece"])) for one in found]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        if not self._n_vocab:
+            self._n_vocab = await self._count_vocabulary()
+        for token in tokens:  # llama.cpp's server does not survive an id beyond its vocabulary
+            if not 0 <= token < self._n_vocab:
+                raise Invalid("engine.no_such_token", param="tokens", token=token)
+        return str((await self._post("/detokenize", {"tokens": list(tokens)}))["content"])
+
+    async def _count_vocabulary(self) -> int:
+        listed = await self._process.request("GET", "/v1/models")
+        return int(listed["data"][0]["meta"]["n_vocab"])
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages], **_chosen_tool(options or {})}
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
-        body = {"content": await self.render(messages), "add_special": True, "parse_special": True}
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
+        body = {"content": await self.render(messages, options=options), "add_special": True, "parse_special": True}
         return len((await self._post("/tokenize", body))["tokens"])
 
     def _choices(self, sampling: Sampling) -> dict[str, Any]:
@@ -225,7 +255,7 @@ class LlamaChat(_LlamaEngine):
             "repeat_penalty": sampling.repeat_penalty,
             "stop": list(sampling.stop) or None,
         }
-        return {**sampling.options, **{name: value for name, value in named.items() if value is not None}}
+        return {**_chosen_tool(sampling.options), **{name: value for name, value in named.items() if value is not None}}
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """The pieces of one answer. A context that is full ends it with "length": llama.cpp counts that itself."""
@@ -306,6 +336,21 @@ class LlamaReranker(_LlamaEngine):
             answer = await self._post("/v1/rerank", {"query": query, "documents": list(documents)})
         scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
         return [scores[index] for index in range(len(documents))]
+
+
+def _chosen_tool(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as llama.cpp takes them. It knows no named tool_choice, and would pass over it in silence: the same is
+    that tool alone, and a call required."""
+    choice = options.get("tool_choice")
+    if not isinstance(choice, dict):
+        return dict(options)
+    name = choice["function"]["name"]
+    tools = [tool for tool in options.get("tools", ()) if tool["function"]["name"] == name]
+    return {**options, "tools": tools, "tool_choice": "required"}
+
+
+def _as_bytes(piece: str | list[int]) -> bytes:
+    return piece.encode() if isinstance(piece, str) else bytes(piece)
 
 
 _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEmbedder, "reranker": LlamaReranker}
