@@ -29,6 +29,20 @@ MANY = (1 << 31) - 1
 """What the engines count with: 32 bits, signed."""
 TokenId = Annotated[int, Field(ge=0, le=MANY)]
 Word = Annotated[str, StringConstraints(min_length=1)]
+Sampler = Literal[
+    "dry",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "top_n_sigma",
+    "temperature",
+    "xtc",
+    "infill",
+    "penalties",
+    "adaptive_p",
+]
+"""llama.cpp passes over a name that it does not know (common/sampling.cpp, common_sampler_types_from_names)."""
 Bias = Annotated[float, Field(ge=-1000, le=1000)]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\w一-鿿][\w一-鿿.\-]*$")]
@@ -158,7 +172,7 @@ class SamplingFields(Request):
     grammar: Word | None = None
     """GBNF, llama.cpp's grammar notation."""
     json_schema: dict[str, Any] | None = None
-    samplers: list[Word] | None = None
+    samplers: list[Sampler] | None = None
     cache_prompt: bool | None = None
 
     _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user")
@@ -299,6 +313,10 @@ class ChatRequest(SamplingFields):
 
     def options(self) -> dict[str, Any]:
         options = super().options()
+        if self.logprobs:  # engines that are told none name as many as they like
+            options["top_logprobs"] = max(1, self.top_logprobs or 0)
+        elif self.logprobs is not None:
+            del options["logprobs"]
         if not options.get("tools"):
             for name in ("tools", "tool_choice", "parallel_tool_calls"):
                 options.pop(name, None)
@@ -325,6 +343,12 @@ class CompletionRequest(SamplingFields):
     best_of: int | None = None
 
     _handled: ClassVar[tuple[str, ...]] = (*SamplingFields._handled, "prompt", "echo", "best_of")
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        if self.logprobs is not None:  # llama.cpp takes 0 for "none at all"
+            options["logprobs"] = max(1, self.logprobs)
+        return options
 
 
 # ---- below the text ----

@@ -6,6 +6,7 @@ the API: llama.cpp tools/server/README.md.
 
 import asyncio
 import base64
+import re
 import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -130,7 +131,8 @@ class _LlamaEngine:
             n_prompt, n_ctx = refusal.fault.get("n_prompt_tokens", "?"), refusal.fault.get("n_ctx", self._launch.n_ctx)
             return Invalid("engine.context_length_exceeded", param="messages", n_prompt=n_prompt, n_ctx=n_ctx)
         if refusal.type in CALLERS_FAULT or 400 <= refusal.status < 500:
-            return Invalid("engine.refused", why=refusal.why)
+            field = _FIELD.search(refusal.why)
+            return Invalid("engine.refused", param=field[1] if field else None, why=refusal.why)
         return EngineFailed("engine.failed", model=self.ref.name, why=refusal.why)
 
     @asynccontextmanager
@@ -232,7 +234,10 @@ class LlamaChat(_LlamaEngine):
         *,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages], **_chosen_tool(options or {})}
+        body: dict[str, Any] = {
+            "messages": [message.to_openai() for message in messages],
+            **_chosen_tool(options or {}),
+        }
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
@@ -353,6 +358,8 @@ def _as_bytes(piece: str | list[int]) -> bytes:
     return piece.encode() if isinstance(piece, str) else bytes(piece)
 
 
+_FIELD = re.compile(r"^Field '(\w+)'")
+"""How llama.cpp names what is wrong (tools/server/server-schema.cpp)."""
 _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEmbedder, "reranker": LlamaReranker}
 
 
