@@ -81,10 +81,12 @@ class Doorkeeper:
         if "origin" in headers and scope["method"] not in READING and not same_name(origin, host):
             return Forbidden("server.foreign_origin", origin=headers["origin"])
         if self._key is not None and scope["path"] not in OPEN and not self._has_key(headers):
-            return Denied("server.wrong_key" if "authorization" in headers else "server.no_key")
+            return Denied("server.wrong_key" if {"authorization", "x-api-key"} & set(headers) else "server.no_key")
         return None
 
     def _has_key(self, headers: Headers) -> bool:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # x-api-key is where Anthropic's clients put it
+        said = headers.get("authorization") or f"Bearer {headers.get('x-api-key', '')}"
+        scheme, _, given = said.partition(" ")
         assert self._key is not None
         return hmac.compare_digest(given.strip().encode(), self._key) and scheme.lower() == "bearer"

@@ -256,9 +256,9 @@ def explain(errors: Sequence[Mapping[str, Any]], request: Request, lang: str) ->
         if "json" not in kept and kind == "model_attributes_type":
             return Invalid("server.not_json", found=kept or "-")
         return Invalid("server.not_an_object") if kind != "missing" else Invalid("server.no_body")
-    field = _dotted(place[1:] if place[0] in ("body", "query", "path", "header") else place)
+    inside = place[1:] if place[0] in ("body", "query", "path", "header") else place
+    field, known = _walk(_body_type(request), inside)
     if kind == "extra_forbidden":
-        known = _known_fields(_body_type(request), place[1:])
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         if near:
             return Invalid("server.unknown_field", param=field, field=field, near=near[0])
@@ -274,9 +274,10 @@ def fit(model: type[BaseModel], value: Any, *, field: str, lang: str) -> Any:
         return model.model_validate(value)
     except ValidationError as error:
         first = _worst(error.errors())
-        place = _dotted((field, *first["loc"]))
+        at, known = _walk(model, first["loc"])
+        place = f"{field}.{at}"
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
             raise Invalid("server.unknown_field", param=place, field=place, near=near[0] if near else "-") from error
         why = _why(first, lang)
         raise Invalid("server.bad_field", param=place, field=place, value=_shown(first["input"]), why=why) from error
@@ -301,11 +302,6 @@ def _why(error: Mapping[str, Any], lang: str) -> str:
     return say(key, lang=lang, **error.get("ctx", {})) if key else str(error["msg"])
 
 
-def _dotted(place: Sequence[str | int]) -> str:
-    """messages.0.role; the names that pydantic gives to the branches of a union are left out."""
-    return ".".join(str(step) for step in place if _is_step(step))
-
-
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
@@ -316,14 +312,35 @@ def _body_type(request: Request) -> Any:
     return field.field_info.annotation if field else None
 
 
-def _known_fields(annotation: Any, place: Sequence[str | int]) -> list[str]:
-    """The fields of the model that the last step of `place` stands in."""
-    found = _models(annotation)
-    for step in place[:-1]:
-        if isinstance(step, str) and _is_step(step):
-            fields = [one.model_fields[step] for one in found if step in one.model_fields]
-            found = [model for field in fields for model in _models(field.annotation)]
-    return [about.alias or name for one in found for name, about in one.model_fields.items()]
+def _walk(annotation: Any, place: Sequence[str | int]) -> tuple[str, list[str]]:
+    """`place` as the caller would write it (messages.0.role), and the fields of the model that its last step stands in.
+
+    pydantic's `loc` also names the branches of unions that it tried, and the tags of those that `type` tells apart.
+    """
+    found, inside, shown, in_list = _models(annotation), [], [], False
+    for step in place:
+        if isinstance(step, int):
+            shown.append(str(step))
+            in_list = True
+            continue
+        if not _is_step(step):
+            continue
+        tagged = [model for model in found if step in _tags(model)] if in_list and len(found) > 1 else []
+        in_list = False
+        if tagged:
+            found = tagged
+            continue
+        shown.append(step)
+        inside = found
+        found = [
+            model for one in found if step in one.model_fields for model in _models(one.model_fields[step].annotation)
+        ]
+    known = [about.alias or name for one in inside for name, about in one.model_fields.items()]
+    return ".".join(shown), list(dict.fromkeys(known))
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

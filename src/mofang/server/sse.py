@@ -64,6 +64,11 @@ def event(data: Any, seq: int | None = None) -> bytes:
     return f"{number}data: {dumps(data)}\n\n".encode()
 
 
+def named(data: dict[str, Any]) -> bytes:
+    """A message that says its type in `event:` too, as OpenAI's responses and Anthropic's messages do."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
 DONE = b"data: [DONE]\n\n"
 
 OPENAPI: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
