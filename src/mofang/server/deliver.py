@@ -13,7 +13,7 @@ from mofang.server import sse
 from mofang.server.answer import Answer, Question, answering
 from mofang.server.backend import Backend
 from mofang.server.dialects import Event, Teller
-from mofang.server.faults import fault, internal
+from mofang.server.faults import fault, internal, interrupted
 
 
 async def deliver(
@@ -23,7 +23,10 @@ async def deliver(
     answer = Answer()
     deltas = answering(backend, question, answer)
     if stream:
-        farewell = _bytes(teller.failed(fault(EngineFailed("server.interrupted"), lang), EngineFailed.status))
+
+        def farewell() -> bytes:
+            return _bytes(teller.failed(interrupted(lang), EngineFailed.status))
+
         events = _events(deltas, answer, teller, backend, lang)
         return await sse.opened(events, request.receive, farewell=farewell)
     async with sse.until_client_leaves(request.receive), aclosing(deltas):

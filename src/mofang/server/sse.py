@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
@@ -90,13 +90,18 @@ def closing(source: AsyncIterator[Any]) -> aclosing[AsyncGenerator[Any, None]]:
 class EventStream(Response):
     """Sends what `source` yields and closes it, whether it ends, fails or its client leaves.
 
-    `farewell` is the last event when the server ends before the source does: a stream never just stops.
+    `farewell` is the last event when the server ends before the source does: a stream never just stops. It is made
+    then, where it depends on what was sent.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, source: AsyncGenerator[bytes, None], *, farewell: bytes = b"", first: bytes | None = None
+        self,
+        source: AsyncGenerator[bytes, None],
+        *,
+        farewell: bytes | Callable[[], bytes] = b"",
+        first: bytes | None = None,
     ) -> None:
         super().__init__()
         self._farewell = farewell
@@ -114,7 +119,8 @@ class EventStream(Response):
             except ClientGone:
                 return
             except asyncio.CancelledError:  # the server ends
-                await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
+                last = self._farewell() if callable(self._farewell) else self._farewell
+                await send({"type": "http.response.body", "body": last, "more_body": False})
                 raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -143,7 +149,9 @@ class EventStream(Response):
             pinger.cancel()
 
 
-async def opened(source: AsyncGenerator[bytes, None], receive: Receive, *, farewell: bytes) -> EventStream:
+async def opened(
+    source: AsyncGenerator[bytes, None], receive: Receive, *, farewell: bytes | Callable[[], bytes]
+) -> EventStream:
     """A stream that has its first event: whatever fails before it is raised here and can still be an HTTP status."""
     try:
         async with until_client_leaves(receive):
