@@ -241,6 +241,9 @@ WHY = {
     "too_short": "server.why_too_few",
     "literal_error": "server.why_choice",
     "string_pattern_mismatch": "server.why_pattern",
+    "union_tag_invalid": "server.why_tag",
+    "less_than": "server.why_less",
+    "finite_number": "server.why_number",
 }
 """pydantic's type of an error → our sentence for it; the placeholders are pydantic's own `ctx`."""
 

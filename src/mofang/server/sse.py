@@ -71,7 +71,12 @@ def named(data: dict[str, Any]) -> bytes:
 
 DONE = b"data: [DONE]\n\n"
 
-OPENAPI: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event of the stream; `data` is JSON, or [DONE].",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
+}
+OPENAPI: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 """What a route that answers with events declares."""
 
 

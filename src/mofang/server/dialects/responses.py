@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from mofang.errors import Invalid
 from mofang.messages import Delta
@@ -83,7 +83,18 @@ class ReasoningItem(Request):
     status: Status | None = None
 
 
-Item = MessageItem | CallItem | ResultItem | ReasoningItem
+def _type(item: Any) -> Any:
+    """A message may leave its type out."""
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+
+
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_type),
+]
 
 
 class FunctionTool(Request):
