@@ -42,7 +42,9 @@ def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
 
 def test_a_text(client: anthropic.Anthropic, engine: ScriptedEngine) -> None:
     system: Any = [{"type": "text", "text": "简短", "cache_control": {"type": "ephemeral"}}]
-    answer = client.messages.create(model="echo", max_tokens=9, system=system, messages=HI, extra_body={"temperature": 0.5})
+    answer = client.messages.create(
+        model="echo", max_tokens=9, system=system, messages=HI, extra_body={"temperature": 0.5}
+    )
     assert [block.text for block in answer.content] == ["你好🙂"]  # type: ignore[union-attr]
     assert (answer.role, answer.model, answer.stop_reason, answer.stop_sequence) == (
         "assistant",
