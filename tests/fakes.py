@@ -45,9 +45,10 @@ class ScriptedEngine:
         """Answers under way: back to 0 when every iterator was closed."""
         self.closed_early = 0
         self.tasks: set[int] = set()
+        self.images = False
 
     def info(self) -> EngineInfo:
-        return EngineInfo(self.model, "scripted", "chat", self.n_ctx, 2, None, 0)
+        return EngineInfo(self.model, "scripted", "chat", self.n_ctx, 2, None, 0, images=self.images)
 
     async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(char) for char in text]

@@ -16,7 +16,7 @@ from mofang.messages import Delta, Message, Sampling, Usage
 class ToolCaller(ScriptedEngine):
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
         self.asked.append((list(messages), sampling))
-        return self._follow(list(self._said(messages, sampling)))
+        return self._follow(self.script or list(self._said(messages, sampling)))
 
     def _said(self, messages: Sequence[Message], sampling: Sampling) -> Iterator[Step]:
         options, question = sampling.options, messages[-1].text

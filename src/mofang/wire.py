@@ -89,6 +89,8 @@ class Part(Request):
 class FunctionCall(Request):
     name: str
     arguments: str
+    parsed_arguments: Any = None
+    """Accepted because the official client sends back what it parsed; `arguments` says the same."""
 
 
 class ToolCall(Request):
@@ -109,14 +111,18 @@ class ChatMessage(Request):
     reasoning_content: str | None = None
     """What the model thought before an earlier answer; its chat template decides whether it is told."""
     refusal: str | None = None
-    """Accepted because clients send an assistant's earlier message back as they got it; so are the three below."""
+    """Accepted because clients send an assistant's earlier message back as they got it; so are the four below."""
+    parsed: Any = None
     annotations: list[Any] | None = Field(default=None, max_length=0)
     audio: None = None
     function_call: None = None
 
     def to_message(self) -> Message:
         content = [part.shape() for part in self.content] if isinstance(self.content, list) else self.content
-        calls = [call.model_dump(exclude_none=True, exclude={"index"}) for call in self.tool_calls or ()] or None
+        calls = [
+            call.model_dump(exclude_none=True, exclude={"index": True, "function": {"parsed_arguments"}})
+            for call in self.tool_calls or ()
+        ] or None
         return Message(self.role, content, self.name, calls, self.tool_call_id, self.reasoning_content or None)
 
 

@@ -11,6 +11,7 @@ import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama.answer import Answer
+from mofang.engine.llama.forced import as_calls, forcing, is_forced
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch
 from mofang.errors import EngineFailed, Invalid, TooLarge
@@ -166,6 +168,8 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
     _letter = 0
     """Id of a token that is a whole character; 0 until it is needed."""
+    _sees = False
+    _knows_tools = True
     _n_vocab = 0
     """0 until it is needed."""
 
@@ -174,10 +178,26 @@ class LlamaChat(_LlamaEngine):
         return _capped(settings.n_ctx, facts), settings.n_slots
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        self._check_tools(sampling.options)
+        if is_forced(sampling.options):
+            return as_calls(self.chat(messages, replace(sampling, options=forcing(sampling.options))))
         body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
         if sampling.stop:
             body["verbose"] = True  # the last event then tells which stop word it was
         return self._stream("/v1/chat/completions", body)
+
+    async def measure(self) -> None:
+        props = await self._process.request("GET", "/props")
+        self._sees = bool(props.get("modalities", {}).get("vision"))
+        self._knows_tools = bool(props.get("chat_template_caps", {}).get("supports_tools", True))
+
+    def info(self) -> EngineInfo:
+        return replace(super().info(), images=self._sees)
+
+    def _check_tools(self, options: Mapping[str, Any]) -> None:
+        """llama.cpp leaves tools out of the prompt where the chat template has no place for them, and says nothing."""
+        if options.get("tools") and not self._knows_tools:
+            raise Invalid("engine.no_tools", param="tools", model=self.ref.name)
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._stream("/v1/completions", {"prompt": prompt, **self._choices(sampling)})
@@ -234,10 +254,10 @@ class LlamaChat(_LlamaEngine):
         *,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        body: dict[str, Any] = {
-            "messages": [message.to_openai() for message in messages],
-            **_chosen_tool(options or {}),
-        }
+        options = options or {}
+        self._check_tools(options)
+        shaping = forcing(options) if is_forced(options) else options
+        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages], **shaping}
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
@@ -260,7 +280,7 @@ class LlamaChat(_LlamaEngine):
             "repeat_penalty": sampling.repeat_penalty,
             "stop": list(sampling.stop) or None,
         }
-        return {**_chosen_tool(sampling.options), **{name: value for name, value in named.items() if value is not None}}
+        return {**sampling.options, **{name: value for name, value in named.items() if value is not None}}
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """The pieces of one answer. A context that is full ends it with "length": llama.cpp counts that itself."""
@@ -341,17 +361,6 @@ class LlamaReranker(_LlamaEngine):
             answer = await self._post("/v1/rerank", {"query": query, "documents": list(documents)})
         scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
         return [scores[index] for index in range(len(documents))]
-
-
-def _chosen_tool(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as llama.cpp takes them. It knows no named tool_choice, and would pass over it in silence: the same is
-    that tool alone, and a call required."""
-    choice = options.get("tool_choice")
-    if not isinstance(choice, dict):
-        return dict(options)
-    name = choice["function"]["name"]
-    tools = [tool for tool in options.get("tools", ()) if tool["function"]["name"] == name]
-    return {**options, "tools": tools, "tool_choice": "required"}
 
 
 def _as_bytes(piece: str | list[int]) -> bytes:
