@@ -51,6 +51,38 @@ def start_child(
             sink.close()
 
 
+def start_program(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that is not ours and that ends with us all the same, also when we are killed with SIGKILL.
+
+    It cannot call `end_with_parent`. Linux is told to send it SIGIO, which ends a program that has no handler for it,
+    when the pipe on its standard input closes; elsewhere a small process of ours stands in between (mofang.keeper).
+    """
+    if sys.platform != "linux":
+        return start_child([sys.executable, "-m", "mofang.keeper", *arguments], log=log, env=env)
+    read_end, write_end = os.pipe()
+    try:
+        with log.open("ab") as sink:
+            child = subprocess.Popen(
+                arguments,
+                stdin=read_end,
+                stdout=sink,
+                stderr=sink,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        fcntl.fcntl(read_end, fcntl.F_SETOWN, child.pid)
+        fcntl.fcntl(read_end, fcntl.F_SETFL, fcntl.fcntl(read_end, fcntl.F_GETFL) | os.O_ASYNC)
+    except BaseException:
+        os.close(write_end)
+        raise
+    finally:
+        os.close(read_end)
+    child.stdin = os.fdopen(write_end, "wb")
+    return child
+
+
 def start_detached(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
     """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says."""
     with log.open("ab") as sink:
@@ -177,8 +209,12 @@ def _cgroup(name: str) -> int | None:
 
 def n_cores() -> int:
     """Physical cores that this process may run on; at least 1. Hyper-threads do not speed up matrix products."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or n_threads(), n_threads()))
+
+
+def n_threads() -> int:
+    """Hardware threads that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> frozenset[str]:
@@ -190,6 +226,17 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         pass
     return frozenset()
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker writes it; "" where we cannot tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return _platform.processor()
 
 
 def has_avx2() -> bool | None:

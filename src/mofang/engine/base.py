@@ -5,7 +5,7 @@ An engine holds one model, ready to answer. It knows nothing of HTTP clients, co
 
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,6 +36,9 @@ class EngineInfo:
     memory_bytes: int
     """Resident memory of the process that holds the model; 0 when it is ours."""
     provider: str = ""
+    """Build of the program that holds it, with its version."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What tuning chose for it and is not the default."""
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from enum import Enum
 from typing import Any
 
 from mofang.platform import end_with_parent
@@ -44,10 +45,27 @@ def _serve(parameters: dict[str, Any], without_gpu: dict[str, Any]) -> Any:
         for step in way:
             holder = getattr(holder, step)
         present = getattr(holder, name)  # AttributeError: this version knows no such parameter
-        if name == "lora_adapters":
-            value = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in value]
-        setattr(holder, name, set(value) if isinstance(present, set) else value)
+        setattr(holder, name, _as(xllamacpp, name, present, value))
     return xllamacpp.Server(params)
+
+
+def _as(xllamacpp: Any, name: str, present: Any, value: Any) -> Any:
+    """A value in the shape that xllamacpp has at that place: a set, a list, a member of an enumeration."""
+    if name == "lora_adapters":
+        return [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in value]
+    if isinstance(present, set):
+        return {value}
+    if isinstance(present, list):
+        return [_member(type(present[0]), value)] if present and isinstance(present[0], Enum) else [value]
+    return _member(type(present), value) if isinstance(present, Enum) else value
+
+
+def _member(enumeration: Any, value: Any) -> Any:
+    """The member that llama.cpp's command line calls `value`: "off", "q8_0", "ngram-map-k"; numbers as they are."""
+    if isinstance(value, int):
+        return enumeration(value)
+    word = {"on": "ENABLED", "off": "DISABLED"}.get(value, value.replace("-", "_").upper())
+    return next(member for name, member in enumeration.__members__.items() if name.endswith(f"_{word}"))
 
 
 if __name__ == "__main__":

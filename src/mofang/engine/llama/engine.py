@@ -10,15 +10,18 @@ import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama.answer import Answer
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
-from mofang.engine.llama.provider import Launch
+from mofang.engine.llama.provider import Launch, Provider, choose, describe
+from mofang.engine.profile import Choices
 from mofang.errors import EngineFailed, Invalid, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
 from mofang.models.base import ModelFacts, ModelRef
@@ -43,7 +46,23 @@ TEXTS_A_REQUEST = 16
 
 
 async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> Engine:
-    """Start a server for `ref` and wait until it answers."""
+    """Start a server for `ref`, by the build and the profile that suit this machine, and wait until it answers."""
+    provider = choose(settings.home, settings.llama_build)
+    known = profile.load(settings.home, ref, describe(provider))
+    choices = known.choices if known else Choices()
+    return await start(ref, settings, provider, choices, progress=progress)
+
+
+async def start(
+    ref: ModelRef,
+    settings: Settings,
+    provider: Provider,
+    choices: Choices,
+    *,
+    progress: Callable[[Progress], None],
+    log_name: str = "",
+) -> Engine:
+    """Start a server for `ref` in a given way and wait until it answers."""
     facts: ModelFacts = await asyncio.to_thread(FORMATS.get(ref.format).facts, ref.path)
     maker = _KINDS["chat" if ref.kind == "base" else ref.kind]
     n_ctx, n_slots = maker.size(settings, facts)
@@ -57,6 +76,7 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         n_threads=settings.n_threads or n_cores(),
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
+        choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
     )
 
     def report(resident: int) -> None:
@@ -65,10 +85,12 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
 
     report(0)
-    log = settings.home / "logs" / f"engine-{ref.name}.log"
-    process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s, report=report)
+    log = settings.home / "logs" / f"engine-{log_name or ref.name}.log"
+    process = await LlamaProcess.start(
+        ref.name, launch, provider, log=log, timeout_s=settings.load_timeout_s, report=report
+    )
     progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
-    engine = maker(ref, process, launch, settings)
+    engine = maker(ref, process, launch, settings, describe(provider))
     try:
         await engine.measure()
     except BaseException:  # cancelled, too: a child that nobody holds must not stay
@@ -82,11 +104,12 @@ class _LlamaEngine:
 
     kind: Kind
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         self.ref = ref
         self.settings = settings
         self._process = process
         self._launch = launch
+        self._provider = provider
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
@@ -102,7 +125,8 @@ class _LlamaEngine:
             n_slots=self._launch.n_slots,
             pid=self._process.pid,
             memory_bytes=self._process.memory_bytes(),
-            provider="xllamacpp",
+            provider=self._provider,
+            choices=self._launch.choices.words(),
         )
 
     def alive(self) -> bool:
@@ -250,8 +274,8 @@ class LlamaEmbedder(_LlamaEngine):
 
     kind: Kind = "embedding"
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
-        super().__init__(ref, process, launch, settings)
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
+        super().__init__(ref, process, launch, settings, provider)
         self._prefixes = _prefixes(ref)
         self._normalizer = str(ref.manifest.get("normalizer", ""))
         self._dimensions = 0
