@@ -15,6 +15,7 @@ FOUNDATION = (
     "wire",
     "settings",
     "platform",
+    "keeper",
     "registry",
     "errors",
     "messages",

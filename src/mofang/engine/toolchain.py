@@ -104,3 +104,11 @@ def tool(home: Path, name: str) -> Path:
     if found is None:
         raise MissingSystem("engine.no_tool", name=name)
     return Path(found)
+
+
+def library_folder(home: Path) -> Path | None:
+    """The folder of llama.cpp's libraries as they were built here, for bindings that can load them."""
+    from mofang.engine import build  # which needs this module
+
+    built = build.current(home)
+    return built.folder / "bin" if built else None

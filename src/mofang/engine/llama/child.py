@@ -38,15 +38,19 @@ def _serve(parameters: dict[str, Any], without_gpu: dict[str, Any]) -> Any:
     import xllamacpp
 
     gpu = any("CPU" not in device["type"].name for device in xllamacpp.get_device_info())
+    return xllamacpp.Server(configured(xllamacpp, {**parameters, **({} if gpu else without_gpu)}))
+
+
+def configured(xllamacpp: Any, parameters: dict[str, Any]) -> Any:
+    """xllamacpp's parameters with ours set. Raises AttributeError for one that this version does not know."""
     params = xllamacpp.CommonParams()
-    for path, value in {**parameters, **({} if gpu else without_gpu)}.items():
+    for path, value in parameters.items():
         holder: Any = params
         *way, name = path.split(".")
         for step in way:
             holder = getattr(holder, step)
-        present = getattr(holder, name)  # AttributeError: this version knows no such parameter
-        setattr(holder, name, _as(xllamacpp, name, present, value))
-    return xllamacpp.Server(params)
+        setattr(holder, name, _as(xllamacpp, name, getattr(holder, name), value))
+    return params
 
 
 def _as(xllamacpp: Any, name: str, present: Any, value: Any) -> Any:
