@@ -298,7 +298,7 @@ def test_a_folder_to_be_trained_does_not_answer(home: Path, store: ModelStore, t
     from mofang.engine import BY_FORMAT
     from mofang.models.formats import RUNNABLE
 
-    assert set(BY_FORMAT) == RUNNABLE
+    assert set(BY_FORMAT) == set(RUNNABLE)
     folder = tmp_path / "trainable"
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')

@@ -195,6 +195,8 @@ class ModelStore:
             return self.resolve(setting, kind)
         accepted = _ACCEPTED.get(kind, (kind,))
         models = {ref.name: ref for ref in self.list() if ref.kind in accepted and ref.runnable}
+        # A Hugging Face folder is mostly there to be trained: it answers unasked only where there is nothing else.
+        models = {name: ref for name, ref in models.items() if ref.format != "hf"} or models
         defaults = catalogue.load().defaults(kind)
         for entry in defaults:
             if entry.name in models:
@@ -249,7 +251,7 @@ class ModelStore:
                 sha256=manifest.get("sha256"),
                 source=str(manifest.get("source", "")),
                 managed=not in_place,
-                runnable="engine" in manifest or manifest.get("format", "gguf") in RUNNABLE,
+                runnable="engine" in manifest or _runnable(manifest.get("format", "gguf"), manifest.get("kind", "chat")),
                 manifest=manifest,
             )
         except (TypeError, ValueError) as error:
@@ -263,8 +265,12 @@ class ModelStore:
         kind = self._kinds.get(key) or self._kinds.setdefault(key, reader.kind(path))
         return ModelRef(
             suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False,
-            runnable=format in RUNNABLE,
+            runnable=_runnable(format, kind),
         )  # fmt: skip
+
+
+def _runnable(format: Format, kind: Kind) -> bool:
+    return kind in RUNNABLE.get(format, ())
 
 
 def _runs_of(manifest: dict[str, Any]) -> set[str]:
