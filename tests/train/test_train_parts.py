@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from mofang import platform
 from mofang.errors import Invalid, TooLarge, Unreadable
 from mofang.train import attention, checkpoint, lora, loss, machine
 from mofang.train.loop import Plan, learning_rate

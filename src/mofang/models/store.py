@@ -39,6 +39,7 @@ CHUNK = 1 << 20
 
 Wanted = Literal["chat", "embedding", "reranker"]
 _NAME = re.compile(r"^[\w一-鿿][\w一-鿿.\-]{0,127}$")
+_VARIABLE = re.compile(r"^[A-Z_][A-Z0-9_]*$", re.ASCII)
 _ACCEPTED: dict[str, tuple[str, ...]] = {"chat": ("chat", "base")}
 """Kinds that serve a wish; a base model also continues text."""
 
@@ -155,6 +156,33 @@ class ModelStore:
             "sha256": files[0]["sha256"],
             "files": files,
             "source": "path",
+            "added_at": now(),
+        }
+        aside = self.folder / f".adding-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        write_manifest(aside, manifest)
+        self.publish(aside, name)
+        return self.get(name)
+
+    def add_remote(
+        self, name: str, base_url: str, model: str, *, kind: Wanted = "chat", api_key_env: str = "", n_ctx: int | None = None
+    ) -> ModelRef:
+        """Register a model behind another OpenAI-compatible server. `api_key_env` is the name of an environment
+        variable: no key is ever written down. Raises Invalid, Conflict when the name is taken.
+        """
+        self.check_free(check_name(name))
+        if not re.match(r"^https?://[^/\s]+", base_url):
+            raise Invalid("models.bad_base_url", param="base_url", url=base_url)
+        if api_key_env and not _VARIABLE.match(api_key_env):
+            raise Invalid("models.bad_variable", param="api_key_env")  # perhaps a key: it is not repeated
+        remote = {"base_url": base_url, "model": model, "api_key_env": api_key_env or None, "n_ctx": n_ctx}
+        manifest = {
+            "manifest": VERSION,
+            "name": name,
+            "kind": kind,
+            "engine": "remote",
+            "remote": {key: value for key, value in remote.items() if value is not None},
+            "source": base_url,
             "added_at": now(),
         }
         aside = self.folder / f".adding-{uuid.uuid4().hex}"
