@@ -88,9 +88,8 @@ class TransformersCore:
         if cache is not None and 0 < n_tokens <= held:
             if n_tokens == held:
                 return n_tokens
-            # Before transformers 5.24 the argument meant something else; sliding windows cannot go back.
-            if "tokens_to_remove" in inspect.signature(cache.crop).parameters and cache.is_croppable:
-                cache.crop(held - n_tokens)
+            if getattr(cache, "is_croppable", False):  # sliding windows cannot go back
+                cache.crop(n_tokens - held)
                 return n_tokens
         self._caches[slot] = DynamicCache(config=self._model.config)
         return 0

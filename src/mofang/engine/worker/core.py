@@ -43,8 +43,8 @@ class Core(Protocol):
     facts: CoreFacts
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Ids of a text. `special`: as a prompt is read: special tokens in it count, and BOS stands before it where
-        this model wants one. Else raw text, nothing added."""
+        """Ids of a text; the names of special tokens in it count as these. `special`: as a prompt is read, BOS before
+        it where this model wants one; else nothing is added."""
         ...
 
     def piece(self, token: int) -> bytes:

@@ -6,7 +6,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,15 @@ class WorkerProcess:
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """The result of a call that has no pieces."""
-        async for line in self._lines(name, arguments):
-            return line["result"]
+        async with aclosing(self._lines(name, arguments)) as lines:
+            return (await anext(lines))["result"]
 
     async def pieces(self, name: str, **arguments: Any) -> AsyncGenerator[dict[str, Any], None]:
         """The pieces of an answer. Closing the iterator stops it."""
-        async for line in self._lines(name, arguments):
-            if "piece" in line:
-                yield line["piece"]
+        async with aclosing(self._lines(name, arguments)) as lines:
+            async for line in lines:
+                if "piece" in line:
+                    yield line["piece"]
 
     async def _lines(self, name: str, arguments: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Lines of an answer, the one with its result last. Raises what the child says, or the EngineFailed of `_died`."""
