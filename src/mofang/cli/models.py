@@ -150,7 +150,9 @@ def add_remote(
     model: Annotated[str, typer.Option("--model", help=say("cli.option_remote_model"), metavar="ID")],
     api_key_env: Annotated[str, typer.Option("--api-key-env", help=say("cli.option_key_env"), metavar="VAR")] = "",
     kind: Annotated[str, typer.Option("--kind", help=say("cli.option_remote_kind"), metavar="KIND")] = "chat",
-    n_ctx: Annotated[int | None, typer.Option("--n-ctx", min=1, metavar="N", help=say("cli.option_remote_n_ctx"))] = None,
+    n_ctx: Annotated[
+        int | None, typer.Option("--n-ctx", min=1, metavar="N", help=say("cli.option_remote_n_ctx"))
+    ] = None,
     as_json: Json = False,
 ) -> None:
     from mofang import api

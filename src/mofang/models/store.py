@@ -165,7 +165,14 @@ class ModelStore:
         return self.get(name)
 
     def add_remote(
-        self, name: str, base_url: str, model: str, *, kind: Wanted = "chat", api_key_env: str = "", n_ctx: int | None = None
+        self,
+        name: str,
+        base_url: str,
+        model: str,
+        *,
+        kind: Wanted = "chat",
+        api_key_env: str = "",
+        n_ctx: int | None = None,
     ) -> ModelRef:
         """Register a model behind another OpenAI-compatible server. `api_key_env` is the name of an environment
         variable: no key is ever written down. Raises Invalid, Conflict when the name is taken.
@@ -279,7 +286,8 @@ class ModelStore:
                 sha256=manifest.get("sha256"),
                 source=str(manifest.get("source", "")),
                 managed=not in_place,
-                runnable="engine" in manifest or _runnable(manifest.get("format", "gguf"), manifest.get("kind", "chat")),
+                runnable="engine" in manifest
+                or _runnable(manifest.get("format", "gguf"), manifest.get("kind", "chat")),
                 manifest=manifest,
             )
         except (TypeError, ValueError) as error:

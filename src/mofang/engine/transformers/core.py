@@ -94,7 +94,7 @@ class TransformersCore:
         self._caches[slot] = DynamicCache(config=self._model.config)
         return 0
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def feed(self, slot: int, tokens: Sequence[int]) -> Logits:
         cache, device = self._caches[slot], self._model.device
         ids = torch.tensor([list(tokens)], device=device)  # (1, tokens)

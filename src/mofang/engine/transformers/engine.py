@@ -37,5 +37,7 @@ def check(stated: dict[str, Any]) -> dict[str, Any]:
             raise Invalid("engine.manifest_option", param=name, engine="transformers", name=name, near=near)
         if value not in known:
             values = ", ".join(map(str, known))
-            raise Invalid("engine.manifest_value", param=name, engine="transformers", name=name, value=value, known=values)
+            raise Invalid(
+                "engine.manifest_value", param=name, engine="transformers", name=name, value=value, known=values
+            )
     return {name: stated.get(name, values[0]) for name, values in OPTIONS.items()}

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -136,7 +136,9 @@ def read(core: Core, slot: Slot, prompt: Sequence[int], wanted: Choices, gone: G
         yield done, logits if done == len(prompt) else None
 
 
-def answer(core: Core, slots: Slots, prompt: Sequence[int], wanted: Choices, gone: Gone) -> Iterator[Piece]:
+def answer(
+    core: Core, slots: Slots, prompt: Sequence[int], wanted: Choices, gone: Gone
+) -> Generator[Piece, None, None]:
     """The pieces of an answer as Delta's fields; the last has finish_reason, usage and timings. Raises Left, Invalid."""
     check_fits(core, prompt)
     with slots.use(prompt, gone) as slot:

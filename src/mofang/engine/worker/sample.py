@@ -129,7 +129,7 @@ class Sampler:
         kept = np.argpartition(-scores, n_kept - 1)[:n_kept] if n_kept < scores.size else np.arange(scores.size)
         kept = kept[np.lexsort((kept, -scores[kept]))]
         chances = _softmax(scores[kept])
-        n_within = int(np.searchsorted(chances.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else kept.size
+        n_within: int = int(np.searchsorted(chances.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else len(kept)
         n_likely = int((chances >= wanted.min_p * chances[0]).sum())
         return np.asarray(kept[: max(1, min(n_within, n_likely))], np.int64)
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
@@ -106,7 +106,7 @@ class Worker:
                 _send(connection, {"piece": piece})
         return None
 
-    def _generate(self, call: dict[str, Any], gone: Callable[[], bool]) -> Iterator[Piece]:
+    def _generate(self, call: dict[str, Any], gone: Callable[[], bool]) -> Generator[Piece, None, None]:
         request = dict(call["sampling"])
         call["template_kwargs"] = request.pop("chat_template_kwargs", None)
         wanted = choices(
@@ -161,5 +161,3 @@ def _told(error: Exception) -> dict[str, Any]:
 
 def _send(connection: socket.socket, line: dict[str, Any]) -> None:
     connection.sendall(json.dumps(line).encode() + b"\n")
-
-

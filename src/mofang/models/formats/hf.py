@@ -86,9 +86,7 @@ def _quantization(stated: dict[str, Any]) -> str:
 
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:
-    layers, heads, width = (
-        _first(config, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
+    layers, heads, width = (_first(config, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if not layers or not heads or not width:
         return None
     head = _whole(config.get("head_dim")) or width // heads
