@@ -106,7 +106,8 @@ class Sampler:
             return int(scores.argmax())
         kept = self._cut(scores)
         chances = _softmax(scores[kept] / np.float32(self._wanted.temperature))
-        return int(kept[min(np.searchsorted(chances.cumsum(), self._random.random()), kept.size - 1)])
+        drawn = int(np.searchsorted(chances.cumsum(), self._random.random()))
+        return int(kept[min(drawn, kept.size - 1)])
 
     def _penalise(self, scores: Logits, before: Sequence[int]) -> None:
         wanted = self._wanted
@@ -131,7 +132,8 @@ class Sampler:
         chances = _softmax(scores[kept])
         n_within: int = int(np.searchsorted(chances.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else len(kept)
         n_likely = int((chances >= wanted.min_p * chances[0]).sum())
-        return np.asarray(kept[: max(1, min(n_within, n_likely))], np.int64)
+        n_kept = max(1, min(n_within, n_likely))
+        return np.asarray(kept[:n_kept], np.int64)
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:
