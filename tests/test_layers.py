@@ -56,6 +56,7 @@ ONLY_IN = {
     "ray": "launch/ray_",
     "streamlit": "ui/",
     "xllamacpp": "engine/llama/",
+    "llama_cpp": "engine/llama_cpp/",
     "torch": "train/ export/ engine/transformers",
 }
 

@@ -123,6 +123,10 @@ class Client:
     def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
         return self.request("POST", "/v1/models/add", {"path": str(path), "name": name})  # type: ignore[no-any-return]
 
+    def add_remote_model(self, name: str, **fields: Any) -> dict[str, Any]:
+        """`fields`: base_url, model, kind, api_key_env, n_ctx."""
+        return self.request("POST", "/v1/models/remote", {"name": name, **fields})  # type: ignore[no-any-return]
+
     def remove_model(self, name: str) -> None:
         self.request("DELETE", f"/v1/models/{quoted(name)}")
 

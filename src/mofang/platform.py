@@ -247,6 +247,15 @@ def has_avx2() -> bool | None:
     return "avx2" in flags if flags else None
 
 
+FAST_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""CPU features with which bfloat16 products are computed, and not emulated at a fraction of float32's speed."""
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU computes bfloat16 products."""
+    return bool(cpu_flags() & FAST_BFLOAT16)
+
+
 def has_library(soname: str) -> bool:
     """Whether the dynamic loader finds `soname` ("libgomp.so.1")."""
     try:

@@ -21,6 +21,9 @@ CALLER: ContextVar[str] = ContextVar("caller", default="")
 """On whose behalf this task runs: the id of an API key, "" for the machine's own user. The pool serves callers in turn;
 tasks started on the way inherit it."""
 
+COUNTED: ContextVar[int | None] = ContextVar("counted", default=None)
+"""Tokens that the latest `embed` of this task read, where the engine was told so; None: `tokenize` counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:

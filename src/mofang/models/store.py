@@ -39,6 +39,7 @@ CHUNK = 1 << 20
 
 Wanted = Literal["chat", "embedding", "reranker"]
 _NAME = re.compile(r"^[\w一-鿿][\w一-鿿.\-]{0,127}$")
+_VARIABLE = re.compile(r"^[A-Z_][A-Z0-9_]*$", re.ASCII)
 _ACCEPTED: dict[str, tuple[str, ...]] = {"chat": ("chat", "base")}
 """Kinds that serve a wish; a base model also continues text."""
 
@@ -163,6 +164,40 @@ class ModelStore:
         self.publish(aside, name)
         return self.get(name)
 
+    def add_remote(
+        self,
+        name: str,
+        base_url: str,
+        model: str,
+        *,
+        kind: Wanted = "chat",
+        api_key_env: str = "",
+        n_ctx: int | None = None,
+    ) -> ModelRef:
+        """Register a model behind another OpenAI-compatible server. `api_key_env` is the name of an environment
+        variable: no key is ever written down. Raises Invalid, Conflict when the name is taken.
+        """
+        self.check_free(check_name(name))
+        if not re.match(r"^https?://[^/\s]+", base_url):
+            raise Invalid("models.bad_base_url", param="base_url", url=base_url)
+        if api_key_env and not _VARIABLE.match(api_key_env):
+            raise Invalid("models.bad_variable", param="api_key_env")  # perhaps a key: it is not repeated
+        remote = {"base_url": base_url, "model": model, "api_key_env": api_key_env or None, "n_ctx": n_ctx}
+        manifest = {
+            "manifest": VERSION,
+            "name": name,
+            "kind": kind,
+            "engine": "remote",
+            "remote": {key: value for key, value in remote.items() if value is not None},
+            "source": base_url,
+            "added_at": now(),
+        }
+        aside = self.folder / f".adding-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        write_manifest(aside, manifest)
+        self.publish(aside, name)
+        return self.get(name)
+
     def remove(self, name: str) -> None:
         """Delete a model of the home folder, or forget one that was added in place. Raises NotFound, Conflict."""
         folder = self.folder / name
@@ -195,6 +230,8 @@ class ModelStore:
             return self.resolve(setting, kind)
         accepted = _ACCEPTED.get(kind, (kind,))
         models = {ref.name: ref for ref in self.list() if ref.kind in accepted and ref.runnable}
+        # A Hugging Face folder is mostly there to be trained: it answers unasked only where there is nothing else.
+        models = {name: ref for name, ref in models.items() if ref.format != "hf"} or models
         defaults = catalogue.load().defaults(kind)
         for entry in defaults:
             if entry.name in models:
@@ -249,7 +286,8 @@ class ModelStore:
                 sha256=manifest.get("sha256"),
                 source=str(manifest.get("source", "")),
                 managed=not in_place,
-                runnable="engine" in manifest or manifest.get("format", "gguf") in RUNNABLE,
+                runnable="engine" in manifest
+                or _runnable(manifest.get("format", "gguf"), manifest.get("kind", "chat")),
                 manifest=manifest,
             )
         except (TypeError, ValueError) as error:
@@ -263,8 +301,12 @@ class ModelStore:
         kind = self._kinds.get(key) or self._kinds.setdefault(key, reader.kind(path))
         return ModelRef(
             suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False,
-            runnable=format in RUNNABLE,
+            runnable=_runnable(format, kind),
         )  # fmt: skip
+
+
+def _runnable(format: Format, kind: Kind) -> bool:
+    return kind in RUNNABLE.get(format, ())
 
 
 def _runs_of(manifest: dict[str, Any]) -> set[str]:

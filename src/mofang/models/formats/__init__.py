@@ -15,8 +15,8 @@ FORMATS = Registry(
     },
 )
 
-RUNNABLE = frozenset({"gguf"})
-"""Formats that an engine answers from as they lie there; others are trained, merged and exported."""
+RUNNABLE = {"gguf": ("chat", "base", "embedding", "reranker"), "hf": ("chat", "base")}
+"""Formats that an engine answers from as they lie there, and the kinds of models; others are trained and exported."""
 
 CONVERTERS = Registry(
     "converter",

@@ -16,6 +16,13 @@ from mofang.models.base import Format, FormatReader, Kind, ModelFacts
 
 MAX_JSON_BYTES = 1 << 26
 """64 MiB: config files have kilobytes, headers of the largest models a few megabytes."""
+_GPT_NAMES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+}
+"""The same in GPT-2's and GPT-J's config.json."""
 
 
 def is_model(folder: Path) -> bool:
@@ -55,13 +62,13 @@ def facts(folder: Path) -> ModelFacts:
             count += elements
             by_type[dtype] += n_bytes
     quantized = config.get("quantization_config") or {}
-    heads = _whole(config.get("num_attention_heads"))
+    heads = _first(config, "num_attention_heads")
     return ModelFacts(
         architecture=str(config.get("model_type", "")),
         parameters=count,
-        n_layers=_whole(config.get("num_hidden_layers")),
-        n_ctx_train=_whole(config.get("max_position_embeddings")),
-        n_embd=_whole(config.get("hidden_size")),
+        n_layers=_first(config, "num_hidden_layers"),
+        n_ctx_train=_first(config, "max_position_embeddings"),
+        n_embd=_first(config, "hidden_size"),
         n_head=heads,
         n_head_kv=_whole(config.get("num_key_value_heads")) or heads,
         n_vocab=_whole(config.get("vocab_size")),
@@ -79,9 +86,7 @@ def _quantization(stated: dict[str, Any]) -> str:
 
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:
-    layers, heads, width = (
-        _whole(config.get(key)) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
+    layers, heads, width = (_first(config, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if not layers or not heads or not width:
         return None
     head = _whole(config.get("head_dim")) or width // heads
@@ -139,6 +144,11 @@ def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise Unreadable("models.config_broken", path=path, why=error) from error
     return value
+
+
+def _first(config: dict[str, Any], name: str) -> int | None:
+    """A whole number of config.json, under today's name or GPT-2's."""
+    return _whole(config.get(name)) or _whole(config.get(_GPT_NAMES[name]))
 
 
 def _whole(value: Any) -> int | None:

@@ -16,7 +16,7 @@ from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang
-from mofang.wire import AddRequest, PullRequest
+from mofang.wire import AddRequest, PullRequest, RemoteRequest
 
 router = APIRouter(tags=["models"])
 
@@ -72,6 +72,14 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
     return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name))
+
+
+@router.post("/v1/models/remote")
+def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
+    """Use a model of another server. Only while the gateway is this machine's own: it sends a key of its environment."""
+    if not is_loopback(backend.settings.host):
+        raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
+    return _shape(backend, backend.models.add_remote(**body.model_dump()))
 
 
 @router.get("/v1/models/{name}")
