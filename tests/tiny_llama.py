@@ -113,7 +113,11 @@ def write_gguf(
         out.add_tensor(f"{short}.weight", gguf.quants.quantize(values, typed), raw_dtype=typed)
     if head:
         values = tensors["model.embed_tokens.weight"].float().numpy()
-        out.add_tensor("output.weight", gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        out.add_tensor(
+            "output.weight",
+            gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0),
+            raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+        )
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -146,7 +150,9 @@ def make_adapter(
             stem = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, columns, generator=source) / columns**0.5
             tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, rank, generator=source) * 0.2
-    save_file({name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}, folder / "adapter_model.safetensors")
+    save_file(
+        {name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}, folder / "adapter_model.safetensors"
+    )
     stated = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none", "base_model_name_or_path": base}
     (folder / "adapter_config.json").write_text(json.dumps({**stated, **config}))
     return folder

@@ -21,6 +21,8 @@ from mofang.runs import Run
 from mofang.tokenizer import load
 
 Start = Callable[..., Run]
+
+
 def test_a_file_of_full_precision_comes_back_whole(base: Path, tmp_path: Path, store: ModelStore, start: Start) -> None:
     store.add(write_gguf(base, tmp_path / "plain.gguf"), "plain")
     run = start("import", model="plain", dtype="float32")

@@ -65,7 +65,8 @@ def wheel_parameters(launch: Launch) -> dict[str, object]:
         "n_parallel": launch.n_slots,
         "ctx_shift": False,  # nothing is dropped from a conversation in silence
         "endpoint_slots": True,
-        "cache_ram_mib": memory().available // PROMPT_CACHE_SHARE // (1 << 20),
+        # llama.cpp keeps prompts without the adapter that read them: another one would go on from them.
+        "cache_ram_mib": 0 if launch.adapters else memory().available // PROMPT_CACHE_SHARE // (1 << 20),
         "cpuparams.n_threads": launch.n_threads,
         "cpuparams_batch.n_threads": launch.n_threads,
     }

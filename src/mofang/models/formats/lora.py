@@ -192,7 +192,9 @@ def _plan(folder: Path, base: gguf.Header, base_path: Path) -> dict[str, Pair]:
         if (pair.a.shape[1], pair.b.shape[0]) != wanted:
             shape = f"{pair.a.shape[1]} × {pair.b.shape[0]}"
             there = " × ".join(map(str, wanted)) or "–"
-            raise Conflict("models.adapter_misfit", path=folder, base=base_path.name, layer=name, shape=shape, there=there)
+            raise Conflict(
+                "models.adapter_misfit", path=folder, base=base_path.name, layer=name, shape=shape, there=there
+            )
         plan[str(known)] = pair
     return plan
 
@@ -232,7 +234,9 @@ def _write(folder: Path, base: gguf.Header, plan: dict[str, Pair], target: Path)
     alpha = float(config["lora_alpha"]) * (math.sqrt(int(config["r"])) if config.get("use_rslora") else 1.0)
     first = next(iter(plan.values())).a.dtype
     writer = GGUFWriter(target, base.architecture)
-    heads = dict(zip(("attn_q.weight", "attn_k.weight"), _heads(base), strict=True)) if PERMUTED[base.architecture] else {}
+    heads = (
+        dict(zip(("attn_q.weight", "attn_k.weight"), _heads(base), strict=True)) if PERMUTED[base.architecture] else {}
+    )
     for name, pair in plan.items():
         low, high = _values(folder, pair.a), _values(folder, pair.b)
         n_head = next((count for suffix, count in heads.items() if name.endswith(suffix)), 0)
