@@ -12,8 +12,9 @@ import pytest
 import tiny_llama
 from mofang.engine.llama.engine import LlamaChat
 from mofang.engine.pool import Pool
-from mofang.errors import Conflict, Unreadable
+from mofang.errors import Conflict, Invalid, Unreadable
 from mofang.messages import Message, Sampling
+from mofang.models.base import MemoryEstimate, ModelRef
 from mofang.models.formats import lora
 from mofang.models.store import ModelStore
 from mofang.settings import Settings
@@ -116,6 +117,19 @@ async def test_alternating_on_one_prompt_leaks_nothing(rig: Rig) -> None:
         assert len(common) >= 18 and max(abs(found[token] - alone[name][token]) for token in common) < 0.02
 
 
+async def test_a_prompt_that_llama_cpp_kept_aside_does_not_come_back_under_another_adapter(rig: Rig) -> None:
+    """One slot: a prompt that is pushed out of it could be taken for the base's when only the base was asked since."""
+    alone = await _expects(rig.pool, "tiny")
+    await rig.pool.close()
+    pool = Pool(rig.store.settings.model_copy(update={"n_slots": 1}), rig.store)
+    other = "Another beginning altogether, and as long as the first one, so that nothing is alike: 世界。"
+    for name, prompt in (("tiny:one", PROMPT), ("tiny:one", other), ("tiny", other)):
+        await _expects(pool, name, prompt)
+    found = await _expects(pool, "tiny")
+    await pool.close()
+    assert max(abs(found[token] - alone[token]) for token in found.keys() & alone.keys()) < 0.02
+
+
 async def test_an_adapter_that_comes_later_reloads_an_idle_base_once(rig: Rig) -> None:
     await _says(rig.pool, "tiny")
     before = rig.pool.loaded()[0].pid
@@ -169,3 +183,22 @@ async def test_another_base_is_refused_before_anything_is_loaded(rig: Rig) -> No
     with pytest.raises(Conflict) as raised:
         await _says(rig.pool, "merged-one:two")
     assert raised.value.code == "adapter_of_other_base" and rig.pool.loaded() == []
+
+
+async def test_an_engine_that_takes_no_adapters_says_so(home: Path) -> None:
+    class Models:
+        def get(self, name: str) -> ModelRef:
+            base = "echo" if ":" in name else ""
+            return ModelRef(name, home, "gguf", "chat", 0, manifest={"engine": "echo"}, base=base)
+
+        def resolve(self, name: str, kind: str) -> ModelRef:
+            return self.get(name)
+
+        def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate:
+            return MemoryEstimate(0, 0, 0, 0)
+
+    pool = Pool(Settings(home=home), Models())
+    with pytest.raises(Invalid) as raised:
+        await _says(pool, "echo:one")
+    assert raised.value.code == "takes_no_adapters" and "export merge" in raised.value.hint()
+    await pool.close()

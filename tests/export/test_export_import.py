@@ -1,10 +1,8 @@
 """GGUF to a trainable folder: the very weights that llama.cpp computes with, and what was lost said truly."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny_llama
-from tiny_llama import write_gguf
 from mofang.errors import Unreadable
 from mofang.export import imports
 from mofang.models.store import ModelStore
 from mofang.runs import Run
 from mofang.tokenizer import load
+from tiny_llama import write_gguf
 
 Start = Callable[..., Run]
 

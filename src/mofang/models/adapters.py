@@ -203,7 +203,9 @@ def _forms(digest: str, manifest: Mapping[str, Any], known: Known) -> set[str]:
             continue
         forms.add(digest)
         here = parents(known[digest].manifest) if digest in known else []
-        for parent in (*before, *here):
-            if parent.get("role") in SAME_WEIGHTS and isinstance(parent.get("sha256"), str):
-                left.append((parent["sha256"], parents(parent)))
+        left += [
+            (parent["sha256"], parents(parent))
+            for parent in (*before, *here)
+            if parent.get("role") in SAME_WEIGHTS and isinstance(parent.get("sha256"), str)
+        ]
     return forms

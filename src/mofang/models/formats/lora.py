@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, Keys, Metadata, get_tensor_name_map
 from gguf import GGML_QUANT_VERSION as QUANT_VERSION
+from gguf import GGMLQuantizationType, GGUFType, GGUFWriter, Keys, Metadata, get_tensor_name_map
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.quants import quantize
 from numpy.typing import NDArray
