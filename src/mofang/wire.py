@@ -234,6 +234,8 @@ class AddRequest(Request):
     path: str
     name: Name | None = None
     """None: the file's name without its suffix."""
+    base: str | None = None
+    """The model that an adapter belongs to; None: as the adapter says."""
 
 
 class RemoteRequest(Request):

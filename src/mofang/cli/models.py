@@ -128,6 +128,7 @@ def bring(client: "Client", name: str, *, source: str | None = None, kind: str =
 def add(
     path: Annotated[Path, typer.Argument(help=say("cli.argument_add"), metavar="PATH")],
     name: Annotated[str | None, typer.Option(help=say("cli.option_name"), metavar="NAME")] = None,
+    base: Annotated[str | None, typer.Option(help=say("cli.option_base_of_adapter"), metavar="NAME")] = None,
     as_json: Json = False,
 ) -> None:
     from mofang import api
@@ -136,7 +137,7 @@ def add(
     # The gateway may stand in another folder.
     place = path.expanduser().absolute()
     with api.gateway() as client, render.working(say("cli.adding", path=place)):
-        model = client.add_model(place, name)
+        model = client.add_model(place, name, base)
     if as_json:
         render.show_json(model)
     else:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofang.messages import Delta, Message, NextToken, Sampling
+from mofang.models.base import ModelRef
 
 Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
@@ -90,6 +91,22 @@ class ChatEngine(Engine, Protocol):
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of that prompt."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A chat engine that holds adapters beside its model and applies one where a request names it."""
+
+    def knows(self, ref: ModelRef) -> bool:
+        """Whether the adapter as it lies on disk now was there when the model was loaded."""
+        ...
+
+    def adapted(self, ref: ModelRef) -> ChatEngine:
+        """This engine, answering with that adapter; closing it is left to whoever holds the base.
+
+        Raises what was wrong with the adapter when the model was loaded.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 """Of the sdist; computed here 2026-11-24."""
 ARCHIVE_BYTES = 76_589_250
 _INNER = "vendor/llama.cpp/"
-_CONVERTER = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+_CONVERTER = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 _NOT_BUILT = ("models/", "docs/", "media/", "examples/", "benches/", ".github/")
 TIMEOUT_S = 1800
 

@@ -106,7 +106,8 @@ PARAMETERS = (
     # nothing is dropped from a conversation in silence
     Parameter(lambda it: False, "ctx_shift", _switch(off="--no-context-shift")),
     Parameter(lambda it: True, "endpoint_slots", _switch(on="--slots")),
-    Parameter(lambda it: memory().available // PROMPT_CACHE_SHARE // (1 << 20), "cache_ram_mib", _flag("--cache-ram")),
+    # llama.cpp keeps prompts without the adapter that read them: another one would go on from them.
+    Parameter(lambda it: 0 if it.adapters else _spare_mib(), "cache_ram_mib", _flag("--cache-ram")),
     Parameter(lambda it: it.choices.n_threads or it.n_threads, "cpuparams.n_threads", _flag("--threads")),
     Parameter(
         lambda it: it.choices.n_threads_batch or it.n_threads, "cpuparams_batch.n_threads", _flag("--threads-batch")
@@ -147,6 +148,10 @@ PARAMETERS = (
     Parameter(_draft(1), "speculative.ngram_map_k.size_n", _flag("--spec-ngram-map-k-size-n")),
     Parameter(_draft(2), "speculative.ngram_map_k.size_m", _flag("--spec-ngram-map-k-size-m")),
 )
+
+
+def _spare_mib() -> int:
+    return memory().available // PROMPT_CACHE_SHARE // (1 << 20)
 
 
 def _unless(value: str, default: str) -> str | None:

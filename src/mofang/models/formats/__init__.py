@@ -11,7 +11,7 @@ FORMATS = Registry(
         "gguf": Entry("mofang.models.formats.gguf:FORMAT", "llama.cpp's file format"),
         "hf": Entry("mofang.models.formats.hf:FORMAT", "Hugging Face folder: config.json and safetensors"),
         "gptq": Entry("mofang.models.formats.hf:FORMAT", "Hugging Face folder with GPTQ weights"),
-        "lora": Entry("mofang.models.formats.hf:FORMAT", "LoRA adapter folder"),
+        "lora": Entry("mofang.models.formats.lora:FORMAT", "LoRA adapter folder"),
     },
 )
 

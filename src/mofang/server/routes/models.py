@@ -71,7 +71,7 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
-    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name))
+    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
 
 
 @router.post("/v1/models/remote")
@@ -101,8 +101,8 @@ async def load(name: str, backend: Here) -> dict[str, Any]:
 @router.post("/v1/models/{name}/unload", status_code=204)
 async def unload(name: str, backend: Here) -> None:
     """Free its memory; nothing happens when it is not loaded."""
-    await asyncio.to_thread(backend.models.get, name)
-    await backend.engines.unload(name)
+    ref = await asyncio.to_thread(backend.models.get, name)
+    await backend.engines.unload(ref.base or ref.name)
 
 
 @router.delete("/v1/models/{name}", status_code=204)
