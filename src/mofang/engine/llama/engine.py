@@ -222,9 +222,7 @@ class LlamaChat(_LlamaEngine):
     _system: str | None = None
     """System message for conversations that bring none."""
 
-    def __init__(
-        self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str
-    ) -> None:
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         super().__init__(ref, process, launch, settings, provider)
         self.held: dict[str, _Held] = {}
         """The adapters that were loaded with the model, by name."""
