@@ -103,7 +103,7 @@ class FakeClient:
         self.events[job].insert(1, {"type": "progress", "stage": "notice", "done": 0, "detail": "huggingface 没有应答"})  # fmt: skip
         return {"id": job, "status": "running"}
 
-    def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
+    def add_model(self, path: Path, name: str | None = None, base: str | None = None) -> dict[str, Any]:
         return {"id": name or path.stem, "size_bytes": path.stat().st_size, "path": str(path)}
 
     def remove_model(self, name: str) -> None:
