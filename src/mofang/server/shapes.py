@@ -67,9 +67,9 @@ def entry(one: CatalogueEntry, installed: Collection[str], settings: Settings, f
     names = ("name", "title", "kind", "summary", "size_bytes", "n_ctx_train", "parameters", "licence", "languages")
     return {
         **{name: getattr(one, name) for name in (*names, "good_for", "sources")},
-        "memory_bytes": one.memory(settings.n_ctx, settings.n_slots),
+        "memory_bytes": one.memory(settings.n_ctx, settings.least_slots),
         "installed": one.name in installed,
-        "fits": one.fits(free_bytes, settings.n_ctx, settings.n_slots),
+        "fits": one.fits(free_bytes, settings.n_ctx, settings.least_slots),
     }
 
 

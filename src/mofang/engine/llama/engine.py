@@ -167,7 +167,7 @@ class LlamaChat(_LlamaEngine):
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
-        return _capped(settings.n_ctx, facts), settings.n_slots
+        return _capped(settings.n_ctx, facts), settings.least_slots
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
@@ -260,7 +260,7 @@ class LlamaEmbedder(_LlamaEngine):
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         if _is_encoder(facts):
             return _capped(ENCODER_CTX, facts), ENCODER_SLOTS
-        return _capped(settings.n_ctx, facts), settings.n_slots
+        return _capped(settings.n_ctx, facts), settings.least_slots
 
     @property
     def dimensions(self) -> int:

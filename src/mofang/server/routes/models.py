@@ -16,7 +16,7 @@ from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang
-from mofang.wire import AddRequest, PullRequest
+from mofang.wire import AddRequest, LoadRequest, PullRequest
 
 router = APIRouter(tags=["models"])
 
@@ -80,19 +80,20 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     ref = backend.models.get(name)
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
-    needed = backend.models.memory(ref, context, backend.settings.n_slots)
+    needed = backend.models.memory(ref, context, backend.settings.least_slots)
     return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
 
 
 @router.post("/v1/models/{name}/load")
-async def load(name: str, backend: Here) -> dict[str, Any]:
-    """Bring it into memory and wait until it is there."""
-    return shapes.engine(await backend.engines.load(name))
+async def load(name: str, backend: Here, body: LoadRequest | None = None) -> dict[str, Any]:
+    """Bring it into memory and wait until it is there; pinned, it stays until it is unloaded."""
+    wish = body or LoadRequest()
+    return shapes.engine(await backend.engines.load(name, pin=wish.pin, keep_alive=wish.keep_alive))
 
 
 @router.post("/v1/models/{name}/unload", status_code=204)
 async def unload(name: str, backend: Here) -> None:
-    """Free its memory; nothing happens when it is not loaded."""
+    """Free its memory and unpin it; nothing happens when it is not loaded."""
     await asyncio.to_thread(backend.models.get, name)
     await backend.engines.unload(name)
 
