@@ -10,12 +10,14 @@ import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
+from mofang.engine.llama import slots
 from mofang.engine.llama.answer import Answer
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch
@@ -58,6 +60,9 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
     )
+    if maker.kind == "chat" and settings.save_slots:
+        place = await asyncio.to_thread(slots.prepare, settings.home, ref, launch)
+        launch = replace(launch, slot_folder=str(place))
 
     def report(resident: int) -> None:
         # Never whole before it is: buffers and cache are resident, too.
@@ -164,10 +169,24 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
     _letter = 0
     """Id of a token that is a whole character; 0 until it is needed."""
+    _saving: slots.Slots | None = None
+    """None: nothing is kept on disk."""
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         return _capped(settings.n_ctx, facts), settings.least_slots
+
+    async def measure(self) -> None:
+        if self._launch.slot_folder:
+            place, limit = Path(self._launch.slot_folder), self.settings.slot_cache_mb * 1_000_000
+            self._saving = slots.Slots(self._process, self._launch.n_slots, place, limit)
+            await self._saving.restore()
+
+    async def close(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving and self.alive():
+            await saving.save()
+        await super().close()
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
@@ -236,6 +255,7 @@ class LlamaChat(_LlamaEngine):
             async with aclosing(self._process.events(path, body)) as events:
                 async for event in events:
                     for delta in answer.read(event):
+                        self._remember(path, body, delta)
                         yield delta
             last = answer.last()
         except Refusal as error:
@@ -243,6 +263,11 @@ class LlamaChat(_LlamaEngine):
         except LookupError as error:
             raise EngineFailed("engine.failed", model=self.ref.name, why="no finish_reason") from error
         yield last
+
+    def _remember(self, path: str, body: dict[str, Any], delta: Delta) -> None:
+        """Keep in mind a prompt that has been read, for when the model leaves memory."""
+        if self._saving and delta.progress and delta.progress.done == delta.progress.total:
+            self._saving.memory.add(path, body, delta.progress.total)
 
 
 class LlamaEmbedder(_LlamaEngine):
