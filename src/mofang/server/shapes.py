@@ -1,7 +1,7 @@
 """Our words as the API's JSON: models, catalogue entries, the machine. Pure functions; no engine, no request."""
 
 import importlib.metadata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ LIBRARIES = ("mofang", "xllamacpp", "fastapi", "uvicorn", "pydantic", "streamlit
 """Whose versions /v1/system tells."""
 
 
-def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> dict[str, Any]:
+def model(ref: ModelRef, facts: ModelFacts | None, loaded: Mapping[str, EngineInfo]) -> dict[str, Any]:
     """OpenAI's model object and what people want to know beside it."""
     return {
         "id": ref.name,
@@ -31,6 +31,7 @@ def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> d
         "managed": ref.managed,
         "runnable": ref.runnable,
         "loaded": ref.name in loaded,
+        "resident_bytes": loaded[ref.name].memory_bytes if ref.name in loaded else None,
     }
 
 

@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Query
 
+from mofang.engine.base import EngineInfo
 from mofang.errors import Forbidden, MofangError
 from mofang.messages import Progress
 from mofang.models.base import ModelFacts, ModelRef
@@ -21,8 +22,8 @@ from mofang.wire import AddRequest, LoadRequest, PullRequest
 router = APIRouter(tags=["models"])
 
 
-def _loaded(backend: Backend) -> set[str]:
-    return {info.model for info in backend.engines.loaded()}
+def _loaded(backend: Backend) -> dict[str, EngineInfo]:
+    return {info.model: info for info in backend.engines.loaded()}
 
 
 def _facts(backend: Backend, ref: ModelRef) -> ModelFacts | None:
