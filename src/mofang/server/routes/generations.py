@@ -24,7 +24,7 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
     if body.parent_id is not None and body.conversation_id is None:
         raise Invalid("server.parent_needs_conversation", param="parent_id")
     request, system = await _with_defaults(body, backend, lang)
-    question = Question(request.model, [], request.sampling(), tuple(request.knowledge or ()))
+    question = Question(request.model, [], request.sampling(), tuple(request.knowledge or ()), request.keep_alive)
     return await backend.generations.begin(
         question,
         turns=[message.to_message() for message in body.messages],
