@@ -13,8 +13,10 @@ FOUNDATION = (
     "runs",
     "recipes",
     "wire",
+    "durations",
     "settings",
     "platform",
+    "keeper",
     "registry",
     "errors",
     "messages",
@@ -55,6 +57,7 @@ ONLY_IN = {
     "ray": "launch/ray_",
     "streamlit": "ui/",
     "xllamacpp": "engine/llama/",
+    "llama_cpp": "engine/llama_cpp/",
     "torch": "train/ export/ engine/transformers",
 }
 

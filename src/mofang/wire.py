@@ -8,8 +8,19 @@ Source: OpenAI API reference; llama.cpp tools/server/README.md for the sampling 
 from dataclasses import fields, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from mofang.durations import seconds
 from mofang.errors import Invalid
 from mofang.messages import Message, Sampling
 
@@ -47,6 +58,23 @@ Bias = Annotated[float, Field(ge=-1000, le=1000)]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\w一-鿿][\w一-鿿.\-]*$")]
 """A name that people choose and that becomes a folder: letters, digits, Chinese, "_", "-", "."; never a path."""
+
+
+def _keep_alive(value: Any) -> float:
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise PydanticCustomError("keep_alive", 'a number of seconds, or a time such as "5m" or "1h30m"') from error
+
+
+KeepAlive = Annotated[
+    float,
+    Field(allow_inf_nan=True),
+    BeforeValidator(_keep_alive),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": ["5m", 300, 0, -1]}),
+]
+"""How long the model stays in memory after this request: seconds, or "5m"; 0: it leaves at once; below 0: it stays
+(infinity here). As Ollama means it; the last request that says it wins."""
 
 
 # ---- chat and completions ----
@@ -152,6 +180,7 @@ class SamplingFields(Request):
     repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     user: str | None = None
     """Accepted for clients that send it; not stored."""
+    keep_alive: KeepAlive | None = None
 
     n: int | None = Field(default=None, ge=1, le=16)
     logit_bias: dict[str, Bias] | list[tuple[int | str, Bias | Literal[False]]] | None = None
@@ -181,7 +210,7 @@ class SamplingFields(Request):
     samplers: list[Sampler] | None = None
     cache_prompt: bool | None = None
 
-    _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user")
+    _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user", "keep_alive")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -412,6 +441,7 @@ class EmbeddingRequest(Request):
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None
     input_type: Literal["query", "passage"] = "passage"
+    keep_alive: KeepAlive | None = None
 
 
 class RerankRequest(Request):
@@ -422,6 +452,7 @@ class RerankRequest(Request):
     model: str = "auto"
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
+    keep_alive: KeepAlive | None = None
 
 
 # ---- generations and conversations (ours) ----
@@ -466,10 +497,35 @@ class PullRequest(Request):
     kind: Literal["chat", "embedding", "reranker"] = "chat"
 
 
+class LoadRequest(Request):
+    """POST /v1/models/{name}/load; an empty body will do."""
+
+    pin: bool | None = None
+    """True: it stays in memory until it is unloaded; None: as before."""
+    keep_alive: KeepAlive | None = None
+
+
 class AddRequest(Request):
     path: str
     name: Name | None = None
     """None: the file's name without its suffix."""
+    base: str | None = None
+    """The model that an adapter belongs to; None: as the adapter says."""
+
+
+class RemoteRequest(Request):
+    """POST /v1/models/remote: a model behind another OpenAI-compatible server."""
+
+    name: Name
+    base_url: str
+    """Up to and with "/v1"."""
+    model: str = Field(min_length=1)
+    """Its name over there."""
+    kind: Literal["chat", "embedding"] = "chat"
+    api_key_env: str = ""
+    """The name of an environment variable of the gateway that holds the key; never the key."""
+    n_ctx: int | None = Field(default=None, ge=1)
+    """Tokens of its context; None: this machine's setting is assumed."""
 
 
 class KnowledgeRequest(Request):

@@ -128,6 +128,7 @@ def bring(client: "Client", name: str, *, source: str | None = None, kind: str =
 def add(
     path: Annotated[Path, typer.Argument(help=say("cli.argument_add"), metavar="PATH")],
     name: Annotated[str | None, typer.Option(help=say("cli.option_name"), metavar="NAME")] = None,
+    base: Annotated[str | None, typer.Option(help=say("cli.option_base_of_adapter"), metavar="NAME")] = None,
     as_json: Json = False,
 ) -> None:
     from mofang import api
@@ -136,11 +137,36 @@ def add(
     # The gateway may stand in another folder.
     place = path.expanduser().absolute()
     with api.gateway() as client, render.working(say("cli.adding", path=place)):
-        model = client.add_model(place, name)
+        model = client.add_model(place, name, base)
     if as_json:
         render.show_json(model)
     else:
         render.show(say("cli.added", name=model["id"], path=place, size=render.size(model.get("size_bytes") or 0)))
+
+
+@app.command("add-remote", help=say("cli.models_add_remote"))
+def add_remote(
+    name: Annotated[str, typer.Argument(help=say("cli.option_name"), metavar="NAME")],
+    base_url: Annotated[str, typer.Option("--base-url", help=say("cli.option_base_url"), metavar="URL")],
+    model: Annotated[str, typer.Option("--model", help=say("cli.option_remote_model"), metavar="ID")],
+    api_key_env: Annotated[str, typer.Option("--api-key-env", help=say("cli.option_key_env"), metavar="VAR")] = "",
+    kind: Annotated[str, typer.Option("--kind", help=say("cli.option_remote_kind"), metavar="KIND")] = "chat",
+    n_ctx: Annotated[
+        int | None, typer.Option("--n-ctx", min=1, metavar="N", help=say("cli.option_remote_n_ctx"))
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        added = client.add_remote_model(
+            name, base_url=base_url, model=model, api_key_env=api_key_env, kind=kind, n_ctx=n_ctx
+        )
+    if as_json:
+        render.show_json(added)
+    else:
+        render.show(say("cli.added_remote", name=added["id"], url=base_url))
 
 
 @app.command("info", help=say("cli.models_info"))
@@ -198,6 +224,71 @@ def _memory(memory: dict[str, Any]) -> str:
     return say("cli.memory", n_ctx=f"{memory.get('n_ctx') or 0:,}", **parts)
 
 
+@app.command("ps", help=say("cli.models_ps"))
+def ps(as_json: Json = False) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        loaded = client.system()["engines"]
+    if as_json:
+        render.show_json(loaded)
+        return
+    if not loaded:
+        render.note(say("cli.none_loaded"), style="")
+        return
+    columns = _headings("name", "kind", "memory", "slots", "waiting", "idle", "unloads")
+    render.show(render.table(columns, map(_loaded_row, loaded)))
+    for engine in loaded:
+        for notice in engine["notices"]:
+            render.note(f"{engine['model']}: {notice}")
+
+
+def _loaded_row(engine: dict[str, Any]) -> tuple[str, ...]:
+    from mofang.cli import render
+
+    leaves = "–" if engine["unloads_in_s"] is None else render.clock(engine["unloads_in_s"])
+    return (
+        engine["model"],
+        _kind(engine),
+        render.size(engine["memory_bytes"] or engine["estimated_bytes"]),
+        f"{engine['running']}/{engine['n_slots']}",
+        str(engine["waiting"]),
+        render.clock(engine["idle_s"]),
+        say("cli.pinned") if engine["pinned"] else leaves,
+    )
+
+
+@app.command("load", help=say("cli.models_load"))
+def load(
+    name: Installed,
+    pin: Annotated[bool, typer.Option("--pin", help=say("cli.option_pin"))] = False,
+    keep_alive: Annotated[str | None, typer.Option(help=say("cli.option_keep_alive"), metavar="TIME")] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    wishes = {"pin": True if pin else None, "keep_alive": keep_alive}
+    with api.gateway() as client, render.working(say("cli.loading", model=name, percent="")):
+        engine = client.load_model(name, **wishes)
+    if as_json:
+        render.show_json(engine)
+    else:
+        size = render.size(engine["memory_bytes"] or engine["estimated_bytes"])
+        render.show(say("cli.loaded_model", name=engine["model"], size=size))
+
+
+@app.command("unload", help=say("cli.models_unload"))
+def unload(name: Installed) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        client.unload_model(name)
+    render.show(say("cli.unloaded", name=name))
+
+
 @app.command("rm", help=say("cli.models_rm"))
 def rm(name: Installed, yes: Yes = False) -> None:
     from mofang import api
@@ -216,7 +307,7 @@ def rm(name: Installed, yes: Yes = False) -> None:
 
 
 def _headings(*names: str) -> list[tuple[str, str]]:
-    right = {"size", "memory", "context"}
+    right = {"size", "memory", "context", "slots", "waiting", "idle", "unloads"}
     return [(say(f"cli.heading_{name}"), "right" if name in right else "left") for name in names]
 
 

@@ -5,13 +5,14 @@ An engine holds one model, ready to answer. It knows nothing of HTTP clients, co
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mofang.messages import Delta, Message, NextToken, Sampling
+from mofang.models.base import ModelRef
 
 Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
@@ -20,6 +21,9 @@ Vectors = NDArray[np.float32]
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """On whose behalf this task runs: the id of an API key, "" for the machine's own user. The pool serves callers in turn;
 tasks started on the way inherit it."""
+
+COUNTED: ContextVar[int | None] = ContextVar("counted", default=None)
+"""Tokens that the latest `embed` of this task read, where the engine was told so; None: `tokenize` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,22 @@ class EngineInfo:
     memory_bytes: int
     """Resident memory of the process that holds the model; 0 when it is ours."""
     provider: str = ""
+    """Build of the program that holds it, with its version."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What tuning chose for it and is not the default."""
+    estimated_bytes: int = 0
+    """What it was expected to take when it was loaded."""
+    pinned: bool = False
+    """It never leaves memory by itself."""
+    running: int = 0
+    """Answers under way."""
+    waiting: int = 0
+    idle_s: float = 0.0
+    """Seconds since its last answer ended; 0 while it answers."""
+    unloads_in_s: float | None = None
+    """Seconds until it leaves memory if nobody asks; None: it stays, or is at work."""
+    notices: tuple[str, ...] = ()
+    """What a person should know, such as that memory had room for fewer slots than would be good."""
     images: bool = False
     """It has a projector, so that messages may hold images."""
 
@@ -109,6 +129,22 @@ class ChatEngine(Engine, Protocol):
 
     async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
         """Tokens of that prompt."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A chat engine that holds adapters beside its model and applies one where a request names it."""
+
+    def knows(self, ref: ModelRef) -> bool:
+        """Whether the adapter as it lies on disk now was there when the model was loaded."""
+        ...
+
+    def adapted(self, ref: ModelRef) -> ChatEngine:
+        """This engine, answering with that adapter; closing it is left to whoever holds the base.
+
+        Raises what was wrong with the adapter when the model was loaded.
+        """
         ...
 
 

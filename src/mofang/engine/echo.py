@@ -109,5 +109,5 @@ class EchoEngine:
 def _character(token: int) -> str:
     """A token is the number of a character. Raises Invalid where there is none."""
     if not 0 <= token <= sys.maxunicode or 0xD800 <= token <= 0xDFFF:
-        raise Invalid("engine.no_such_token", param="tokens", token=token)
+        raise Invalid("engine.no_such_token", param="tokens", token=token, n_vocab=sys.maxunicode + 1)
     return chr(token)

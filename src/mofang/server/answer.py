@@ -28,6 +28,8 @@ class Question:
     messages: Sequence[Message]
     sampling: Sampling
     knowledge: Sequence[str] = ()
+    keep_alive: float | None = None
+    """Seconds that the model stays in memory afterwards; None: as before."""
     truncation: Truncation = "disabled"
     """What happens to a conversation that is longer than the model's context."""
     top_logprobs: int | None = None
@@ -37,12 +39,13 @@ class Question:
 def question_of(body: ChatRequest) -> Question:
     """What a request of OpenAI's chat asks; the other dialects are translated into such a request first."""
     return Question(
-        body.model,
-        [message.to_message() for message in body.messages],
-        body.sampling(),
-        tuple(body.knowledge or ()),
-        body.truncation,
-        (body.top_logprobs or 0) if body.logprobs else None,
+        model=body.model,
+        messages=[message.to_message() for message in body.messages],
+        sampling=body.sampling(),
+        knowledge=tuple(body.knowledge or ()),
+        keep_alive=body.keep_alive,
+        truncation=body.truncation,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
@@ -153,7 +156,7 @@ async def answering(
         tell({"type": "loading", "model": question.model, "progress": progress_shape(progress)})
 
     sampling = bounded(question.sampling, rooms.settings.max_tokens)
-    async with rooms.engines.use(question.model, "chat", progress=loading) as engine:
+    async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
         question = await _fitting(question, engine, sampling, answer, tell)

@@ -244,6 +244,7 @@ WHY = {
     "union_tag_invalid": "server.why_tag",
     "less_than": "server.why_less",
     "finite_number": "server.why_number",
+    "keep_alive": "server.why_keep_alive",
 }
 """pydantic's type of an error → our sentence for it; the placeholders are pydantic's own `ctx`."""
 

@@ -59,3 +59,8 @@ def _progress(reading: dict[str, Any]) -> Progress:
     done, seconds = int(reading["processed"]), float(reading.get("time_ms") or 0) / 1000
     rate = (done - int(reading.get("cache") or 0)) / seconds if seconds else 0.0
     return Progress("prompt", done, int(reading["total"]), "tokens", rate)
+
+
+def as_bytes(piece: str | list[int]) -> bytes:
+    """A token's text, which llama.cpp writes as a list of bytes where it is no valid UTF-8."""
+    return piece.encode() if isinstance(piece, str) else bytes(piece)

@@ -6,26 +6,32 @@ the API: llama.cpp tools/server/README.md.
 
 import asyncio
 import base64
+import copy
 import re
 import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
-from mofang.engine.llama.answer import Answer
+from mofang.engine.llama import slots
+from mofang.engine.llama.answer import Answer, as_bytes
 from mofang.engine.llama.forced import as_calls, forcing, is_forced
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
-from mofang.engine.llama.provider import Launch
-from mofang.errors import EngineFailed, Invalid, TooLarge
+from mofang.engine.llama.provider import Launch, Provider, choose, describe
+from mofang.engine.profile import Choices
+from mofang.errors import EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
+from mofang.models import adapters
 from mofang.models.base import ModelFacts, ModelRef
-from mofang.models.formats import FORMATS
+from mofang.models.formats import FORMATS, lora
+from mofang.models.store import ModelStore
 from mofang.platform import n_cores
 from mofang.settings import Settings
 
@@ -46,10 +52,27 @@ TEXTS_A_REQUEST = 16
 
 
 async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> Engine:
-    """Start a server for `ref` and wait until it answers."""
+    """Start a server for `ref`, by the build and the profile that suit this machine, and wait until it answers."""
+    provider = choose(settings.home, settings.llama_build)
+    known = profile.load(settings.home, ref, describe(provider))
+    choices = known.choices if known else Choices()
+    return await start(ref, settings, provider, choices, progress=progress)
+
+
+async def start(
+    ref: ModelRef,
+    settings: Settings,
+    provider: Provider,
+    choices: Choices,
+    *,
+    progress: Callable[[Progress], None],
+    log_name: str = "",
+) -> Engine:
+    """Start a server for `ref` in a given way and wait until it answers."""
     facts: ModelFacts = await asyncio.to_thread(FORMATS.get(ref.format).facts, ref.path)
     maker = _KINDS["chat" if ref.kind == "base" else ref.kind]
     n_ctx, n_slots = maker.size(settings, facts)
+    held = await asyncio.to_thread(_adapters, ref, settings) if maker.kind == "chat" else {}
     launch = Launch(
         path=str(ref.path),
         name=ref.name,
@@ -60,7 +83,12 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         n_threads=settings.n_threads or n_cores(),
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
+        choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
+        adapters=tuple(str(adapter.file) for adapter in held.values() if adapter.file),
     )
+    if maker.kind == "chat" and settings.save_slots:
+        place = await asyncio.to_thread(slots.prepare, settings.home, ref, launch, describe(provider))
+        launch = replace(launch, slot_folder=str(place))
 
     def report(resident: int) -> None:
         # Never whole before it is: buffers and cache are resident, too.
@@ -68,10 +96,14 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
 
     report(0)
-    log = settings.home / "logs" / f"engine-{ref.name}.log"
-    process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s, report=report)
+    log = settings.home / "logs" / f"engine-{log_name or ref.name}.log"
+    process = await LlamaProcess.start(
+        ref.name, launch, provider, log=log, timeout_s=settings.load_timeout_s, report=report
+    )
     progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
-    engine = maker(ref, process, launch, settings)
+    engine = maker(ref, process, launch, settings, describe(provider))
+    if isinstance(engine, LlamaChat):
+        engine.held = held
     try:
         await engine.measure()
     except BaseException:  # cancelled, too: a child that nobody holds must not stay
@@ -80,16 +112,39 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
     return engine
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An adapter as it was when its base was loaded: its GGUF, or why there is none."""
+
+    stamp: str
+    file: Path | None
+    fault: MofangError | None = None
+
+
+def _adapters(ref: ModelRef, settings: Settings) -> dict[str, _Held]:
+    """Every adapter over `ref` by its name, converted. One that cannot be is no reason not to load the base."""
+    held = {}
+    for adapter in adapters.of_base(ModelStore(settings), ref):
+        stamp = lora.stamp(adapter.path)
+        try:
+            file = lora.converted(adapter.path, ref.path, settings.home / "cache" / "adapters")
+            held[adapter.name] = _Held(stamp, file)
+        except MofangError as error:
+            held[adapter.name] = _Held(stamp, None, error)
+    return held
+
+
 class _LlamaEngine:
     """What the three kinds share."""
 
     kind: Kind
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         self.ref = ref
         self.settings = settings
         self._process = process
         self._launch = launch
+        self._provider = provider
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
@@ -105,7 +160,8 @@ class _LlamaEngine:
             n_slots=self._launch.n_slots,
             pid=self._process.pid,
             memory_bytes=self._process.memory_bytes(),
-            provider="xllamacpp",
+            provider=self._provider,
+            choices=self._launch.choices.words(),
         )
 
     def alive(self) -> bool:
@@ -172,24 +228,72 @@ class LlamaChat(_LlamaEngine):
     _knows_tools = True
     _n_vocab = 0
     """0 until it is needed."""
+    _applied: Path | None = None
+    """The adapter that answers; None: the base alone."""
+    _system: str | None = None
+    """System message for conversations that bring none."""
+
+    _saving: slots.Slots | None = None
+    """None: nothing is kept on disk."""
+
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
+        super().__init__(ref, process, launch, settings, provider)
+        self.held: dict[str, _Held] = {}
+        """The adapters that were loaded with the model, by name."""
+
+    def knows(self, ref: ModelRef) -> bool:
+        return ref.name in self.held and self.held[ref.name].stamp == lora.stamp(ref.path)
+
+    def adapted(self, ref: ModelRef) -> "LlamaChat":
+        held = self.held.get(ref.name)
+        if held is None:
+            raise EngineFailed("engine.no_adapter", model=ref.name)
+        if held.fault:
+            raise held.fault
+        view = copy.copy(self)  # the same process, the same launch
+        view.ref, view._applied, view._system = ref, held.file, adapters.system_prompt(ref)
+        return view
+
+    @property
+    def _scales(self) -> dict[str, Any]:
+        """Said in every request of a model that has adapters: without it llama.cpp would apply them all."""
+        files = self._launch.adapters
+        scales = [{"id": number, "scale": float(file == str(self._applied))} for number, file in enumerate(files)]
+        return {"lora": scales} if files else {}
+
+    def _shapes(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The conversation as llama.cpp reads it, under the system message that the adapter was taught with."""
+        if self._system is not None and (not messages or messages[0].role != "system"):
+            messages = [Message("system", self._system), *messages]
+        return [message.to_openai() for message in messages]
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
-        return _capped(settings.n_ctx, facts), settings.n_slots
-
-    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        self._check_tools(sampling.options)
-        if is_forced(sampling.options):
-            return as_calls(self.chat(messages, replace(sampling, options=forcing(sampling.options))))
-        body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
-        if sampling.stop:
-            body["verbose"] = True  # the last event then tells which stop word it was
-        return self._stream("/v1/chat/completions", body)
+        return _capped(settings.n_ctx, facts), settings.least_slots
 
     async def measure(self) -> None:
         props = await self._process.request("GET", "/props")
         self._sees = bool(props.get("modalities", {}).get("vision"))
         self._knows_tools = bool(props.get("chat_template_caps", {}).get("supports_tools", True))
+        if self._launch.slot_folder:
+            place, limit = Path(self._launch.slot_folder), self.settings.slot_cache_mb * 1_000_000
+            self._saving = slots.Slots(self._process, self._launch.n_slots, place, limit)
+            await self._saving.restore()
+
+    async def close(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving and self.alive():
+            await saving.save()
+        await super().close()
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        self._check_tools(sampling.options)
+        if is_forced(sampling.options):
+            return as_calls(self.chat(messages, replace(sampling, options=forcing(sampling.options))))
+        body = {"messages": self._shapes(messages), **self._choices(sampling)}
+        if sampling.stop:
+            body["verbose"] = True  # the last event then tells which stop word it was
+        return self._stream("/v1/chat/completions", body)
 
     def info(self) -> EngineInfo:
         return replace(super().info(), images=self._sees)
@@ -222,7 +326,13 @@ class LlamaChat(_LlamaEngine):
 
     async def _sampled(self, prompt: str | list[int], token: int, n_probs: int) -> dict[str, Any] | None:
         """llama.cpp's entry for `token` after the prompt; None when it has none."""
-        body: dict[str, Any] = {"prompt": prompt, "n_predict": 1, "n_probs": n_probs, "temperature": 0.0}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": 1,
+            "n_probs": n_probs,
+            "temperature": 0.0,
+            **self._scales,
+        }
         answer = await self._post("/completion", {**body, "logit_bias": [[token, 1000.0]]})
         entries: list[dict[str, Any]] = answer.get("completion_probabilities") or []
         return entries[0] if entries else None
@@ -233,14 +343,14 @@ class LlamaChat(_LlamaEngine):
         body = {"content": text, "add_special": add_special, "parse_special": parse_special, "with_pieces": True}
         found = (await self._post("/tokenize", body))["tokens"]
         # A piece that is no valid UTF-8 comes as a list of its bytes.
-        return [(int(one["id"]), _as_bytes(one["piece"])) for one in found]
+        return [(int(one["id"]), as_bytes(one["piece"])) for one in found]
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         if not self._n_vocab:
             self._n_vocab = await self._count_vocabulary()
         for token in tokens:  # llama.cpp's server does not survive an id beyond its vocabulary
             if not 0 <= token < self._n_vocab:
-                raise Invalid("engine.no_such_token", param="tokens", token=token)
+                raise Invalid("engine.no_such_token", param="tokens", token=token, n_vocab=self._n_vocab)
         return str((await self._post("/detokenize", {"tokens": list(tokens)}))["content"])
 
     async def _count_vocabulary(self) -> int:
@@ -257,7 +367,7 @@ class LlamaChat(_LlamaEngine):
         options = options or {}
         self._check_tools(options)
         shaping = forcing(options) if is_forced(options) else options
-        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages], **shaping}
+        body: dict[str, Any] = {"messages": self._shapes(messages), **shaping}
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
@@ -280,7 +390,8 @@ class LlamaChat(_LlamaEngine):
             "repeat_penalty": sampling.repeat_penalty,
             "stop": list(sampling.stop) or None,
         }
-        return {**sampling.options, **{name: value for name, value in named.items() if value is not None}}
+        chosen = {name: value for name, value in named.items() if value is not None}
+        return {**sampling.options, **chosen, **self._scales}
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """The pieces of one answer. A context that is full ends it with "length": llama.cpp counts that itself."""
@@ -291,6 +402,7 @@ class LlamaChat(_LlamaEngine):
             async with aclosing(self._process.events(path, body)) as events:
                 async for event in events:
                     for delta in answer.read(event):
+                        self._remember(path, body, delta)
                         yield delta
             last = answer.last()
         except Refusal as error:
@@ -299,14 +411,19 @@ class LlamaChat(_LlamaEngine):
             raise EngineFailed("engine.failed", model=self.ref.name, why="no finish_reason") from error
         yield last
 
+    def _remember(self, path: str, body: dict[str, Any], delta: Delta) -> None:
+        """Keep in mind a prompt that has been read, for when the model leaves memory."""
+        if self._saving and delta.progress and delta.progress.done == delta.progress.total:
+            self._saving.memory.add(path, body, delta.progress.total)
+
 
 class LlamaEmbedder(_LlamaEngine):
     """mofang.engine.base.Embedder over /v1/embeddings."""
 
     kind: Kind = "embedding"
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
-        super().__init__(ref, process, launch, settings)
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
+        super().__init__(ref, process, launch, settings, provider)
         self._prefixes = _prefixes(ref)
         self._normalizer = str(ref.manifest.get("normalizer", ""))
         self._dimensions = 0
@@ -315,7 +432,7 @@ class LlamaEmbedder(_LlamaEngine):
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         if _is_encoder(facts):
             return _capped(ENCODER_CTX, facts), ENCODER_SLOTS
-        return _capped(settings.n_ctx, facts), settings.n_slots
+        return _capped(settings.n_ctx, facts), settings.least_slots
 
     @property
     def dimensions(self) -> int:
@@ -361,10 +478,6 @@ class LlamaReranker(_LlamaEngine):
             answer = await self._post("/v1/rerank", {"query": query, "documents": list(documents)})
         scores = {int(row["index"]): float(row["relevance_score"]) for row in answer["results"]}
         return [scores[index] for index in range(len(documents))]
-
-
-def _as_bytes(piece: str | list[int]) -> bytes:
-    return piece.encode() if isinstance(piece, str) else bytes(piece)
 
 
 _FIELD = re.compile(r"^Field '(\w+)'")

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Query
 
+from mofang.engine.base import EngineInfo
 from mofang.errors import Forbidden, MofangError
 from mofang.messages import Progress
 from mofang.models.base import ModelFacts, ModelRef
@@ -16,13 +17,13 @@ from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang
-from mofang.wire import AddRequest, PullRequest
+from mofang.wire import AddRequest, LoadRequest, PullRequest, RemoteRequest
 
 router = APIRouter(tags=["models"])
 
 
-def _loaded(backend: Backend) -> set[str]:
-    return {info.model for info in backend.engines.loaded()}
+def _loaded(backend: Backend) -> dict[str, EngineInfo]:
+    return {info.model: info for info in backend.engines.loaded()}
 
 
 def _facts(backend: Backend, ref: ModelRef) -> ModelFacts | None:
@@ -71,7 +72,15 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
-    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name))
+    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
+
+
+@router.post("/v1/models/remote")
+def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
+    """Use a model of another server. Only while the gateway is this machine's own: it sends a key of its environment."""
+    if not is_loopback(backend.settings.host):
+        raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
+    return _shape(backend, backend.models.add_remote(**body.model_dump()))
 
 
 @router.get("/v1/models/{name}")
@@ -80,21 +89,22 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     ref = backend.models.get(name)
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
-    needed = backend.models.memory(ref, context, backend.settings.n_slots)
+    needed = backend.models.memory(ref, context, backend.settings.least_slots)
     return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
 
 
 @router.post("/v1/models/{name}/load")
-async def load(name: str, backend: Here) -> dict[str, Any]:
-    """Bring it into memory and wait until it is there."""
-    return shapes.engine(await backend.engines.load(name))
+async def load(name: str, backend: Here, body: LoadRequest | None = None) -> dict[str, Any]:
+    """Bring it into memory and wait until it is there; pinned, it stays until it is unloaded."""
+    wish = body or LoadRequest()
+    return shapes.engine(await backend.engines.load(name, pin=wish.pin, keep_alive=wish.keep_alive))
 
 
 @router.post("/v1/models/{name}/unload", status_code=204)
 async def unload(name: str, backend: Here) -> None:
-    """Free its memory; nothing happens when it is not loaded."""
-    await asyncio.to_thread(backend.models.get, name)
-    await backend.engines.unload(name)
+    """Free its memory and unpin it; nothing happens when it is not loaded."""
+    ref = await asyncio.to_thread(backend.models.get, name)
+    await backend.engines.unload(ref.base or ref.name)
 
 
 @router.delete("/v1/models/{name}", status_code=204)
