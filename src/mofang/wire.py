@@ -400,6 +400,7 @@ class TokenizeRequest(Request):
     """Read "<|im_start|>" and its like as the tokens that they name; false: as the characters that they are."""
     with_pieces: bool = False
     """Also what each token stands for."""
+    keep_alive: KeepAlive | None = None
 
 
 class DetokenizeRequest(Request):
@@ -407,6 +408,7 @@ class DetokenizeRequest(Request):
 
     model: str = "auto"
     tokens: list[TokenId]
+    keep_alive: KeepAlive | None = None
 
 
 class NextTokenRequest(Request):
@@ -417,6 +419,7 @@ class NextTokenRequest(Request):
     forced: TokenId | None = None
     """A token id to be told the log-probability of, whether or not it is among the likeliest."""
     n_top: int = Field(default=20, ge=1, le=1000)
+    keep_alive: KeepAlive | None = None
 
 
 # ---- runs ----

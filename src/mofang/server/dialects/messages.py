@@ -15,7 +15,7 @@ from mofang.messages import Delta
 from mofang.server.answer import Answer, Choice
 from mofang.server.dialects import Event
 from mofang.server.faults import anthropic_fault
-from mofang.wire import MANY, ChatRequest, Effort, Request, Truncation, Word
+from mofang.wire import MANY, ChatRequest, Effort, KeepAlive, Request, Truncation, Word
 
 # ---- the request ----
 
@@ -123,6 +123,7 @@ class CountRequest(Request):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class MessagesRequest(CountRequest):
@@ -150,7 +151,13 @@ def to_chat(body: CountRequest) -> ChatRequest:
         raise Invalid("server.no_answer_asked", param="messages")
     if body.system is not None:
         messages.insert(0, {"role": "system", "content": _text(body.system)})
-    fields: dict[str, Any] = {"model": body.model, "messages": messages, **_tools(body), **_thinking(body)}
+    fields: dict[str, Any] = {
+        "model": body.model,
+        "messages": messages,
+        "keep_alive": body.keep_alive,
+        **_tools(body),
+        **_thinking(body),
+    }
     if isinstance(body, MessagesRequest):
         fields |= {
             "max_tokens": body.max_tokens,

@@ -15,7 +15,7 @@ from mofang.errors import Invalid
 from mofang.messages import Delta
 from mofang.server.answer import Answer
 from mofang.server.dialects import Event
-from mofang.wire import MANY, ChatRequest, Effort, Request, Truncation
+from mofang.wire import MANY, ChatRequest, Effort, KeepAlive, Request, Truncation
 
 # ---- the request ----
 
@@ -163,6 +163,7 @@ class ResponsesRequest(Request):
     prompt_cache_key: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     knowledge: list[str] | None = None
+    keep_alive: KeepAlive | None = None
 
 
 # ---- into a chat ----
@@ -179,7 +180,7 @@ def to_chat(body: ResponsesRequest) -> ChatRequest:
     if not messages:
         raise Invalid("server.no_answer_asked", param="input")
     wants_logprobs = bool(body.include) or body.top_logprobs is not None
-    same = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "truncation", "knowledge")
+    same = ("model", "stream", "temperature", "top_p", "parallel_tool_calls", "truncation", "knowledge", "keep_alive")
     return ChatRequest.model_validate(
         {
             **{name: getattr(body, name) for name in (*same, "chat_template_kwargs")},

@@ -1,11 +1,12 @@
 """Below the text: how it is cut into tokens, what prompt a chat becomes, and which token a model expects next."""
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-from mofang.engine.base import ChatEngine
+from mofang.engine.base import ChatEngine, Engine
 from mofang.server import sse
 from mofang.server.answer import Question, question_of
 from mofang.server.backend import Backend
@@ -20,7 +21,7 @@ async def tokenize(body: TokenizeRequest, request: Request, backend: Here) -> di
     """Token ids of a text; with pieces, the bytes that each stands for, and their text where they are whole
     characters."""
     choices = {"add_special": body.add_special, "parse_special": body.parse_special}
-    async with sse.until_client_leaves(request.receive), backend.engines.use(body.model, "chat") as engine:
+    async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
         model = engine.info().model
         if not body.with_pieces:
@@ -29,6 +30,11 @@ async def tokenize(body: TokenizeRequest, request: Request, backend: Here) -> di
         pieces = await engine.pieces(body.text, **choices)
         shown = [{"id": token, "piece": _whole(raw), "bytes": list(raw)} for token, raw in pieces]
         return {"model": model, "count": len(pieces), "tokens": [token for token, _ in pieces], "pieces": shown}
+
+
+def _use(wish: Any, backend: Backend) -> AbstractAsyncContextManager[Engine]:
+    """The model of a request or a question, kept as long as that says."""
+    return backend.engines.use(wish.model, "chat", keep_alive=wish.keep_alive)
 
 
 def _whole(raw: bytes) -> str | None:
@@ -42,7 +48,7 @@ def _whole(raw: bytes) -> str | None:
 @router.post("/v1/detokenize")
 async def detokenize(body: DetokenizeRequest, request: Request, backend: Here) -> dict[str, Any]:
     """The text of token ids; U+FFFD stands for what is no whole character."""
-    async with sse.until_client_leaves(request.receive), backend.engines.use(body.model, "chat") as engine:
+    async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
         return {"model": engine.info().model, "text": await engine.detokenize(body.tokens)}
 
@@ -52,7 +58,7 @@ async def apply_template(body: ChatRequest, request: Request, backend: Here) -> 
     """The prompt that /v1/chat/completions would make of the same request, as text, and its length in tokens."""
     question = question_of(body)
     options = question.sampling.options
-    async with sse.until_client_leaves(request.receive), backend.engines.use(body.model, "chat") as engine:
+    async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
         prompt = await engine.render(question.messages, options=options)
         n_tokens = await engine.count_tokens(question.messages, options=options)
@@ -67,7 +73,7 @@ async def input_tokens(body: ChatRequest, request: Request, backend: Here) -> di
 
 async def counted(question: Question, request: Request, backend: Backend) -> int:
     """Tokens of a question's prompt, its tools counted, its documents not."""
-    async with sse.until_client_leaves(request.receive), backend.engines.use(question.model, "chat") as engine:
+    async with sse.until_client_leaves(request.receive), _use(question, backend) as engine:
         assert isinstance(engine, ChatEngine)
         return await engine.count_tokens(question.messages, options=question.sampling.options)
 
@@ -75,7 +81,7 @@ async def counted(question: Question, request: Request, backend: Backend) -> int
 @router.post("/v1/next_token")
 async def next_token(body: NextTokenRequest, request: Request, backend: Here) -> dict[str, Any]:
     """The likeliest next tokens with the logarithms of their probabilities, before any sampler."""
-    async with sse.until_client_leaves(request.receive), backend.engines.use(body.model, "chat") as engine:
+    async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
         found = await engine.next_token(body.prompt, forced=body.forced, n_top=body.n_top)
         return {"model": engine.info().model, **asdict(found)}

@@ -1,0 +1,127 @@
+"""A real model behind the real HTTP layer: calls that must be made, schemas, stop words, tokens, both new APIs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import httpx2
+import openai
+import pytest
+from served import Gateway, serving
+
+from mofang.models.store import ModelStore
+from mofang.server.backend import LocalBackend
+from mofang.settings import Settings
+
+pytestmark = pytest.mark.model
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "查询一个城市的天气",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "城市名"}},
+            "required": ["city"],
+        },
+    },
+}
+ADD: Any = {
+    "type": "function",
+    "function": {"name": "add", "description": "两个数相加", "parameters": {"type": "object"}},
+}
+ASK: Any = [{"role": "user", "content": "上海今天天气怎么样？"}]
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory, qwen: Path, smollm2: Path) -> Iterator[Gateway]:
+    settings = Settings(home=tmp_path_factory.mktemp("home"), port=0, n_ctx=1024, n_slots=2)
+    store = ModelStore(settings)
+    store.add(qwen, "qwen")
+    store.add(smollm2, "smollm2")
+    with serving(LocalBackend(settings, models=store)) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def client(real: Gateway) -> Iterator[openai.OpenAI]:
+    http = httpx.Client(trust_env=False, timeout=120)
+    options: Any = {"_strict_response_validation": True, "http_client": http, "max_retries": 0}
+    with openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", **options) as made:
+        yield made
+
+
+def test_a_call_that_must_be_made_is_made(client: openai.OpenAI) -> None:
+    fields: Any = {"model": "qwen", "messages": ASK, "tools": [ADD, WEATHER], "temperature": 0, "max_tokens": 60}
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    whole = client.chat.completions.create(**fields, tool_choice=named)
+    (call,) = whole.choices[0].message.tool_calls or ()
+    assert call.type == "function" and call.function.name == "get_weather"
+    assert json.loads(call.function.arguments) == {"city": "上海"}
+    assert whole.choices[0].finish_reason == "tool_calls" and not whole.choices[0].message.content
+    with client.chat.completions.stream(**fields, tool_choice=named) as stream:
+        streamed = stream.get_final_completion().choices[0].message.tool_calls
+    assert streamed and json.loads(streamed[0].function.arguments) == {"city": "上海"}
+    required = client.chat.completions.create(**fields, tool_choice="required").choices[0].message
+    assert required.tool_calls and required.tool_calls[0].function.name in ("get_weather", "add")  # type: ignore[union-attr]
+
+
+def test_tools_that_the_template_would_drop_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="smollm2", messages=ASK, tools=[WEATHER])
+    assert caught.value.code == "no_tools" and caught.value.param == "tools"
+
+
+def test_the_same_call_through_the_other_apis(client: openai.OpenAI, real: Gateway) -> None:
+    tool: Any = {"type": "function", **WEATHER["function"], "strict": False}
+    answer: Any = client.responses.create(
+        model="qwen",
+        input="上海今天天气怎么样？",
+        tools=[tool],
+        tool_choice={"type": "function", "name": "get_weather"},
+        temperature=0,
+        max_output_tokens=60,
+    )
+    assert json.loads(answer.output[0].arguments) == {"city": "上海"}
+    http = httpx2.Client(trust_env=False, timeout=120)
+    with anthropic.Anthropic(base_url=real.url, api_key="none", http_client=http, max_retries=0) as other:
+        spec: Any = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+        choice: Any = {"type": "tool", "name": "get_weather"}
+        message: Any = other.messages.create(
+            model="qwen", max_tokens=60, messages=ASK, tools=[spec], tool_choice=choice, extra_body={"temperature": 0}
+        )
+        stopped = other.messages.create(
+            model="smollm2",
+            max_tokens=20,
+            messages=[{"role": "user", "content": "Count: 1, 2, 3, 4, 5, 6, 7, 8"}],
+            stop_sequences=[" ", "e"],
+        )
+    assert message.content[0].input == {"city": "上海"} and message.stop_reason == "tool_use"
+    assert stopped.stop_reason == "stop_sequence" and stopped.stop_sequence in (" ", "e")
+
+
+def test_pieces_of_half_characters(real: Gateway) -> None:
+    with real.http() as http:
+        cut = http.post("/v1/tokenize", json={"model": "qwen", "text": "龘🙂", "with_pieces": True}).json()
+        back = http.post("/v1/detokenize", json={"model": "qwen", "tokens": cut["tokens"]}).json()
+        beyond = http.post("/v1/detokenize", json={"model": "qwen", "tokens": [1 << 30]})
+        alive = http.post("/v1/detokenize", json={"model": "qwen", "tokens": cut["tokens"]})
+    assert b"".join(bytes(one["bytes"]) for one in cut["pieces"]).decode() == back["text"] == "龘🙂"
+    assert None in [one["piece"] for one in cut["pieces"]], "a token that is half a character has no text"
+    assert beyond.status_code == 400 and alive.status_code == 200
+
+
+def test_what_is_counted_is_what_is_read(client: openai.OpenAI, real: Gateway) -> None:
+    body = {"model": "qwen", "messages": ASK, "tools": [WEATHER]}
+    with real.http() as http:
+        counted = http.post("/v1/chat/completions/input_tokens", json=body).json()["input_tokens"]
+        shown = http.post("/v1/apply-template", json=body).json()
+        wrong = http.post("/v1/chat/completions", json={**body, "tools": None, "n": 3})
+    answer = client.chat.completions.create(model="qwen", messages=ASK, tools=[WEATHER], max_tokens=1)
+    assert answer.usage and answer.usage.prompt_tokens == counted == shown["input_tokens"]
+    assert "get_weather" in shown["prompt"]
+    assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "n", "more answers than slots"
