@@ -105,7 +105,7 @@ class LocalBackend:
     @property
     def n_answering(self) -> int:
         """Answers under way, also those whose request has left."""
-        return max(sum(self.engines.busy.values()), self.generations.n_running)
+        return max(self.engines.n_open, self.generations.n_running)
 
     def catalogue(self) -> Sequence[CatalogueEntry]:
         from mofang.models import catalogue

@@ -30,6 +30,8 @@ class Gate:
         self.meter = meter
         self.busy: Counter[str] = Counter()
         """Requests that hold a place, by model."""
+        self.n_open = 0
+        """Uses of a model that have begun and not ended, waiting ones too."""
         self._crashed: dict[str, Engine] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -108,6 +110,7 @@ class Gate:
                 self.meter.begin(visit.key, again=visit.counted)
             visit.counted = True
         visit.uses += 1
+        self.n_open += 1
 
     @contextmanager
     def _counting_refusals(self, visit: Visit) -> Iterator[None]:
@@ -121,6 +124,7 @@ class Gate:
 
     def _end(self, visit: Visit) -> None:
         visit.uses -= 1
+        self.n_open -= 1
         if visit.uses:
             return
         tally = visit.settle()

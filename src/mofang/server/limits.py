@@ -27,7 +27,7 @@ class Window:
     total: int = 0
 
     def forget(self, now: float) -> None:
-        while self.uses and self.uses[0][0] <= now - WINDOW_S:
+        while self.uses and self.uses[0][0] + WINDOW_S <= now:
             self.total -= self.uses.popleft()[1]
 
     def add(self, now: float, amount: int) -> None:
@@ -43,7 +43,7 @@ class Window:
         for at, amount in self.uses:
             over -= amount
             if over < 0:
-                return max(0.0, at + WINDOW_S - now)
+                return at + WINDOW_S - now  # above 0, or it would be forgotten
         return WINDOW_S
 
     def empty_in(self, now: float) -> float:
