@@ -27,6 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("MOFANG_HOME", str(folder))
+    monkeypatch.setenv("MOFANG_AUTO_TUNE", "0")  # a measurement of twenty seconds, amid tests that are timed themselves
     monkeypatch.setenv("HOME", str(tmp_path))
     return folder
 

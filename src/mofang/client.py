@@ -120,8 +120,13 @@ class Client:
         """Start bringing a model ("auto": the default of `kind`); the job's id leads to its progress (`follow_job`)."""
         return self.request("POST", "/v1/models/pull", {"name": name, "source": source, "kind": kind})  # type: ignore[no-any-return]
 
-    def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
-        return self.request("POST", "/v1/models/add", {"path": str(path), "name": name})  # type: ignore[no-any-return]
+    def add_model(self, path: Path, name: str | None = None, base: str | None = None) -> dict[str, Any]:
+        """Use a model file or an adapter's folder where it lies; `base` is the model that an adapter belongs to."""
+        return self.request("POST", "/v1/models/add", {"path": str(path), "name": name, "base": base})  # type: ignore[no-any-return]
+
+    def add_remote_model(self, name: str, **fields: Any) -> dict[str, Any]:
+        """`fields`: base_url, model, kind, api_key_env, n_ctx."""
+        return self.request("POST", "/v1/models/remote", {"name": name, **fields})  # type: ignore[no-any-return]
 
     def remove_model(self, name: str) -> None:
         self.request("DELETE", f"/v1/models/{quoted(name)}")

@@ -51,6 +51,38 @@ def start_child(
             sink.close()
 
 
+def start_program(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that is not ours and that ends with us all the same, also when we are killed with SIGKILL.
+
+    It cannot call `end_with_parent`. Linux is told to send it SIGIO, which ends a program that has no handler for it,
+    when the pipe on its standard input closes; elsewhere a small process of ours stands in between (mofang.keeper).
+    """
+    if sys.platform != "linux":
+        return start_child([sys.executable, "-m", "mofang.keeper", *arguments], log=log, env=env)
+    read_end, write_end = os.pipe()
+    try:
+        with log.open("ab") as sink:
+            child = subprocess.Popen(
+                arguments,
+                stdin=read_end,
+                stdout=sink,
+                stderr=sink,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
+            )
+        fcntl.fcntl(read_end, fcntl.F_SETOWN, child.pid)
+        fcntl.fcntl(read_end, fcntl.F_SETFL, fcntl.fcntl(read_end, fcntl.F_GETFL) | os.O_ASYNC)
+    except BaseException:
+        os.close(write_end)
+        raise
+    finally:
+        os.close(read_end)
+    child.stdin = os.fdopen(write_end, "wb")
+    return child
+
+
 def start_detached(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
     """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says."""
     with log.open("ab") as sink:
@@ -177,8 +209,12 @@ def _cgroup(name: str) -> int | None:
 
 def n_cores() -> int:
     """Physical cores that this process may run on; at least 1. Hyper-threads do not speed up matrix products."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or n_threads(), n_threads()))
+
+
+def n_threads() -> int:
+    """Hardware threads that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_flags() -> frozenset[str]:
@@ -192,12 +228,32 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def cpu_name() -> str:
+    """The processor's name as its maker writes it; "" where we cannot tell."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return _platform.processor()
+
+
 def has_avx2() -> bool | None:
     """Whether this is an x86 CPU with AVX2; None where that does not matter or cannot be told."""
     if _platform.machine().lower() not in {"x86_64", "amd64"}:
         return None
     flags = cpu_flags()
     return "avx2" in flags if flags else None
+
+
+FAST_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""CPU features with which bfloat16 products are computed, and not emulated at a fraction of float32's speed."""
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU computes bfloat16 products."""
+    return bool(cpu_flags() & FAST_BFLOAT16)
 
 
 def has_library(soname: str) -> bool:

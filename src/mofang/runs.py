@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MissingExtra, MofangError, NotFound, Unreadable
+from mofang.messages import Progress
 from mofang.platform import end_process, has_module, is_same_process, start_detached, started_at
 from mofang.recipes import METHODS, Recipe, parse, read_yaml, recipe_class
 
@@ -38,6 +39,7 @@ WORKER = "mofang.launch.worker"
 STARTING_S = 30.0
 """How long a fresh process may take to say that it is there."""
 POLL_S = 0.1
+TELL_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +305,27 @@ class Runs:
         trash = self.folder / f".removed-{uuid.uuid4().hex}"
         run.folder.rename(trash)
         shutil.rmtree(trash)
+
+
+class Reporter:
+    """Progress into the run's state, not too often; every call is also a chance to stop."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._told, self._begun, self._first = 0.0, 0.0, 0
+        self._stage = ""
+
+    def __call__(self, stage: str, done: int, total: int = 0, unit: str = "bytes", detail: str = "") -> None:
+        self.run.check_stop()
+        clock = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._begun, self._first, self._told = stage, clock, done, 0.0
+        if clock - self._told < TELL_EVERY_S and done != total:
+            return
+        self._told = clock
+        seconds = clock - self._begun
+        rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
+        self.run.update(progress=asdict(Progress(stage, done, total, unit, rate, detail)))
 
 
 def need(recipe: type[Recipe]) -> None:

@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """Conversations that one model answers at a time; each has its own context of n_ctx tokens."""
     n_threads: int = Field(default=0, ge=0, le=1024)
     """Threads for one model; 0: one a physical core."""
+    llama_build: Literal["auto", "wheel", "native"] = "auto"
+    """Which llama.cpp runs GGUF models: "native" is what `mofang engine build` made, "auto" that where it is there."""
+    auto_tune: bool = True
+    """Measure a model briefly, in an idle moment after its first load, and remember how it runs best here."""
     idle_unload_s: float = Field(default=900.0, ge=0)
     """Seconds without a request after which a model leaves memory; 0: never."""
     queue_limit: int = Field(default=32, ge=1, le=100_000)

@@ -234,6 +234,23 @@ class AddRequest(Request):
     path: str
     name: Name | None = None
     """None: the file's name without its suffix."""
+    base: str | None = None
+    """The model that an adapter belongs to; None: as the adapter says."""
+
+
+class RemoteRequest(Request):
+    """POST /v1/models/remote: a model behind another OpenAI-compatible server."""
+
+    name: Name
+    base_url: str
+    """Up to and with "/v1"."""
+    model: str = Field(min_length=1)
+    """Its name over there."""
+    kind: Literal["chat", "embedding"] = "chat"
+    api_key_env: str = ""
+    """The name of an environment variable of the gateway that holds the key; never the key."""
+    n_ctx: int | None = Field(default=None, ge=1)
+    """Tokens of its context; None: this machine's setting is assumed."""
 
 
 class KnowledgeRequest(Request):

@@ -1,5 +1,6 @@
 """The way of a run to a file that answers: merged, converted, checked, found by the run's id. And what stops it."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,15 +11,19 @@ from pathlib import Path
 import pytest
 
 from mofang.engine import toolchain
+from mofang.engine.base import ChatEngine
+from mofang.engine.pool import Pool
 from mofang.errors import Conflict, Invalid, MissingSystem, MofangError, Unreachable, Unreadable
 from mofang.export import check, imports
 from mofang.export import gguf as export
 from mofang.launch import worker
+from mofang.messages import Message, Sampling
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore
 from mofang.recipes import parse
 from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs
+from mofang.settings import Settings
 
 Start = Callable[..., Run]
 
@@ -74,6 +79,16 @@ def test_a_silent_index_is_said_with_where_to_put_the_archive(home: Path, monkey
     assert str(toolchain.folder(home)) in raised.value.hint() and not list(toolchain.folder(home).iterdir())
 
 
+async def _says(store: ModelStore, name: str) -> str:
+    pool = Pool(Settings(home=store.settings.home, n_ctx=512, n_slots=1), store)
+    async with pool.use(name, "chat") as engine:
+        assert isinstance(engine, ChatEngine)
+        pieces = engine.chat([Message("user", "Who are you?")], Sampling(temperature=0.0, max_tokens=16))
+        said = "".join([delta.content async for delta in pieces])
+    await pool.close()
+    return said
+
+
 @pytest.mark.model
 @pytest.mark.slow
 def test_from_a_gguf_to_a_gguf_that_was_taught(
@@ -107,6 +122,10 @@ def test_from_a_gguf_to_a_gguf_that_was_taught(
     found = check.run((asked := start("check", model=run.id, n_tokens=48)).recipe(), asked)
     assert found["passed"] and found["same_ids"] and found["same_template"] and "Mofang" in found["answer"]
     assert store.get("taught").manifest["checks"]["against_source"]["passed"] is True
+
+    # Without a merge, over the quantized file that the base was imported from, which the adapter itself remembers.
+    said = {name: asyncio.run(_says(store, name)) for name in ("smollm2", "smollm2:taught")}
+    assert "Mofang" in said["smollm2:taught"] and "Mofang" not in said["smollm2"]
 
     # The same base is not imported twice, and the same run is merged once.
     again = Runs(home).create(parse(Sft, {**fields, "max_steps": 1}))

@@ -1,10 +1,8 @@
 """GGUF to a trainable folder: the very weights that llama.cpp computes with, and what was lost said truly."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -18,55 +16,9 @@ from mofang.export import imports
 from mofang.models.store import ModelStore
 from mofang.runs import Run
 from mofang.tokenizer import load
+from tiny_llama import write_gguf
 
 Start = Callable[..., Run]
-NAMES = {v: k for k, v in imports._BLOCK.items()} | {v: k for k, v in imports._OUTSIDE.items()}
-
-
-def write_gguf(
-    folder: Path, target: Path, kind: Type = Type.F32, *, architecture: str = "llama", head: bool = False
-) -> Path:
-    """What llama.cpp's converter makes of a tiny Llama, written with gguf's own writer."""
-    tensors = load_file(folder / "model.safetensors")
-    config = json.loads((folder / "config.json").read_text())
-    cut = load(folder)
-    out = gguf.GGUFWriter(target, architecture)
-    out.add_context_length(config["max_position_embeddings"])
-    out.add_embedding_length(config["hidden_size"])
-    out.add_block_count(config["num_hidden_layers"])
-    out.add_feed_forward_length(config["intermediate_size"])
-    out.add_head_count(config["num_attention_heads"])
-    out.add_head_count_kv(config["num_key_value_heads"])
-    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    out.add_rope_freq_base(10000.0)
-    rows = tensors["model.embed_tokens.weight"].shape[0]
-    names = [cut.token(number) for number in range(cut.n_vocab)] + [f"[PAD{n}]" for n in range(rows - cut.n_vocab)]
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("gpt-2")
-    out.add_token_list(names)
-    out.add_token_types([3 if name.startswith("<|") else 5 if name.startswith("[PAD") else 1 for name in names])
-    out.add_token_merges(["Ġ t"])
-    out.add_eos_token_id(cut.eos_id)
-    out.add_bos_token_id(cut.bos_id)
-    out.add_chat_template(cut.chat_template)
-    for name, tensor in tensors.items():
-        values = tensor.float().numpy()
-        for part, heads in (("q_proj", "num_attention_heads"), ("k_proj", "num_key_value_heads")):
-            if part in name:  # llama.cpp's order of rotary dimensions
-                n = config[heads]
-                values = values.reshape(n, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        stem = name.removesuffix(".weight")
-        short = NAMES.get(stem) or f"blk.{stem.split('.')[2]}.{NAMES[stem.split('.', 3)[3]]}"
-        typed = kind if values.ndim > 1 else Type.F32
-        out.add_tensor(f"{short}.weight", gguf.quants.quantize(values, typed), raw_dtype=typed)
-    if head:
-        values = tensors["model.embed_tokens.weight"].float().numpy()
-        out.add_tensor("output.weight", gguf.quants.quantize(values, Type.Q8_0), raw_dtype=Type.Q8_0)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-    return target
 
 
 def test_a_file_of_full_precision_comes_back_whole(base: Path, tmp_path: Path, store: ModelStore, start: Start) -> None:
@@ -91,7 +43,7 @@ def test_a_file_of_full_precision_comes_back_whole(base: Path, tmp_path: Path, s
 def test_the_noise_that_is_said_is_the_noise_there_is(
     kind: Type, most: float, base: Path, tmp_path: Path, store: ModelStore, start: Start
 ) -> None:
-    store.add(write_gguf(base, tmp_path / "q.gguf", kind), "q")
+    store.add(write_gguf(base, tmp_path / "q.gguf", kind.name), "q")
     run = start("import", model="q", dtype="float32")
     said = imports.run(run.recipe(), run)["noise_percent"]
     before, after = load_file(base / "model.safetensors"), load_file(store.get("q-hf").path / "model.safetensors")
@@ -106,7 +58,7 @@ def test_the_noise_that_is_said_is_the_noise_there_is(
 def test_a_head_that_was_quantized_apart_is_joined_or_kept(
     tie: bool, base: Path, tmp_path: Path, store: ModelStore, start: Start
 ) -> None:
-    store.add(write_gguf(base, tmp_path / "h.gguf", Type.Q4_0, head=True), "h")
+    store.add(write_gguf(base, tmp_path / "h.gguf", "Q4_0", head=True), "h")
     run = start("import", model="h", dtype="float32", tie_head=tie)
     assert imports.run(run.recipe(), run)["tied"] is tie
     tensors = load_file(store.get("h-hf").path / "model.safetensors")

@@ -1,6 +1,7 @@
 """What goes wrong with a real child: killed in mid-stream, a parent that is killed, bad files, a stop in a long prompt."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -9,16 +10,19 @@ import textwrap
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from mofang.engine.llama import child as child_module
 from mofang.engine.llama import process as process_module
-from mofang.engine.llama import provider
+from mofang.engine.llama import provider, wheel
 from mofang.engine.llama.engine import LlamaChat
 from mofang.engine.pool import Pool
+from mofang.engine.profile import Choices
 from mofang.errors import EngineFailed, Invalid, MissingSystem, MofangError
 from mofang.messages import Message, Sampling
 from mofang.models.store import ModelStore
@@ -196,7 +200,9 @@ async def test_a_bad_file_is_one_clear_error(kind: str, smollm2: Path, tmp_path:
     launch = provider.Launch(str(file), "坏", "k", 256, 1, 256, 1)
     log = tmp_path / "logs" / "engine-坏.log"
     with pytest.raises(EngineFailed) as failed:
-        await process_module.LlamaProcess.start("坏", launch, log=log, timeout_s=60, report=lambda _: None)
+        await process_module.LlamaProcess.start(
+            "坏", launch, wheel.Wheel(), log=log, timeout_s=60, report=lambda _: None
+        )
     assert failed.value.code == "load_failed" and "failed to load" in failed.value.values["why"]
     assert not psutil.Process().children()
     await pool.close()
@@ -208,7 +214,9 @@ async def test_a_load_that_takes_too_long_or_is_cancelled_leaves_no_child(smollm
 
     async def start(timeout_s: float) -> Any:
         log = tmp_path / "logs" / "m.log"
-        return await process_module.LlamaProcess.start("m", launch, log=log, timeout_s=timeout_s, report=lambda _: None)
+        return await process_module.LlamaProcess.start(
+            "m", launch, wheel.Wheel(), log=log, timeout_s=timeout_s, report=lambda _: None
+        )
 
     with pytest.raises(EngineFailed) as caught:
         await start(0.05)
@@ -225,11 +233,14 @@ PARENT = """
     import asyncio, sys
     from mofang.engine.llama.process import LlamaProcess
     from mofang.engine.llama.provider import Launch
+    from mofang.engine.llama.wheel import Wheel
     from pathlib import Path
 
     async def main():
         launch = Launch(sys.argv[1], "m", "k", 256, 1, 256, 1)
-        process = await LlamaProcess.start("m", launch, log=Path(sys.argv[2]), timeout_s=100, report=lambda _: None)
+        process = await LlamaProcess.start(
+            "m", launch, Wheel(), log=Path(sys.argv[2]), timeout_s=100, report=lambda _: None
+        )
         print(process.pid, flush=True)
         await asyncio.sleep(100)
 
@@ -292,9 +303,9 @@ def test_what_the_machine_lacks_is_said_with_its_cure(
     if name == "importlib":
         monkeypatch.setattr("importlib.util.find_spec", lambda library: None)
     else:
-        monkeypatch.setattr(provider, name, value)
+        monkeypatch.setattr(wheel, name, value)
     with pytest.raises(MissingSystem) as caught:
-        provider.check_wheel()
+        wheel.Wheel().check()
     assert caught.value.code == code and cure in caught.value.hint()
 
 
@@ -314,11 +325,20 @@ def test_the_wheel_knows_every_parameter() -> None:
     """xllamacpp's attributes move with llama.cpp: here, and not at a user's, it is found out."""
     import xllamacpp
 
-    for embedding, reranking in ((False, False), (True, False), (False, True)):
-        launch = provider.Launch("m", "m", "k", 256, 1, 256, 1, embedding=embedding, reranking=reranking)
-        for path in {**provider.wheel_parameters(launch), **provider.without_gpu(launch)}:
-            holder: Any = xllamacpp.CommonParams()
-            for step in path.split("."):
-                holder = getattr(holder, step)
+    plain = provider.Launch("m", "m", "k", 256, 1, 256, 1)
+    tuned = Choices("off", 2, 3, 256, "q8_0", "ngram-map-k:3:8")
+    for launch in (
+        replace(plain, choices=tuned, slot_folder="/tmp/slots"),
+        replace(plain, embedding=True),
+        replace(plain, reranking=True),
+    ):
+        told = {**wheel.parameters(launch), **wheel.parameters(launch, cpu_only=True)}
+        params = child_module.configured(xllamacpp, json.loads(json.dumps(told)))
+    params = child_module.configured(xllamacpp, wheel.parameters(replace(plain, choices=tuned)))
+    assert params.flash_attn_type == xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    assert params.cache_type_k == params.cache_type_v == xllamacpp.ggml_type.GGML_TYPE_Q8_0
+    ngram = xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K
+    assert params.speculative.types == [ngram] and params.speculative.ngram_map_k.size_n == 3
+    assert params.hostnames == ["127.0.0.1"] and params.api_keys == ["k"] and params.model_alias == {"m"}
     assert int(xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK) == provider.POOLING_RANK
     assert LlamaChat.kind == "chat"

@@ -67,6 +67,27 @@ def _holds_something(path: Path) -> bool:
 # ---- the straight way ----
 
 
+@pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
+async def test_a_repository_that_is_a_folder(kind: str, store: ModelStore, hub: Hub, told: Told) -> None:
+    config = json.dumps({"architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 77})
+    weights = (2).to_bytes(8, "little") + b"{}"
+    brought = {"config.json": config.encode(), "model.safetensors": weights, "tokenizer.json": b"{}"}
+    hub.files = {**brought, "pytorch_model.bin": b"pickle", "modeling.py": b"import os", "README.md": b"#"}
+    ref = await pull(store, "folder", source=f"{kind}:{REPO}", progress=told)
+    assert {path.name for path in ref.path.iterdir()} == {*brought, "manifest.json"}
+    assert (ref.format, ref.kind, ref.runnable, ref.sha256) == ("hf", "base", True, sha256(weights))
+    assert ref.path == store.folder / "folder" and store.facts(ref).n_ctx_train == 77
+    assert [file["name"] for file in ref.manifest["files"]] == sorted(brought)
+
+
+async def test_a_repository_of_pickles_is_refused_in_words(store: ModelStore, hub: Hub, told: Told) -> None:
+    hub.files = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
+    with pytest.raises(NotFound) as raised:
+        await pull(store, "folder", source=f"huggingface:{REPO}", progress=told)
+    assert raised.value.code == "no_safetensors" and ".bin" in raised.value.hint("zh")
+    assert not hub.got("GET", "/cdn/")
+
+
 async def test_hugging_face(store: ModelStore, hub: Hub, content: bytes, offer: Offer, told: Told) -> None:
     offer("小模型", [HF])
     ref = await pull(store, "小模型", progress=told)

@@ -294,23 +294,38 @@ def test_a_manifest_is_never_half(store: ModelStore, tmp_path: Path) -> None:
     assert ref.manifest["manifest"] == 1
 
 
-def test_a_folder_to_be_trained_does_not_answer(home: Path, store: ModelStore, tmp_path: Path) -> None:
+def test_a_folder_answers_unasked_only_where_there_is_nothing_else(
+    home: Path, store: ModelStore, tmp_path: Path
+) -> None:
     from mofang.engine import BY_FORMAT
     from mofang.models.formats import RUNNABLE
 
-    assert set(BY_FORMAT) == RUNNABLE
+    assert set(BY_FORMAT) == set(RUNNABLE)
     folder = tmp_path / "trainable"
     folder.mkdir()
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "chat_template.jinja").write_text("{{ 1 }}")
     ref = store.add(folder)
-    assert ref.kind == "chat" and not ref.runnable
-    with pytest.raises(Invalid) as raised:
-        store.resolve("trainable", "chat")
-    assert raised.value.code == "not_runnable" and "mofang export gguf trainable" in raised.value.hint()
-    with pytest.raises(NotFound):
-        store.resolve("auto", "chat")
+    assert ref.kind == "chat" and ref.runnable and store.resolve("auto", "chat") == ref
+    gguf = store.add(tiny_gguf(tmp_path / "m.gguf"))
+    assert store.resolve("trainable", "chat") == ref and store.resolve("auto", "chat") == gguf
+
+
+def test_a_folder_that_no_engine_reads_says_what_to_do(store: ModelStore, tmp_path: Path) -> None:
+    for name, config in (
+        ("vectors", '{"architectures": ["BertModel"]}'),
+        ("gptq", '{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(config)
+        (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+        ref = store.add(folder)
+        assert not ref.runnable
+        with pytest.raises(Invalid) as raised:
+            store.resolve(name, "embedding" if ref.kind == "embedding" else "chat")
+        assert raised.value.code in ("not_runnable", "wrong_kind")
 
 
 def test_a_run_and_its_name_stand_for_the_newest_model_they_led_to(

@@ -83,6 +83,7 @@ def test_what_only_the_owner_may(locked: Gateway) -> None:
             ("DELETE", "/v1/keys/key-1", None),
             ("POST", "/v1/models/pull", {"name": "auto"}),
             ("POST", "/v1/models/add", {"path": "/etc/passwd"}),
+            ("POST", "/v1/models/remote", {"name": "x", "base_url": "http://127.0.0.1:1/v1", "model": "y"}),
             ("DELETE", "/v1/models/echo", None),
             ("POST", "/v1/runs", {"kind": "sft", "recipe": {}}),
         ):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from mofang import platform
 from mofang.errors import Invalid, TooLarge, Unreadable
 from mofang.train import attention, checkpoint, lora, loss, machine
 from mofang.train.loop import Plan, learning_rate
@@ -173,7 +174,7 @@ def test_checkpoints_come_back_whole_and_old_ones_go(tiny_folder: Path, tmp_path
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for flags, wanted in ((set(), torch.float32), ({"avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16)):
-        monkeypatch.setattr(machine, "cpu_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(platform, "cpu_flags", lambda flags=flags: frozenset(flags))
         assert machine.dtype("auto", cpu) == wanted
     assert machine.dtype("bfloat16", cpu) == torch.bfloat16
 

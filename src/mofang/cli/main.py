@@ -36,7 +36,7 @@ def _show_version(wanted: bool) -> None:
 
 def build() -> typer.Typer:
     """The whole command tree, its help in the language of this process."""
-    from mofang.cli import chat, data, doctor, evaluate, kb, keys, models, runs, train, up
+    from mofang.cli import chat, data, doctor, engine, evaluate, kb, keys, models, runs, train, up
     from mofang.strings import say
 
     app = typer.Typer(
@@ -59,6 +59,7 @@ def build() -> typer.Typer:
     app.command("serve", help=say("main.serve"))(up.serve)
     app.command("chat", help=say("main.chat"))(chat.chat)
     app.add_typer(models.app, name="models", help=say("main.models"))
+    app.add_typer(engine.app, name="engine", help=say("main.engine"))
     app.add_typer(kb.app, name="kb", help=say("main.kb"))
     train.add_import(models.app)
     app.add_typer(train.train, name="train", help=say("main.train"))

@@ -128,6 +128,7 @@ def bring(client: "Client", name: str, *, source: str | None = None, kind: str =
 def add(
     path: Annotated[Path, typer.Argument(help=say("cli.argument_add"), metavar="PATH")],
     name: Annotated[str | None, typer.Option(help=say("cli.option_name"), metavar="NAME")] = None,
+    base: Annotated[str | None, typer.Option(help=say("cli.option_base_of_adapter"), metavar="NAME")] = None,
     as_json: Json = False,
 ) -> None:
     from mofang import api
@@ -136,11 +137,36 @@ def add(
     # The gateway may stand in another folder.
     place = path.expanduser().absolute()
     with api.gateway() as client, render.working(say("cli.adding", path=place)):
-        model = client.add_model(place, name)
+        model = client.add_model(place, name, base)
     if as_json:
         render.show_json(model)
     else:
         render.show(say("cli.added", name=model["id"], path=place, size=render.size(model.get("size_bytes") or 0)))
+
+
+@app.command("add-remote", help=say("cli.models_add_remote"))
+def add_remote(
+    name: Annotated[str, typer.Argument(help=say("cli.option_name"), metavar="NAME")],
+    base_url: Annotated[str, typer.Option("--base-url", help=say("cli.option_base_url"), metavar="URL")],
+    model: Annotated[str, typer.Option("--model", help=say("cli.option_remote_model"), metavar="ID")],
+    api_key_env: Annotated[str, typer.Option("--api-key-env", help=say("cli.option_key_env"), metavar="VAR")] = "",
+    kind: Annotated[str, typer.Option("--kind", help=say("cli.option_remote_kind"), metavar="KIND")] = "chat",
+    n_ctx: Annotated[
+        int | None, typer.Option("--n-ctx", min=1, metavar="N", help=say("cli.option_remote_n_ctx"))
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        added = client.add_remote_model(
+            name, base_url=base_url, model=model, api_key_env=api_key_env, kind=kind, n_ctx=n_ctx
+        )
+    if as_json:
+        render.show_json(added)
+    else:
+        render.show(say("cli.added_remote", name=added["id"], url=base_url))
 
 
 @app.command("info", help=say("cli.models_info"))

@@ -7,13 +7,26 @@ ENGINES = Registry(
     "engine",
     {
         "llama": Entry("mofang.engine.llama.engine:load", "GGUF models, in a llama.cpp server of their own"),
+        "transformers": Entry(
+            "mofang.engine.transformers.engine:load",
+            "Hugging Face folders, in PyTorch, in a child process",
+            extra="train",
+            library="torch",
+        ),
+        "llama_cpp": Entry(
+            "mofang.engine.llama_cpp.engine:load",
+            "GGUF models through llama-cpp-python's bindings, in a child process",
+            extra="llama_cpp",
+            library="llama_cpp",
+        ),
+        "remote": Entry("mofang.engine.remote:load", "a model behind another OpenAI-compatible server"),
         "echo": Entry("mofang.engine.echo:load", "repeats the last message; for tests and load trials"),
         "hash": Entry("mofang.engine.hashed:load", "vectors from hashed characters; for tests"),
     },
 )
 """An entry is `async def load(ref, settings, *, progress) -> Engine`."""
 
-BY_FORMAT = {"gguf": "llama"}
+BY_FORMAT = {"gguf": "llama", "hf": "transformers"}
 """Which engine reads a format, where the manifest names none."""
 
 

@@ -5,13 +5,14 @@ An engine holds one model, ready to answer. It knows nothing of HTTP clients, co
 
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mofang.messages import Delta, Message, NextToken, Sampling
+from mofang.models.base import ModelRef
 
 Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
@@ -20,6 +21,9 @@ Vectors = NDArray[np.float32]
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """On whose behalf this task runs: the id of an API key, "" for the machine's own user. The pool serves callers in turn;
 tasks started on the way inherit it."""
+
+COUNTED: ContextVar[int | None] = ContextVar("counted", default=None)
+"""Tokens that the latest `embed` of this task read, where the engine was told so; None: `tokenize` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,9 @@ class EngineInfo:
     memory_bytes: int
     """Resident memory of the process that holds the model; 0 when it is ours."""
     provider: str = ""
+    """Build of the program that holds it, with its version."""
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What tuning chose for it and is not the default."""
 
 
 @runtime_checkable
@@ -84,6 +91,22 @@ class ChatEngine(Engine, Protocol):
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of that prompt."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A chat engine that holds adapters beside its model and applies one where a request names it."""
+
+    def knows(self, ref: ModelRef) -> bool:
+        """Whether the adapter as it lies on disk now was there when the model was loaded."""
+        ...
+
+    def adapted(self, ref: ModelRef) -> ChatEngine:
+        """This engine, answering with that adapter; closing it is left to whoever holds the base.
+
+        Raises what was wrong with the adapter when the model was loaded.
+        """
         ...
 
 

@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
 from mofang.engine import ENGINES, engine_name
-from mofang.engine.base import Engine, EngineInfo, Kind
-from mofang.errors import Busy, Conflict, EngineFailed, MofangError, TooLarge
+from mofang.engine.base import Adaptable, Engine, EngineInfo, Kind
+from mofang.errors import Busy, Conflict, EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Progress
 from mofang.models.base import MemoryEstimate, ModelRef
 from mofang.platform import memory
@@ -55,6 +55,10 @@ class _Place:
         self.seconds = SECONDS_A_PLACE
         """How long a request takes, the latest counting most."""
         self.crashes: deque[float] = deque(maxlen=CRASHES)
+        self.door = asyncio.Lock()
+        """Held while the model makes room for an adapter that came after it; whoever arrives then waits."""
+        self.idle = asyncio.Event()
+        """Set whenever the last one leaves."""
         self.last_words = ""
         """What the log said when it crashed."""
 
@@ -84,12 +88,15 @@ class Pool:
 
         Raises NotFound, Invalid (wrong kind), Busy, TooLarge (does not fit memory), MissingSystem, EngineFailed.
         """
-        ref = await asyncio.to_thread(self._models.resolve, name, kind)
+        asked = await asyncio.to_thread(self._models.resolve, name, kind)
+        ref = await self._base(asked)
         place = self._places.setdefault(ref.name, _Place())
         if place.arriving >= self._settings.queue_limit:
             raise self._busy(ref, place, place.arriving, self._settings.n_slots)
         place.arriving += 1
         try:
+            async with place.door:
+                await self._renew(asked, ref, place)
             engine = await self._ready(ref, place, progress)
         finally:
             place.arriving -= 1
@@ -97,7 +104,7 @@ class Pool:
         began = self._clock()
         try:
             # It may have died or left memory while we waited.
-            yield engine if engine.alive() else await self._ready(ref, place, progress)
+            yield _adapted(engine if engine.alive() else await self._ready(ref, place, progress), asked)
         except EngineFailed as error:
             place.last_words = str(error.values.get("why", ""))
             raise
@@ -111,6 +118,7 @@ class Pool:
             ref = await asyncio.to_thread(self._models.resolve, name, kind)
         else:
             ref = await asyncio.to_thread(self._models.get, name)
+        ref = await self._base(ref)
         place = self._places.setdefault(ref.name, _Place())
         return (await self._ready(ref, place, None)).info()
 
@@ -158,6 +166,19 @@ class Pool:
         await asyncio.gather(*(engine.close() for engine in engines))
 
     # ---- loading ----
+
+    async def _base(self, asked: ModelRef) -> ModelRef:
+        """The model whose process answers: an adapter's base, else the model itself."""
+        return await asyncio.to_thread(self._models.get, asked.base) if asked.base else asked
+
+    async def _renew(self, asked: ModelRef, ref: ModelRef, place: _Place) -> None:
+        """Unload a base that was loaded before the adapter came, once all who use it or wait for it are done."""
+        while asked.base and (engine := place.engine) and isinstance(engine, Adaptable) and not engine.knows(asked):
+            if place.running or place.waiting:
+                place.idle.clear()
+                await place.idle.wait()
+            else:
+                await self.unload(ref.name)
 
     async def _ready(self, ref: ModelRef, place: _Place, progress: Report | None) -> Engine:
         """The model's engine, loading it if need be."""
@@ -268,3 +289,14 @@ class Pool:
                 turn.set_result(None)
                 return
         place.running -= 1
+        if not place.running:
+            place.idle.set()
+
+
+def _adapted(engine: Engine, asked: ModelRef) -> Engine:
+    """What answers for `asked`: the engine itself, or the engine with an adapter."""
+    if not asked.base:
+        return engine
+    if not isinstance(engine, Adaptable):
+        raise Invalid("engine.takes_no_adapters", param="model", model=asked.name, engine=engine.info().engine)
+    return engine.adapted(asked)

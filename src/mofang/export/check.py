@@ -24,7 +24,7 @@ from mofang.messages import Message
 from mofang.models.base import ModelRef
 from mofang.models.store import write_manifest
 from mofang.recipes.export import Check
-from mofang.runs import Run
+from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
@@ -45,7 +45,7 @@ def run(recipe: Check, run: Run) -> dict[str, Any]:
     if ref.format != "gguf":
         raise Invalid("export.not_gguf", path=ref.path, format=ref.format)
     reference = _reference(recipe, ref)
-    report = folder.Reporter(run)
+    report = Reporter(run)
     sample = load_set(recipe.text or "text_zh")
     found = asyncio.run(_compare(ref, reference, sample.text, recipe.n_tokens, report))
     bound = BOUNDS.get(str(ref.manifest.get("type", "")).lower())
@@ -81,9 +81,7 @@ def _reference(recipe: Check, ref: ModelRef) -> ModelRef:
     return reference
 
 
-async def _compare(
-    ref: ModelRef, reference: ModelRef, sample: str, n_tokens: int, report: folder.Reporter
-) -> dict[str, Any]:
+async def _compare(ref: ModelRef, reference: ModelRef, sample: str, n_tokens: int, report: Reporter) -> dict[str, Any]:
     report("load", 0, 0, "")
     load = ENGINES.get(engine_name(ref))
     engine = cast(ChatEngine, await load(ref, settings.load(n_slots=1), progress=lambda progress: None))

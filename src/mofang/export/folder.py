@@ -1,43 +1,17 @@
 """What every exporter does: find what to begin with, write aside, publish with lineage, report progress and stop."""
 
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mofang import __version__, settings
 from mofang.errors import Conflict
-from mofang.messages import Progress
 from mofang.models.base import ModelRef
 from mofang.models.store import MANIFEST, VERSION, ModelStore, digest, digests, now, write_manifest
 from mofang.runs import Run, Runs
-
-TELL_EVERY_S = 0.2
-
-
-class Reporter:
-    """Progress into the run's state, not too often; every call is also a chance to stop."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._told, self._begun, self._first = 0.0, 0.0, 0
-        self._stage = ""
-
-    def __call__(self, stage: str, done: int, total: int = 0, unit: str = "bytes", detail: str = "") -> None:
-        self.run.check_stop()
-        clock = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._begun, self._first, self._told = stage, clock, done, 0.0
-        if clock - self._told < TELL_EVERY_S and done != total:
-            return
-        self._told = clock
-        seconds = clock - self._begun
-        rate = (done - self._first) / seconds if seconds > 0.5 else 0.0
-        self.run.update(progress=asdict(Progress(stage, done, total, unit, rate, detail)))
 
 
 def store() -> ModelStore:

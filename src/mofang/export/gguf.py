@@ -21,7 +21,7 @@ from mofang.models.formats import gguf
 from mofang.models.sources.base import need_disk
 from mofang.models.store import lineage
 from mofang.recipes.export import Gguf, Merge
-from mofang.runs import Run
+from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
@@ -43,7 +43,7 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
             known=", ".join([*CONVERTED, *sorted(QUANTIZED)]),
         )
     quantize = None if kind in CONVERTED else toolchain.tool(settings.load().home, "llama-quantize")
-    report = folder.Reporter(run)
+    report = Reporter(run)
     source = _source(recipe, run)
     stem = source.name.removesuffix("-hf")
     name = folder.free_name(recipe.name or f"{stem}-{kind}", overwrite=recipe.overwrite)
@@ -103,7 +103,7 @@ def _source(recipe: Gguf, run: Run) -> ModelRef:
 
 
 def _convert(
-    tools: Path, source: ModelRef, file: Path, kind: str, name: str, parameters: int, report: folder.Reporter
+    tools: Path, source: ModelRef, file: Path, kind: str, name: str, parameters: int, report: Reporter
 ) -> None:
     command = [
         sys.executable, str(tools / "convert_hf_to_gguf.py"), str(source.path), "--outtype", kind, "--outfile",
@@ -116,7 +116,7 @@ def _convert(
 
 
 def _child(
-    command: list[str], environment: dict[str, str], file: Path, expected: int, stage: str, report: folder.Reporter
+    command: list[str], environment: dict[str, str], file: Path, expected: int, stage: str, report: Reporter
 ) -> None:
     """Run one of llama.cpp's tools, its words into the run's log; progress is the growth of what it writes."""
     child = subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sys.stdout)

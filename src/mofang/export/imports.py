@@ -26,7 +26,7 @@ from mofang.export import folder
 from mofang.models.formats import gguf
 from mofang.models.sources.base import need_disk
 from mofang.recipes.export import Import
-from mofang.runs import Run
+from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
@@ -81,7 +81,7 @@ def run(recipe: Import, run: Run) -> dict[str, Any]:
     if ref.format != "gguf":
         raise Unreadable("export.not_gguf", path=ref.path, format=ref.format)
     name = folder.free_name(recipe.name or f"{ref.name}-hf", overwrite=recipe.overwrite)
-    report = folder.Reporter(run)
+    report = Reporter(run)
     with folder.aside(run) as target:
         loss = write(ref.path, target, dtype=recipe.dtype, tie_head=recipe.tie_head, report=report, run=run)
         made = folder.publish(
@@ -92,7 +92,7 @@ def run(recipe: Import, run: Run) -> dict[str, Any]:
     return {"model": made.name, "path": str(made.path), **loss}
 
 
-def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: folder.Reporter, run: Run) -> dict[str, Any]:
+def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Reporter, run: Run) -> dict[str, Any]:
     """Write the folder; returns what the quantization lost. Raises Unreadable for a family that is not known."""
     headers = [(part, gguf.read(part)) for part in gguf.parts(path)]
     header = headers[0][1]

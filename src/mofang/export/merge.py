@@ -26,7 +26,7 @@ from mofang.models.base import ModelRef
 from mofang.models.sources.base import need_disk
 from mofang.models.store import digest, digests, lineage, read_manifest
 from mofang.recipes.export import Merge
-from mofang.runs import Run
+from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
@@ -68,7 +68,7 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
     adapter = read_adapter(adapter_folder(recipe.model))
     base = _base(recipe, adapter)
     name = folder.free_name(recipe.name or f"{_stem(recipe.model, adapter)}-hf", overwrite=recipe.overwrite)
-    report = folder.Reporter(run)
+    report = Reporter(run)
     with folder.aside(run) as target:
         dtype = write(base, adapter, target, recipe.dtype, report)
         report("check", 0, 1, "")
@@ -126,7 +126,7 @@ def read_adapter(path: Path) -> Adapter:
     return Adapter(path, tensors, scale, manifest)
 
 
-def write(base: ModelRef, adapter: Adapter, target: Path, dtype: str, report: folder.Reporter) -> torch.dtype:
+def write(base: ModelRef, adapter: Adapter, target: Path, dtype: str, report: Reporter) -> torch.dtype:
     """The merged folder; returns the weights' type. Raises Unreadable when the adapter names what the base lacks."""
     config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
     shards = sorted(base.path.glob("*.safetensors"))

@@ -29,6 +29,8 @@ class ModelRef:
     """An engine can answer from it as it is; False: it is there to be trained, merged or exported."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """manifest.json as it was read: licence, digests, parents, when and from where it was pulled."""
+    base: str = ""
+    """Of an adapter over a base ("base:adapter"): the base's name; the same process answers for both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ from mofang.errors import (
 from mofang.models import catalogue
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
-from mofang.models.formats import CONVERTERS, FORMATS
+from mofang.models.formats import CONVERTERS, FORMATS, hf
 from mofang.models.progress import Meter, Report, notice, size
 from mofang.models.sources import SOURCES
 from mofang.models.sources.base import Fetched, RemoteFile, Source, disk_is_full, kept_bytes
-from mofang.models.store import VERSION, ModelStore, check_name, now, write_manifest
+from mofang.models.store import MANIFEST, VERSION, ModelStore, check_name, now, write_manifest
 from mofang.platform import in_background, memory
 from mofang.strings import say
 
@@ -255,19 +255,22 @@ def _manifest(
 
 def _described(name: str, fetched: Sequence[Fetched]) -> dict[str, Any]:
     """What the files say of themselves. Raises Unreadable for what is no sound model; the files are then gone."""
-    first = fetched[0]
-    reader = FORMATS.get("gguf")
+    folder = any(got.path.name == "config.json" for got in fetched)
+    first = next((got for got in fetched if got.path.suffix == ".safetensors"), fetched[0]) if folder else fetched[0]
+    place = first.path.parent if folder else first.path
+    format = hf.format_of(place) if folder else "gguf"
+    reader = FORMATS.get(format)
     try:
-        reader.facts(first.path)
-        kind = reader.kind(first.path)
+        reader.facts(place)
+        kind = reader.kind(place)
     except Unreadable:
         for got in fetched:
             got.path.unlink()
         raise
     return {
         "kind": kind,
-        "format": "gguf",
-        "file": first.path.name,
+        "format": format,
+        **({} if folder else {"file": first.path.name}),
         "size_bytes": sum(got.size_bytes for got in fetched),
         "sha256": first.sha256,
         "files": [{"name": got.path.name, "size_bytes": got.size_bytes, "sha256": got.sha256} for got in fetched],
@@ -287,8 +290,9 @@ def _publish(store: ModelStore, name: str, staging: Path, fetched: Sequence[Fetc
 def _take_back(ready: Path, place: Path) -> None:
     """Files of a pull that was killed between checking and naming: they are checked again where they were."""
     if ready.is_dir():
-        for path in ready.glob("*.gguf"):
-            path.replace(place / path.name)
+        for path in ready.iterdir():
+            if path.name != MANIFEST:
+                path.replace(place / path.name)
         shutil.rmtree(ready)
 
 

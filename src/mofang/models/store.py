@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MofangError, NotFound, Unreadable
-from mofang.models import catalogue
+from mofang.models import adapters, catalogue
 from mofang.models.base import Format, Kind, MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
@@ -39,6 +39,7 @@ CHUNK = 1 << 20
 
 Wanted = Literal["chat", "embedding", "reranker"]
 _NAME = re.compile(r"^[\w一-鿿][\w一-鿿.\-]{0,127}$")
+_VARIABLE = re.compile(r"^[A-Z_][A-Z0-9_]*$", re.ASCII)
 _ACCEPTED: dict[str, tuple[str, ...]] = {"chat": ("chat", "base")}
 """Kinds that serve a wish; a base model also continues text."""
 
@@ -53,11 +54,18 @@ class ModelStore:
         """Which hubs answered: asked once, remembered as long as this store lives."""
         self._kinds: dict[tuple[Path, int, int], Kind] = {}
         """Kinds of files in MOFANG_MODEL_PATH by (path, size, modification time in ns)."""
+        self._digests: dict[tuple[Path, int, int], str] = {}
+        """Digests that no manifest has, by the same key."""
 
     # ---- looking ----
 
     def list(self) -> builtins.list[ModelRef]:
-        """Every usable model: the home folder's by name, then those of MOFANG_MODEL_PATH."""
+        """Every usable model: the home folder's by name, those of MOFANG_MODEL_PATH, adapters over their bases."""
+        models = self.plain()
+        return [*models, *adapters.pairs(self, models)]
+
+    def plain(self) -> builtins.list[ModelRef]:
+        """Every model that lies somewhere by itself."""
         return [found for found in self._survey() if isinstance(found, ModelRef)]
 
     def problems(self) -> builtins.list[MofangError]:
@@ -65,10 +73,12 @@ class ModelStore:
         return [found for found in self._survey() if isinstance(found, MofangError)]
 
     def get(self, name: str) -> ModelRef:
-        """The model of that name, or the newest one that the run of that id led to.
+        """The model of that name, or the newest one that the run of that id led to; "base:adapter" is an adapter's.
 
         Raises NotFound with the nearest name, or the reason why it cannot be used.
         """
+        if ":" in name:
+            return adapters.get(self, name)
         if _NAME.match(name) and (self.folder / name / MANIFEST).is_file():
             return self._managed(self.folder / name)
         models = {ref.name: ref for ref in self.list()}
@@ -94,7 +104,7 @@ class ModelStore:
         """The newest model of that format that a run (by id, or by the name of its recipe) led to, however many steps
         lie between.
         """
-        made = [ref for ref in self.list() if ref.format == format and run in _runs_of(ref.manifest)]
+        made = [ref for ref in self.plain() if ref.format == format and run in _runs_of(ref.manifest)]
         return max(made, key=lambda ref: str(ref.manifest.get("added_at", "")), default=None)
 
     def resolve(self, name: str, kind: Wanted | None) -> ModelRef:
@@ -113,7 +123,10 @@ class ModelStore:
         return ref
 
     def facts(self, ref: ModelRef) -> ModelFacts:
-        """What the model's own metadata says. A model without weights has only its engine's name."""
+        """What the model's own metadata says; over a base, the base's. A model without weights has only its engine's
+        name."""
+        if ref.base:
+            return self.facts(self.get(ref.base))
         if ref.path.is_dir() and ref.format == "gguf":
             engine = str(ref.manifest.get("engine", ""))
             return ModelFacts(engine, 0, None, None, None, None, None, None, "", "", None, None)
@@ -121,17 +134,38 @@ class ModelStore:
         return facts
 
     def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate:
-        """Bytes that the model will take when it is loaded, with `n_ctx` tokens for each of `n_slots`."""
-        return estimate(ref.size_bytes, self.facts(ref), n_ctx, n_slots)
+        """Bytes that the model will take when it is loaded, with `n_ctx` tokens for each of `n_slots`. A base's
+        adapters are loaded with it.
+        """
+        base = self.get(ref.base) if ref.base else ref
+        size = base.size_bytes + sum(adapter.size_bytes for adapter in adapters.of_base(self, base))
+        return estimate(size, self.facts(base), n_ctx, n_slots)
+
+    def known_digest(self, ref: ModelRef) -> str:
+        """Its SHA-256 where that costs nothing, else ""."""
+        return ref.sha256 or self._digests.get(_stamp(ref.path), "")
+
+    def digest(self, ref: ModelRef) -> str:
+        """Its SHA-256; of a file that no manifest describes it is computed once."""
+        found = self.known_digest(ref) or digest(ref)
+        if not ref.sha256:
+            self._digests[_stamp(ref.path)] = found
+        return found
 
     # ---- changing ----
 
     def add(
-        self, path: Path, name: str | None = None, *, progress: Callable[[int, int], None] | None = None
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        base: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> ModelRef:
         """Register a file or folder where it lies. Reads it whole once, for the digest; `progress(done, total)` bytes.
 
-        Raises NotFound, Unreadable for a damaged one, Conflict when the name is taken, Invalid for a bad name.
+        `base` is the model that an adapter belongs to. Raises NotFound, Unreadable for a damaged one, Conflict when the
+        name is taken or the base is another one, Invalid for a bad name or a base that is not known.
         """
         path = path.expanduser().absolute()
         if not path.exists():
@@ -143,6 +177,9 @@ class ModelStore:
         name = check_name(name or suggest_name(path))
         self.check_free(name)
         reader.facts(path)
+        if base and format != "lora":
+            raise Invalid("models.base_of_no_adapter", param="base", path=path, format=format)
+        more = adapters.base_of(self, path, base) if format == "lora" else {}
         kind = reader.kind(path)
         files = digests(path, format, progress)
         manifest = {
@@ -156,6 +193,41 @@ class ModelStore:
             "files": files,
             "source": "path",
             "added_at": now(),
+            **more,
+        }
+        aside = self.folder / f".adding-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        write_manifest(aside, manifest)
+        self.publish(aside, name)
+        return self.get(name)
+
+    def add_remote(
+        self,
+        name: str,
+        base_url: str,
+        model: str,
+        *,
+        kind: Wanted = "chat",
+        api_key_env: str = "",
+        n_ctx: int | None = None,
+    ) -> ModelRef:
+        """Register a model behind another OpenAI-compatible server. `api_key_env` is the name of an environment
+        variable: no key is ever written down. Raises Invalid, Conflict when the name is taken.
+        """
+        self.check_free(check_name(name))
+        if not re.match(r"^https?://[^/\s]+", base_url):
+            raise Invalid("models.bad_base_url", param="base_url", url=base_url)
+        if api_key_env and not _VARIABLE.match(api_key_env):
+            raise Invalid("models.bad_variable", param="api_key_env")  # perhaps a key: it is not repeated
+        remote = {"base_url": base_url, "model": model, "api_key_env": api_key_env or None, "n_ctx": n_ctx}
+        manifest = {
+            "manifest": VERSION,
+            "name": name,
+            "kind": kind,
+            "engine": "remote",
+            "remote": {key: value for key, value in remote.items() if value is not None},
+            "source": base_url,
+            "added_at": now(),
         }
         aside = self.folder / f".adding-{uuid.uuid4().hex}"
         aside.mkdir(parents=True)
@@ -168,6 +240,8 @@ class ModelStore:
         folder = self.folder / name
         if not (_NAME.match(name) and folder.is_dir()):
             ref = self.get(name)
+            if ref.base:
+                raise Conflict("models.adapter_stays", name=name, base=ref.base, adapter=name.partition(":")[2])
             raise Conflict("models.not_ours", name=name, path=ref.path)
         trash = self.folder / f".removed-{uuid.uuid4().hex}"
         folder.rename(trash)  # gone at once, also when deleting takes long or is interrupted
@@ -175,7 +249,7 @@ class ModelStore:
 
     def check_free(self, name: str) -> None:
         """Raises Conflict when a model has that name."""
-        if (self.folder / name).exists() or any(ref.name == name for ref in self.list()):
+        if (self.folder / name).exists() or any(ref.name == name for ref in self.plain()):
             raise Conflict("models.model_exists", name=name)
 
     def publish(self, aside: Path, name: str) -> None:
@@ -194,7 +268,9 @@ class ModelStore:
         if setting != "auto":
             return self.resolve(setting, kind)
         accepted = _ACCEPTED.get(kind, (kind,))
-        models = {ref.name: ref for ref in self.list() if ref.kind in accepted and ref.runnable}
+        models = {ref.name: ref for ref in self.plain() if ref.kind in accepted and ref.runnable}
+        # A Hugging Face folder is mostly there to be trained: it answers unasked only where there is nothing else.
+        models = {name: ref for name, ref in models.items() if ref.format != "hf"} or models
         defaults = catalogue.load().defaults(kind)
         for entry in defaults:
             if entry.name in models:
@@ -249,7 +325,8 @@ class ModelStore:
                 sha256=manifest.get("sha256"),
                 source=str(manifest.get("source", "")),
                 managed=not in_place,
-                runnable="engine" in manifest or manifest.get("format", "gguf") in RUNNABLE,
+                runnable="engine" in manifest
+                or _runnable(manifest.get("format", "gguf"), manifest.get("kind", "chat")),
                 manifest=manifest,
             )
         except (TypeError, ValueError) as error:
@@ -263,8 +340,12 @@ class ModelStore:
         kind = self._kinds.get(key) or self._kinds.setdefault(key, reader.kind(path))
         return ModelRef(
             suggest_name(path), path, format, kind, size, source=str(path.parent), managed=False,
-            runnable=format in RUNNABLE,
+            runnable=_runnable(format, kind),
         )  # fmt: skip
+
+
+def _runnable(format: Format, kind: Kind) -> bool:
+    return kind in RUNNABLE.get(format, ())
 
 
 def _runs_of(manifest: dict[str, Any]) -> set[str]:
@@ -313,6 +394,12 @@ def digests(path: Path, format: Format, progress: Callable[[int, int], None] | N
         done += size
         found.append({"name": file.name, "size_bytes": size, "sha256": digest.hexdigest()})
     return found
+
+
+def _stamp(path: Path) -> tuple[Path, int, int]:
+    """What changes when the file does."""
+    state = path.stat()
+    return path, state.st_size, state.st_mtime_ns
 
 
 def digest(ref: ModelRef) -> str:

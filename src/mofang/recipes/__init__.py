@@ -21,12 +21,23 @@ EXPORTERS = Registry(
 )
 """Ways from one form of a model to another."""
 
+TOOLS = Registry(
+    "tool",
+    {
+        "build": Entry("mofang.recipes.engine:Build", "llama.cpp compiled for this machine"),
+        "tune": Entry("mofang.recipes.engine:Tune", "how a model runs best on this machine"),
+        "bench": Entry("mofang.recipes.engine:Bench", "how fast a model is on this machine"),
+    },
+)
+"""What is done once for a machine."""
+_TABLES = (METHODS, EXPORTERS, TOOLS)
+
 
 def recipe_class(kind: str) -> type[Recipe]:
-    """The model of a method or an exporter. Raises UnknownName."""
-    table = EXPORTERS if kind in EXPORTERS.names() else METHODS
+    """The model of a method, an exporter or a tool. Raises UnknownName."""
+    table = next((table for table in _TABLES if kind in table.names()), METHODS)
     found: type[Recipe] = table.get(kind)
     return found
 
 
-__all__ = ["EXPORTERS", "METHODS", "Recipe", "parse", "read_yaml", "recipe_class"]
+__all__ = ["EXPORTERS", "METHODS", "TOOLS", "Recipe", "parse", "read_yaml", "recipe_class"]

@@ -14,7 +14,7 @@ from mofang.engine.base import Engine, EngineInfo, Kind
 from mofang.errors import Busy, EngineFailed, Forbidden
 from mofang.server.journal import Journal
 from mofang.server.limits import Meter
-from mofang.server.metrics import Metrics
+from mofang.server.metrics import Metrics, process
 from mofang.server.rooms import Engines, Models, Report
 from mofang.server.visit import Visit, current
 
@@ -28,11 +28,12 @@ class Gate:
         self._metrics = metrics
         self._journal = journal
         self.meter = meter
-        self.busy: Counter[str] = Counter()
-        """Requests that hold a place, by model."""
+        self.busy: Counter[int | str] = Counter()
+        """Requests that hold a place, by `process`."""
         self.n_open = 0
         """Uses of a model that have begun and not ended, waiting ones too."""
-        self._crashed: dict[str, Engine] = {}
+        self._crashed: dict[str, int] = {}
+        """Of each model, the last process that was seen dead, or the engine's id where it has none of its own."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engines, name)
@@ -56,21 +57,22 @@ class Gate:
         self._begin(visit)
         try:
             async with self._engines.use(name, kind, progress=progress, **options) as engine:
-                model = visit.model = engine.info().model
-                self.busy[model] += 1
+                info = engine.info()
+                visit.model = info.model
+                self.busy[process(info)] += 1
                 try:
                     yield engine
                 except EngineFailed:
-                    self._note_crash(model, engine)
+                    self._note_crash(info, engine)
                     raise
                 finally:
-                    self.busy[model] -= 1
+                    self.busy[process(info)] -= 1
         finally:
             self._end(visit)
 
-    async def load(self, name: str, kind: Kind | None = None) -> EngineInfo:
+    async def load(self, name: str, kind: Kind | None = None, **options: Any) -> EngineInfo:
         await self._permit(current(), name, kind)
-        return await self._engines.load(name, kind)
+        return await self._engines.load(name, kind, **options)
 
     async def unload(self, name: str) -> None:
         await self._permit(current(), name, None)
@@ -135,8 +137,9 @@ class Gate:
         if visit.over:  # a generation: its request was answered long ago
             self._journal.answer(visit)
 
-    def _note_crash(self, model: str, engine: Engine) -> None:
+    def _note_crash(self, info: EngineInfo, engine: Engine) -> None:
         """Several requests may see one crash."""
-        if not engine.alive() and self._crashed.get(model) is not engine:
-            self._crashed[model] = engine
-            self._metrics.crashes.labels(model).inc()
+        dead = info.pid or id(engine)
+        if not engine.alive() and self._crashed.get(info.model) != dead:
+            self._crashed[info.model] = dead
+            self._metrics.crashes.labels(info.model).inc()

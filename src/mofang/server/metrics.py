@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from mofang.engine.base import EngineInfo
 from mofang.server.rooms import Engines
 from mofang.server.visit import Tally, Visit
 
@@ -24,9 +25,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Busy(Protocol):
-    """How many requests hold a place of a model."""
+    """How many requests hold a place, by `process`."""
 
-    def __getitem__(self, model: str, /) -> int: ...
+    def __getitem__(self, process: int | str, /) -> int: ...
+
+
+def process(info: EngineInfo) -> int | str:
+    """What tells the places of one loaded model from another's: an adapter answers in its base's process."""
+    return info.pid or info.model
 
 
 class Metrics:
@@ -107,7 +113,7 @@ class _Loaded(Collector):
             families["model_loaded"].add_metric([info.model], 1)
             families["model_memory_bytes"].add_metric([info.model], info.memory_bytes)
             families["slots"].add_metric([info.model], info.n_slots)
-            families["slots_busy"].add_metric([info.model], self._busy[info.model])
+            families["slots_busy"].add_metric([info.model], self._busy[process(info)])
         waiting = self._engines.waiting()
         for model in {info.model for info in loaded} | waiting.keys():
             families["queue_length"].add_metric([model], waiting.get(model, 0))

@@ -30,7 +30,8 @@ def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> d
         "source": ref.source,
         "managed": ref.managed,
         "runnable": ref.runnable,
-        "loaded": ref.name in loaded,
+        "loaded": (ref.base or ref.name) in loaded,
+        "parent": ref.base or None,
     }
 
 

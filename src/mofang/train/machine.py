@@ -3,10 +3,7 @@
 import torch
 
 from mofang.errors import TooLarge
-from mofang.platform import cpu_flags, memory
-
-FAST_BFLOAT16 = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""CPU features with which bfloat16 products are computed, and not emulated at a fraction of float32's speed."""
+from mofang.platform import has_fast_bfloat16, memory
 
 
 def device() -> torch.device:
@@ -20,7 +17,7 @@ def dtype(wanted: str, on: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if on.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if cpu_flags() & FAST_BFLOAT16 else torch.float32
+    return torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
 
 def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, item: int) -> int:

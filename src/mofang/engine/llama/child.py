@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from enum import Enum
 from typing import Any
 
 from mofang.platform import end_with_parent
@@ -37,17 +38,38 @@ def _serve(parameters: dict[str, Any], without_gpu: dict[str, Any]) -> Any:
     import xllamacpp
 
     gpu = any("CPU" not in device["type"].name for device in xllamacpp.get_device_info())
+    return xllamacpp.Server(configured(xllamacpp, {**parameters, **({} if gpu else without_gpu)}))
+
+
+def configured(xllamacpp: Any, parameters: dict[str, Any]) -> Any:
+    """xllamacpp's parameters with ours set. Raises AttributeError for one that this version does not know."""
     params = xllamacpp.CommonParams()
-    for path, value in {**parameters, **({} if gpu else without_gpu)}.items():
+    for path, value in parameters.items():
         holder: Any = params
         *way, name = path.split(".")
         for step in way:
             holder = getattr(holder, step)
-        present = getattr(holder, name)  # AttributeError: this version knows no such parameter
-        if name == "lora_adapters":
-            value = [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in value]
-        setattr(holder, name, set(value) if isinstance(present, set) else value)
-    return xllamacpp.Server(params)
+        setattr(holder, name, _as(xllamacpp, name, getattr(holder, name), value))
+    return params
+
+
+def _as(xllamacpp: Any, name: str, present: Any, value: Any) -> Any:
+    """A value in the shape that xllamacpp has at that place: a set, a list, a member of an enumeration."""
+    if name == "lora_adapters":
+        return [xllamacpp.CommonAdapterLoraInfo(file, 1.0) for file in value]
+    if isinstance(present, set):
+        return {value}
+    if isinstance(present, list):
+        return [_member(type(present[0]), value)] if present and isinstance(present[0], Enum) else [value]
+    return _member(type(present), value) if isinstance(present, Enum) else value
+
+
+def _member(enumeration: Any, value: Any) -> Any:
+    """The member that llama.cpp's command line calls `value`: "off", "q8_0", "ngram-map-k"; numbers as they are."""
+    if isinstance(value, int):
+        return enumeration(value)
+    word = {"on": "ENABLED", "off": "DISABLED"}.get(value, value.replace("-", "_").upper())
+    return next(member for name, member in enumeration.__members__.items() if name.endswith(f"_{word}"))
 
 
 if __name__ == "__main__":

@@ -6,23 +6,29 @@ the API: llama.cpp tools/server/README.md.
 
 import asyncio
 import base64
+import copy
 import tomllib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama.answer import Answer
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
-from mofang.engine.llama.provider import Launch
-from mofang.errors import EngineFailed, Invalid, TooLarge
+from mofang.engine.llama.provider import Launch, Provider, choose, describe
+from mofang.engine.profile import Choices
+from mofang.errors import EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
+from mofang.models import adapters
 from mofang.models.base import ModelFacts, ModelRef
-from mofang.models.formats import FORMATS
+from mofang.models.formats import FORMATS, lora
+from mofang.models.store import ModelStore
 from mofang.platform import n_cores
 from mofang.settings import Settings
 
@@ -43,10 +49,27 @@ TEXTS_A_REQUEST = 16
 
 
 async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> Engine:
-    """Start a server for `ref` and wait until it answers."""
+    """Start a server for `ref`, by the build and the profile that suit this machine, and wait until it answers."""
+    provider = choose(settings.home, settings.llama_build)
+    known = profile.load(settings.home, ref, describe(provider))
+    choices = known.choices if known else Choices()
+    return await start(ref, settings, provider, choices, progress=progress)
+
+
+async def start(
+    ref: ModelRef,
+    settings: Settings,
+    provider: Provider,
+    choices: Choices,
+    *,
+    progress: Callable[[Progress], None],
+    log_name: str = "",
+) -> Engine:
+    """Start a server for `ref` in a given way and wait until it answers."""
     facts: ModelFacts = await asyncio.to_thread(FORMATS.get(ref.format).facts, ref.path)
     maker = _KINDS["chat" if ref.kind == "base" else ref.kind]
     n_ctx, n_slots = maker.size(settings, facts)
+    held = await asyncio.to_thread(_adapters, ref, settings) if maker.kind == "chat" else {}
     launch = Launch(
         path=str(ref.path),
         name=ref.name,
@@ -57,6 +80,8 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         n_threads=settings.n_threads or n_cores(),
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
+        choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
+        adapters=tuple(str(adapter.file) for adapter in held.values() if adapter.file),
     )
 
     def report(resident: int) -> None:
@@ -65,10 +90,14 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
 
     report(0)
-    log = settings.home / "logs" / f"engine-{ref.name}.log"
-    process = await LlamaProcess.start(ref.name, launch, log=log, timeout_s=settings.load_timeout_s, report=report)
+    log = settings.home / "logs" / f"engine-{log_name or ref.name}.log"
+    process = await LlamaProcess.start(
+        ref.name, launch, provider, log=log, timeout_s=settings.load_timeout_s, report=report
+    )
     progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
-    engine = maker(ref, process, launch, settings)
+    engine = maker(ref, process, launch, settings, describe(provider))
+    if isinstance(engine, LlamaChat):
+        engine.held = held
     try:
         await engine.measure()
     except BaseException:  # cancelled, too: a child that nobody holds must not stay
@@ -77,16 +106,39 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
     return engine
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An adapter as it was when its base was loaded: its GGUF, or why there is none."""
+
+    stamp: str
+    file: Path | None
+    fault: MofangError | None = None
+
+
+def _adapters(ref: ModelRef, settings: Settings) -> dict[str, _Held]:
+    """Every adapter over `ref` by its name, converted. One that cannot be is no reason not to load the base."""
+    held = {}
+    for adapter in adapters.of_base(ModelStore(settings), ref):
+        stamp = lora.stamp(adapter.path)
+        try:
+            file = lora.converted(adapter.path, ref.path, settings.home / "cache" / "adapters")
+            held[adapter.name] = _Held(stamp, file)
+        except MofangError as error:
+            held[adapter.name] = _Held(stamp, None, error)
+    return held
+
+
 class _LlamaEngine:
     """What the three kinds share."""
 
     kind: Kind
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         self.ref = ref
         self.settings = settings
         self._process = process
         self._launch = launch
+        self._provider = provider
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
@@ -102,7 +154,8 @@ class _LlamaEngine:
             n_slots=self._launch.n_slots,
             pid=self._process.pid,
             memory_bytes=self._process.memory_bytes(),
-            provider="xllamacpp",
+            provider=self._provider,
+            choices=self._launch.choices.words(),
         )
 
     def alive(self) -> bool:
@@ -164,13 +217,48 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
     _letter = 0
     """Id of a token that is a whole character; 0 until it is needed."""
+    _applied: Path | None = None
+    """The adapter that answers; None: the base alone."""
+    _system: str | None = None
+    """System message for conversations that bring none."""
+
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
+        super().__init__(ref, process, launch, settings, provider)
+        self.held: dict[str, _Held] = {}
+        """The adapters that were loaded with the model, by name."""
+
+    def knows(self, ref: ModelRef) -> bool:
+        return ref.name in self.held and self.held[ref.name].stamp == lora.stamp(ref.path)
+
+    def adapted(self, ref: ModelRef) -> "LlamaChat":
+        held = self.held.get(ref.name)
+        if held is None:
+            raise EngineFailed("engine.no_adapter", model=ref.name)
+        if held.fault:
+            raise held.fault
+        view = copy.copy(self)  # the same process, the same launch
+        view.ref, view._applied, view._system = ref, held.file, adapters.system_prompt(ref)
+        return view
+
+    @property
+    def _scales(self) -> dict[str, Any]:
+        """Said in every request of a model that has adapters: without it llama.cpp would apply them all."""
+        files = self._launch.adapters
+        scales = [{"id": number, "scale": float(file == str(self._applied))} for number, file in enumerate(files)]
+        return {"lora": scales} if files else {}
+
+    def _shapes(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The conversation as llama.cpp reads it, under the system message that the adapter was taught with."""
+        if self._system is not None and (not messages or messages[0].role != "system"):
+            messages = [Message("system", self._system), *messages]
+        return [message.to_openai() for message in messages]
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         return _capped(settings.n_ctx, facts), settings.n_slots
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        body = {"messages": [message.to_openai() for message in messages], **self._choices(sampling)}
+        body = {"messages": self._shapes(messages), **self._choices(sampling)}
         return self._stream("/v1/chat/completions", body)
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
@@ -196,13 +284,19 @@ class LlamaChat(_LlamaEngine):
 
     async def _sampled(self, prompt: str | list[int], token: int, n_probs: int) -> dict[str, Any] | None:
         """llama.cpp's entry for `token` after the prompt; None when it has none."""
-        body: dict[str, Any] = {"prompt": prompt, "n_predict": 1, "n_probs": n_probs, "temperature": 0.0}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "n_predict": 1,
+            "n_probs": n_probs,
+            "temperature": 0.0,
+            **self._scales,
+        }
         answer = await self._post("/completion", {**body, "logit_bias": [[token, 1000.0]]})
         entries: list[dict[str, Any]] = answer.get("completion_probabilities") or []
         return entries[0] if entries else None
 
     async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        body: dict[str, Any] = {"messages": [message.to_openai() for message in messages]}
+        body: dict[str, Any] = {"messages": self._shapes(messages)}
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
@@ -225,7 +319,8 @@ class LlamaChat(_LlamaEngine):
             "repeat_penalty": sampling.repeat_penalty,
             "stop": list(sampling.stop) or None,
         }
-        return {**sampling.options, **{name: value for name, value in named.items() if value is not None}}
+        chosen = {name: value for name, value in named.items() if value is not None}
+        return {**sampling.options, **chosen, **self._scales}
 
     async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """The pieces of one answer. A context that is full ends it with "length": llama.cpp counts that itself."""
@@ -250,8 +345,8 @@ class LlamaEmbedder(_LlamaEngine):
 
     kind: Kind = "embedding"
 
-    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings) -> None:
-        super().__init__(ref, process, launch, settings)
+    def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
+        super().__init__(ref, process, launch, settings, provider)
         self._prefixes = _prefixes(ref)
         self._normalizer = str(ref.manifest.get("normalizer", ""))
         self._dimensions = 0

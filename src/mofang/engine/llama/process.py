@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 import httpx
 import psutil
 
-from mofang.engine.llama.provider import Launch, check_wheel, wheel_parameters, without_gpu
+from mofang.engine.llama.provider import Launch, Provider
 from mofang.errors import EngineFailed
-from mofang.platform import BESIDE_CHAT, end_child, lower_priority, start_child
+from mofang.platform import BESIDE_CHAT, end_child, lower_priority
 
 LOG_BYTES = 1_000_000
 """A longer log moves to <name>.log.1, which the next one replaces."""
@@ -67,33 +66,38 @@ class LlamaProcess:
 
     @classmethod
     async def start(
-        cls, model: str, launch: Launch, *, log: Path, timeout_s: float, report: Callable[[int], None]
+        cls,
+        model: str,
+        launch: Launch,
+        provider: Provider,
+        *,
+        log: Path,
+        timeout_s: float,
+        report: Callable[[int], None],
     ) -> "LlamaProcess":
         """Start the child and wait until it has loaded the model; `report` hears its resident bytes meanwhile.
 
         Raises MissingSystem for what the machine lacks, EngineFailed with the log's last lines when the model cannot
         be loaded in `timeout_s`.
         """
-        check_wheel()
+        provider.check()
         log.parent.mkdir(parents=True, exist_ok=True)
         _trim(log)
-        command = [sys.executable, "-m", "mofang.engine.llama.child"]
-        child = start_child(command, log=log, stdout=subprocess.PIPE)
+        child = provider.start(launch, log)
         if launch.embedding:  # a folder being read must not take the speed of an answer
             lower_priority(child.pid, BESIDE_CHAT)
-        configuration = {"parameters": wheel_parameters(launch), "without_gpu": without_gpu(launch)}
         try:
-            said = await asyncio.wait_for(_converse(child, configuration, report), timeout_s)
+            address = await asyncio.wait_for(_loaded(child, provider, report), timeout_s)
         except TimeoutError as error:
             await asyncio.to_thread(_end, child)
             raise EngineFailed("engine.load_timeout", model=model, seconds=timeout_s, log=log) from error
         except BaseException:  # cancelled: never leave a child behind
             await asyncio.shield(asyncio.to_thread(_end, child))
             raise
-        if "address" not in said:
+        if not address:
             await asyncio.to_thread(_end, child)
             raise EngineFailed("engine.load_failed", model=model, why=_last_lines(log), log=log)
-        return cls(model, child, said["address"], launch.key, log)
+        return cls(model, child, address, launch.key, log)
 
     @property
     def pid(self) -> int:
@@ -178,19 +182,15 @@ def _last_lines(log: Path) -> str:
     return "\n".join(line for line in lines[-LAST_LINES:] if line.strip())
 
 
-async def _converse(
-    child: "subprocess.Popen[bytes]", configuration: dict[str, Any], report: Callable[[int], None]
-) -> dict[str, Any]:
-    """Tell the child what to load and wait for its line; empty when it ended without one."""
-    assert child.stdin and child.stdout
-    with suppress(BrokenPipeError):  # it ended at once: its log says why
-        child.stdin.write(json.dumps(configuration).encode() + b"\n")
-        child.stdin.flush()
-    line = asyncio.ensure_future(asyncio.to_thread(child.stdout.readline))
-    while not (await asyncio.wait({line}, timeout=LOOK_S))[0]:
-        report(_resident(child.pid))
-    said: dict[str, Any] = json.loads(line.result() or b"{}")
-    return said
+async def _loaded(child: "subprocess.Popen[bytes]", provider: Provider, report: Callable[[int], None]) -> str:
+    """The address of a child that has loaded its model; "" when it ended without one."""
+    address = asyncio.ensure_future(provider.address(child))
+    try:
+        while not (await asyncio.wait({address}, timeout=LOOK_S))[0]:
+            report(_resident(child.pid))
+        return address.result()
+    finally:
+        address.cancel()
 
 
 def _end(child: "subprocess.Popen[bytes]") -> None:

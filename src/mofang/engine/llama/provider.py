@@ -1,15 +1,19 @@
-"""Which builds of llama.cpp's server there are, and how each is told the same things.
+"""How a model is to be served, in our words, and the words of each build of llama.cpp's server for it.
 
-Now: the wheel `xllamacpp` (instant, AVX2). A native build of the same server gets a second entry, with the flags
-that it knows these parameters by.
+Two providers of the same server: the wheel `xllamacpp` (instant, AVX2) and a build for this CPU (mofang.engine.build).
+`PARAMETERS` is the one table of what each calls a thing.
 """
 
-import importlib.util
-import sys
-from dataclasses import dataclass
+import asyncio
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-from mofang.errors import MissingSystem
-from mofang.platform import has_avx2, has_library, memory
+from mofang.engine.profile import Choices
+from mofang.platform import memory
+from mofang.strings import say
 
 CPU_BATCH = 128
 """Tokens of a prompt that a CPU computes before llama.cpp looks up: for a stop, and for who else is being answered.
@@ -45,53 +49,165 @@ class Launch:
     request names it ("lora": [{"id": 0, "scale": 1.0}])."""
     slot_folder: str = ""
     """Where POST /slots/{id}?action=save writes a slot's key-value cache; "": nowhere."""
+    choices: Choices = field(default_factory=Choices)
+    """What tuning found for this model on this machine."""
+
+    @property
+    def generates(self) -> bool:
+        return not (self.embedding or self.reranking)
+
+    @property
+    def draft(self) -> tuple[str, int, int] | None:
+        """(type, tokens looked for, tokens drafted) of speculation."""
+        kind, _, numbers = self.choices.speculative.partition(":")
+        found, _, drafted = numbers.partition(":")
+        return (kind, int(found), int(drafted)) if kind else None
 
 
-def wheel_parameters(launch: Launch) -> dict[str, object]:
-    """The launch as xllamacpp's parameter names. What is not named stays at llama.cpp's default.
-
-    Layers for a GPU are among those: llama.cpp fits them where it sees one (not run here for want of a GPU).
-    """
-    parameters: dict[str, object] = {
-        "model.path": launch.path,
-        "model_alias": [launch.name],
-        "hostnames": ["127.0.0.1"],
-        "port": 0,
-        "api_keys": [launch.key],
-        "cors_origins": "localhost",
-        "ui": False,
-        "n_ctx": launch.n_ctx * launch.n_slots,
-        "kv_unified": False,  # every slot has its own n_ctx, whoever else is there
-        "n_parallel": launch.n_slots,
-        "ctx_shift": False,  # nothing is dropped from a conversation in silence
-        "endpoint_slots": True,
-        "cache_ram_mib": memory().available // PROMPT_CACHE_SHARE // (1 << 20),
-        "cpuparams.n_threads": launch.n_threads,
-        "cpuparams_batch.n_threads": launch.n_threads,
-    }
-    if launch.adapters:
-        parameters |= {"lora_adapters": list(launch.adapters), "lora_init_without_apply": True}
-    if launch.slot_folder:
-        parameters["slot_save_path"] = launch.slot_folder.rstrip("/") + "/"
-    if launch.embedding or launch.reranking:
-        parameters |= {"embedding": True, "n_batch": launch.n_batch, "n_ubatch": launch.n_batch}
-    if launch.reranking:
-        parameters["pooling_type"] = POOLING_RANK
-    return parameters
+Flags = Callable[[Any], list[str]]
 
 
-def without_gpu(launch: Launch) -> dict[str, object]:
-    """What goes over these parameters where there is no GPU."""
-    if launch.embedding or launch.reranking:
-        return {}
-    return {"n_batch": CPU_BATCH, "n_ubatch": CPU_BATCH}
+def _flag(name: str) -> Flags:
+    return lambda value: [name, str(value)]
 
 
-def check_wheel() -> None:
-    """Raise MissingSystem, with the cure, when this machine cannot run the wheel: before a child dies of it."""
-    if has_avx2() is False:
-        raise MissingSystem("engine.no_avx2")
-    if sys.platform == "linux" and not has_library("libgomp.so.1"):
-        raise MissingSystem("engine.no_libgomp")
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise MissingSystem("engine.no_wheel", python=sys.executable)
+def _switch(on: str = "", off: str = "") -> Flags:
+    return lambda value: [flag] if (flag := on if value else off) else []
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One thing that a server is told. A `value` of None leaves it at llama.cpp's default."""
+
+    value: Callable[[Launch], Any]
+    wheel: str
+    """xllamacpp's name, steps joined with dots; "": it is told in another way."""
+    native: Flags
+    """llama-server's flags."""
+    cpu_only: bool = False
+    """Not where llama.cpp sees a GPU."""
+
+
+def _draft(part: int) -> Callable[[Launch], Any]:
+    return lambda launch: launch.draft[part] if launch.draft else None
+
+
+PARAMETERS = (
+    Parameter(lambda it: it.path, "model.path", _flag("--model")),
+    Parameter(lambda it: it.name, "model_alias", _flag("--alias")),
+    Parameter(lambda it: "127.0.0.1", "hostnames", _flag("--host")),
+    Parameter(lambda it: it.key, "api_keys", lambda value: []),  # the native server reads it from its environment
+    Parameter(lambda it: "localhost", "cors_origins", _flag("--cors-origins")),
+    Parameter(lambda it: False, "ui", _switch(off="--no-ui")),
+    Parameter(lambda it: it.n_ctx * it.n_slots, "n_ctx", _flag("--ctx-size")),
+    # every slot has its own n_ctx, whoever else is there
+    Parameter(lambda it: False, "kv_unified", _switch(off="--no-kv-unified")),
+    Parameter(lambda it: it.n_slots, "n_parallel", _flag("--parallel")),
+    # nothing is dropped from a conversation in silence
+    Parameter(lambda it: False, "ctx_shift", _switch(off="--no-context-shift")),
+    Parameter(lambda it: True, "endpoint_slots", _switch(on="--slots")),
+    # llama.cpp keeps prompts without the adapter that read them: another one would go on from them.
+    Parameter(lambda it: 0 if it.adapters else _spare_mib(), "cache_ram_mib", _flag("--cache-ram")),
+    Parameter(lambda it: it.choices.n_threads or it.n_threads, "cpuparams.n_threads", _flag("--threads")),
+    Parameter(
+        lambda it: it.choices.n_threads_batch or it.n_threads, "cpuparams_batch.n_threads", _flag("--threads-batch")
+    ),
+    Parameter(lambda it: list(it.adapters) or None, "lora_adapters", lambda value: ["--lora", ",".join(value)]),
+    Parameter(
+        lambda it: True if it.adapters else None, "lora_init_without_apply", _switch(on="--lora-init-without-apply")
+    ),
+    Parameter(
+        lambda it: it.slot_folder.rstrip("/") + "/" if it.slot_folder else None,
+        "slot_save_path",
+        _flag("--slot-save-path"),
+    ),
+    Parameter(lambda it: None if it.generates else True, "embedding", _switch(on="--embedding")),
+    Parameter(lambda it: POOLING_RANK if it.reranking else None, "pooling_type", lambda value: ["--reranking"]),
+    Parameter(lambda it: None if it.generates else it.n_batch, "n_batch", _flag("--batch-size")),
+    Parameter(lambda it: None if it.generates else it.n_batch, "n_ubatch", _flag("--ubatch-size")),
+    Parameter(
+        lambda it: it.choices.n_batch or CPU_BATCH if it.generates else None,
+        "n_batch",
+        _flag("--batch-size"),
+        cpu_only=True,
+    ),
+    Parameter(
+        lambda it: it.choices.n_batch or CPU_BATCH if it.generates else None,
+        "n_ubatch",
+        _flag("--ubatch-size"),
+        cpu_only=True,
+    ),
+    Parameter(
+        lambda it: None if it.choices.flash_attn == "auto" else it.choices.flash_attn,
+        "flash_attn_type",
+        _flag("--flash-attn"),
+    ),
+    Parameter(lambda it: _unless(it.choices.cache_type, "f16"), "cache_type_k", _flag("--cache-type-k")),
+    Parameter(lambda it: _unless(it.choices.cache_type, "f16"), "cache_type_v", _flag("--cache-type-v")),
+    Parameter(_draft(0), "speculative.types", _flag("--spec-type")),
+    Parameter(_draft(1), "speculative.ngram_map_k.size_n", _flag("--spec-ngram-map-k-size-n")),
+    Parameter(_draft(2), "speculative.ngram_map_k.size_m", _flag("--spec-ngram-map-k-size-m")),
+)
+
+
+def _spare_mib() -> int:
+    return memory().available // PROMPT_CACHE_SHARE // (1 << 20)
+
+
+def _unless(value: str, default: str) -> str | None:
+    return None if value == default else value
+
+
+def told(launch: Launch, *, cpu_only: bool) -> list[tuple[Parameter, Any]]:
+    """The parameters that are not left to llama.cpp, each with its value."""
+    chosen = [(parameter, parameter.value(launch)) for parameter in PARAMETERS if parameter.cpu_only is cpu_only]
+    return [(parameter, value) for parameter, value in chosen if value is not None]
+
+
+class Provider(Protocol):
+    """A build of llama.cpp's server."""
+
+    name: str
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the build does; profiles are kept by it."""
+        ...
+
+    def check(self) -> None:
+        """Raises MissingSystem, with the cure, when this machine cannot run it: before a child dies of it."""
+        ...
+
+    def start(self, launch: Launch, log: Path) -> "subprocess.Popen[bytes]": ...
+
+    async def address(self, child: "subprocess.Popen[bytes]") -> str:
+        """Where it listens, once it has loaded the model; "" when it ended before that."""
+        ...
+
+
+def describe(provider: Provider) -> str:
+    return f"{provider.name} {provider.version}"
+
+
+def choose(home: Path, wanted: str = "auto") -> Provider:
+    """The native build where a proven one for this CPU is there, else the wheel. Raises MissingSystem."""
+    from mofang.engine import build
+    from mofang.engine.llama.native import Native
+    from mofang.engine.llama.wheel import Wheel
+    from mofang.errors import MissingSystem
+
+    found = None if wanted == "wheel" else build.current(home)
+    if found is not None:
+        return Native(found)
+    if wanted == "native":
+        raise MissingSystem("engine.no_build", why=say(build.reason(home)))
+    return Wheel()
+
+
+async def poll(child: "subprocess.Popen[bytes]", ready: Callable[[], Any], every_s: float) -> bool:
+    """Ask `ready` (an awaitable's maker) again and again: True when it says so, False when the child has ended."""
+    while child.poll() is None:
+        if await ready():
+            return True
+        await asyncio.sleep(every_s)
+    return False

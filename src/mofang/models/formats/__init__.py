@@ -11,12 +11,12 @@ FORMATS = Registry(
         "gguf": Entry("mofang.models.formats.gguf:FORMAT", "llama.cpp's file format"),
         "hf": Entry("mofang.models.formats.hf:FORMAT", "Hugging Face folder: config.json and safetensors"),
         "gptq": Entry("mofang.models.formats.hf:FORMAT", "Hugging Face folder with GPTQ weights"),
-        "lora": Entry("mofang.models.formats.hf:FORMAT", "LoRA adapter folder"),
+        "lora": Entry("mofang.models.formats.lora:FORMAT", "LoRA adapter folder"),
     },
 )
 
-RUNNABLE = frozenset({"gguf"})
-"""Formats that an engine answers from as they lie there; others are trained, merged and exported."""
+RUNNABLE = {"gguf": ("chat", "base", "embedding", "reranker"), "hf": ("chat", "base")}
+"""Formats that an engine answers from as they lie there, and the kinds of models; others are trained and exported."""
 
 CONVERTERS = Registry(
     "converter",

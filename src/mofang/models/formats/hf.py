@@ -7,6 +7,7 @@ looked at; pickled weights (.bin, .pt) do not count as weights.
 
 import json
 from collections import Counter
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from mofang.models.base import Format, FormatReader, Kind, ModelFacts
 
 MAX_JSON_BYTES = 1 << 26
 """64 MiB: config files have kilobytes, headers of the largest models a few megabytes."""
+_GPT_NAMES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+}
+"""The same in GPT-2's and GPT-J's config.json."""
 
 
 def is_model(folder: Path) -> bool:
@@ -28,7 +36,7 @@ def format_of(folder: Path) -> Format:
     """Which of the formats that live in such a folder this is."""
     if (folder / "adapter_config.json").is_file():
         return "lora"
-    quantized = _json(folder / "config.json").get("quantization_config") or {}
+    quantized = read_json(folder / "config.json").get("quantization_config") or {}
     return "gptq" if quantized.get("quant_method") == "gptq" else "hf"
 
 
@@ -39,7 +47,7 @@ def size_bytes(folder: Path) -> int:
 def kind(folder: Path) -> Kind:
     if (folder / "adapter_config.json").is_file():
         return "base"
-    heads = [str(name) for name in _json(folder / "config.json").get("architectures") or []]
+    heads = [str(name) for name in read_json(folder / "config.json").get("architectures") or []]
     if any(name.endswith("ForSequenceClassification") for name in heads):
         return "reranker"
     if heads and not any("LM" in name or "ConditionalGeneration" in name for name in heads):
@@ -48,25 +56,25 @@ def kind(folder: Path) -> Kind:
 
 
 def facts(folder: Path) -> ModelFacts:
-    config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     count, by_type = 0, Counter[str]()
     for path in _weights(folder):
-        for elements, n_bytes, dtype in _tensors(path):
-            count += elements
-            by_type[dtype] += n_bytes
+        for tensor in layout(path).values():
+            count += prod(tensor.shape)
+            by_type[tensor.dtype] += tensor.end - tensor.begin
     quantized = config.get("quantization_config") or {}
-    heads = _whole(config.get("num_attention_heads"))
+    heads = _first(config, "num_attention_heads")
     return ModelFacts(
         architecture=str(config.get("model_type", "")),
         parameters=count,
-        n_layers=_whole(config.get("num_hidden_layers")),
-        n_ctx_train=_whole(config.get("max_position_embeddings")),
-        n_embd=_whole(config.get("hidden_size")),
+        n_layers=_first(config, "num_hidden_layers"),
+        n_ctx_train=_first(config, "max_position_embeddings"),
+        n_embd=_first(config, "hidden_size"),
         n_head=heads,
         n_head_kv=_whole(config.get("num_key_value_heads")) or heads,
         n_vocab=_whole(config.get("vocab_size")),
         quantization=_quantization(quantized) or (by_type.most_common(1)[0][0] if by_type else ""),
-        tokenizer=str(_json(folder / "tokenizer_config.json", missing={}).get("tokenizer_class", "")),
+        tokenizer=str(read_json(folder / "tokenizer_config.json", missing={}).get("tokenizer_class", "")),
         chat_template=template(folder),
         kv_bytes_per_token=_kv_bytes(config),
         metadata={key: value for key, value in config.items() if isinstance(value, str | int | float | bool)},
@@ -79,9 +87,7 @@ def _quantization(stated: dict[str, Any]) -> str:
 
 
 def _kv_bytes(config: dict[str, Any]) -> int | None:
-    layers, heads, width = (
-        _whole(config.get(key)) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")
-    )
+    layers, heads, width = (_first(config, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
     if not layers or not heads or not width:
         return None
     head = _whole(config.get("head_dim")) or width // heads
@@ -92,7 +98,7 @@ def template(folder: Path) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8", errors="replace")
-    template = _json(folder / "tokenizer_config.json", missing={}).get("chat_template")
+    template = read_json(folder / "tokenizer_config.json", missing={}).get("chat_template")
     return template if isinstance(template, str) else None
 
 
@@ -103,31 +109,41 @@ def _weights(folder: Path) -> list[Path]:
     return found
 
 
-def _tensors(path: Path) -> list[tuple[int, int, str]]:
-    """Elements, bytes and type of each tensor; the data that the header promises must be in the file."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a tensor lies in its file: its type as safetensors says it, its shape, its bytes from `begin` to `end`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def layout(path: Path) -> dict[str, Stored]:
+    """Every tensor of a safetensors file in the file's order; the data that the header promises must be there."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_JSON_BYTES, size - 8):
             raise Unreadable("models.safetensors_broken", path=path, why=f"header length {length}")
         text = file.read(length)
+    data = 8 + length
     try:
-        header = json.loads(text)
-        found = []
-        end = 0
-        for name, entry in header.items():
+        found = {}
+        for name, entry in json.loads(text).items():
             if name != "__metadata__":
-                first, last = entry["data_offsets"]
-                end = max(end, int(last))
-                found.append((prod(int(n) for n in entry["shape"]), int(last) - int(first), str(entry["dtype"])))
+                first, last = (int(offset) for offset in entry["data_offsets"])
+                shape = tuple(int(n) for n in entry["shape"])
+                found[name] = Stored(str(entry["dtype"]), shape, data + first, data + last)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable("models.safetensors_broken", path=path, why=error) from error
-    if 8 + length + end > size:
-        raise Unreadable("models.gguf_truncated", path=path, size=size, needed=8 + length + end)
+    end = max((tensor.end for tensor in found.values()), default=data)
+    if end > size:
+        raise Unreadable("models.gguf_truncated", path=path, size=size, needed=end)
     return found
 
 
-def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     if missing is not None and not path.is_file():
         return missing
     try:
@@ -139,6 +155,11 @@ def _json(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise Unreadable("models.config_broken", path=path, why=error) from error
     return value
+
+
+def _first(config: dict[str, Any], name: str) -> int | None:
+    """A whole number of config.json, under today's name or GPT-2's."""
+    return _whole(config.get(name)) or _whole(config.get(_GPT_NAMES[name]))
 
 
 def _whole(value: Any) -> int | None:

@@ -5,19 +5,25 @@ A hub's own file says how it answers "what is there"; everything else is here.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 
-from mofang.errors import Invalid, MofangError, Unreachable
+from mofang.errors import Invalid, MofangError, NotFound, Unreachable
 from mofang.models.progress import Report
 from mofang.models.sources.base import Fetched, HubAnswers, RemoteFile, Spec, answers, http, kept_bytes, need_disk
 from mofang.models.sources.download import Download
 from mofang.settings import Settings
 
 _REPO = re.compile(r"^[\w.\-]+/[\w.\-]+$", re.ASCII)
+_FOLDER_FILE = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|merges\.txt|tokenizer\.model|chat_template\.jinja|[\w.\-]+\.safetensors(\.index\.json)?",
+    re.ASCII,
+)
+"""What transformers reads of a repository; no Python, no pickles, nothing in folders below."""
 _FILE = re.compile(r"^[\w.\-+@ ]+(/[\w.\-+@ ]+)*$")
 
 
@@ -35,21 +41,24 @@ class Hub:
         spec = spec or {}
         self.repo = str(spec.get("repo", ""))
         self.paths = [str(path) for path in spec.get("files", ())]
+        """Empty: the model that the repository itself is, a Hugging Face folder."""
         self.revision = str(spec.get("revision", self.default_revision))
         self.sha256: Mapping[str, str] = spec.get("sha256", {})
         """Digests computed by us, by path in the repository; rarely there."""
 
     @classmethod
     def parse(cls, address: str) -> dict[str, Any]:
-        """The spec of "USER/REPO/path/FILE.gguf" (an "@revision" may follow REPO). Raises Invalid."""
+        """The spec of "USER/REPO/path/FILE.gguf", or of "USER/REPO" for a Hugging Face folder (an "@revision" may
+        follow REPO). Raises Invalid."""
         owner, _, rest = address.partition("/")
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         repo = f"{owner}/{name}"
         plain = ".." not in (*repo.split("/"), *path.split("/"))
-        if not (plain and _REPO.match(repo) and _FILE.match(path) and path.endswith(".gguf")):
+        whole = not rest.partition("/")[1]
+        if not (plain and _REPO.match(repo) and (whole or (_FILE.match(path) and path.endswith(".gguf")))):
             raise Invalid("models.bad_source", param="source", source=address)
-        return {"repo": repo, "files": [path], **({"revision": revision} if revision else {})}
+        return {"repo": repo, "files": [] if whole else [path], **({"revision": revision} if revision else {})}
 
     @property
     def where(self) -> str:
@@ -90,6 +99,15 @@ class Hub:
     async def _describe(self, client: httpx.AsyncClient) -> list[RemoteFile]:
         """Size and stated digest of each of `self.paths`."""
         raise NotImplementedError
+
+    def _folder(self, listed: Iterable[str]) -> list[str]:
+        """The files of a Hugging Face folder among those of a repository. Raises NotFound where it holds no safetensors:
+        weights in pickles can run whatever their author wanted, and are not brought.
+        """
+        paths = sorted(path for path in listed if _FOLDER_FILE.fullmatch(path))
+        if "config.json" not in paths or not any(path.endswith(".safetensors") for path in paths):
+            raise NotFound("models.no_safetensors", hub=self.title, repo=self.repo)
+        return paths
 
     def _token_headers(self) -> dict[str, str]:
         token = next((os.environ[name] for name in self.token_variables if os.environ.get(name)), "")

@@ -27,6 +27,8 @@ class HuggingFace(Hub):
         return settings.hf_endpoint
 
     async def _describe(self, client: httpx.AsyncClient) -> list[RemoteFile]:
+        if not self.paths:
+            self.paths = self._folder(str(entry.get("path")) for entry in await self._entries(client, ""))
         return [await self._file(client, path) for path in self.paths]
 
     async def _file(self, client: httpx.AsyncClient, path: str) -> RemoteFile:
@@ -66,13 +68,17 @@ class HuggingFace(Hub):
 
     async def _listed(self, client: httpx.AsyncClient, path: str) -> dict[str, Any]:
         """The entry of the repository's file list; empty when the mirror has no list."""
-        folder = path.rpartition("/")[0]
+        entries = await self._entries(client, path.rpartition("/")[0])
+        return next((entry for entry in entries if entry.get("path") == path), {})
+
+    async def _entries(self, client: httpx.AsyncClient, folder: str) -> list[dict[str, Any]]:
+        """The repository's file list of one folder; empty when the mirror has none."""
         url = f"{self.endpoint}/api/models/{self.repo}/tree/{quote(self.revision, safe='')}/{quote(folder)}".rstrip("/")
         answer = await client.get(url)
         if not answer.is_success:
-            return {}
+            return []
         try:
             entries = answer.json()
-            return next((entry for entry in entries if entry.get("path") == path), {})
-        except (ValueError, AttributeError, TypeError) as error:
+            return [dict(entry) for entry in entries]
+        except (ValueError, TypeError) as error:
             raise self._nonsense(url, "JSON") from error

@@ -32,6 +32,7 @@ class ModelScope(Hub):
             listed = {str(entry["Path"]): entry for entry in answer.json()["Data"]["Files"] if entry["Type"] != "tree"}
         except (ValueError, KeyError, TypeError) as error:
             raise self._nonsense(url, type(error).__name__) from error
+        self.paths = self.paths or self._folder(listed)
         return [self._file(path, listed) for path in self.paths]
 
     def _file(self, path: str, listed: dict[str, dict[str, Any]]) -> RemoteFile:

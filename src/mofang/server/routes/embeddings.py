@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from mofang.engine.base import Embedder
+from mofang.engine.base import COUNTED, Embedder
 from mofang.errors import Invalid
 from mofang.server import sse
 from mofang.server.routes.here import Here
@@ -28,7 +28,9 @@ async def embeddings(body: EmbeddingRequest, request: Request, backend: Here) ->
         if body.dimensions not in (None, engine.dimensions):
             raise Invalid("server.wrong_dimensions", param="dimensions", asked=body.dimensions, has=engine.dimensions)
         vectors = await engine.embed(texts, body.input_type)
-        n_tokens = sum([len(await engine.tokenize(text)) for text in texts])
+        n_tokens = COUNTED.get()
+        if n_tokens is None:
+            n_tokens = sum([len(await engine.tokenize(text)) for text in texts])
         model = engine.info().model
         note_tokens(n_tokens)
     if body.encoding_format == "base64":

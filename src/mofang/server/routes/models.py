@@ -17,7 +17,7 @@ from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang, Owner
 from mofang.server.visit import current
-from mofang.wire import AddRequest, PullRequest
+from mofang.wire import AddRequest, PullRequest, RemoteRequest
 
 router = APIRouter(tags=["models"])
 
@@ -74,7 +74,15 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
-    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name))
+    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
+
+
+@router.post("/v1/models/remote", dependencies=[Owner])
+def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
+    """Use a model of another server. Only while the gateway is this machine's own: it sends a key of its environment."""
+    if not is_loopback(backend.settings.host):
+        raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
+    return _shape(backend, backend.models.add_remote(**body.model_dump()))
 
 
 @router.get("/v1/models/{name}")
@@ -97,8 +105,8 @@ async def load(name: str, backend: Here) -> dict[str, Any]:
 @router.post("/v1/models/{name}/unload", status_code=204)
 async def unload(name: str, backend: Here) -> None:
     """Free its memory; nothing happens when it is not loaded."""
-    await asyncio.to_thread(backend.models.get, name)
-    await backend.engines.unload(name)
+    ref = await asyncio.to_thread(backend.models.get, name)
+    await backend.engines.unload(ref.base or ref.name)
 
 
 @router.delete("/v1/models/{name}", status_code=204, dependencies=[Owner])

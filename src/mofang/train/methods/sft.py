@@ -19,6 +19,7 @@ from mofang.data.preview import preview
 from mofang.data.readers import read
 from mofang.errors import Conflict, Invalid
 from mofang.models import templates
+from mofang.models.adapters import parents
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digest, lineage, write_manifest
 from mofang.platform import peak_memory
@@ -164,7 +165,15 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, ba
             "name": recipe.name or run.id,
             "kind": "base",
             "format": "lora",
-            "parents": [{"role": "base", "name": base.name, "format": base.format, "sha256": base_sha256}],
+            "parents": [
+                {
+                    "role": "base",
+                    "name": base.name,
+                    "format": base.format,
+                    "sha256": base_sha256,
+                    "parents": parents(base.manifest),
+                }
+            ],
             "runs": [run.id, *lineage(base)],
             "recipe": recipe.model_dump(mode="json"),
             "data": data,

@@ -1,0 +1,127 @@
+"""mofang.engine.base.ChatEngine over a worker: what engines with a child of ours share on the gateway's side."""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+from mofang.engine.base import EngineInfo
+from mofang.engine.worker.process import WorkerProcess
+from mofang.errors import EngineFailed, Invalid
+from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Timings, Usage
+from mofang.models.base import ModelRef
+from mofang.platform import n_cores
+from mofang.settings import Settings
+
+KINDS = ("chat", "base")
+
+
+async def start(
+    engine: str,
+    module: str,
+    options: dict[str, Any],
+    ref: ModelRef,
+    settings: Settings,
+    *,
+    progress: Callable[[Progress], None],
+    env: dict[str, str] | None = None,
+) -> "WorkerChat":
+    """Start `module` for `ref` and wait until it has loaded. `options` are the engine's own, beside what all get.
+
+    Raises Invalid for a model that generates no text, or what the child says of it.
+    """
+    if ref.kind not in KINDS:
+        raise Invalid("engine.kind_unknown", param="model", engine=engine, model=ref.name, kind=ref.kind)
+
+    def report(resident: int) -> None:
+        # Never whole before it is: buffers are resident, too.
+        done = min(resident, ref.size_bytes * 99 // 100)
+        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
+
+    report(0)
+    configuration = {
+        "engine": engine,
+        "model": ref.name,
+        "path": str(ref.path),
+        "n_ctx": settings.n_ctx,
+        "n_slots": settings.n_slots,
+        "n_threads": settings.n_threads or n_cores(),
+        **options,
+    }
+    log = settings.home / "logs" / f"engine-{ref.name}.log"
+    process = await WorkerProcess.start(
+        module, configuration, model=ref.name, log=log, timeout_s=settings.load_timeout_s, report=report, env=env
+    )
+    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
+    return WorkerChat(engine, ref, process, settings)
+
+
+class WorkerChat:
+    """See the module."""
+
+    def __init__(self, engine: str, ref: ModelRef, process: WorkerProcess, settings: Settings) -> None:
+        self.ref = ref
+        self._engine, self._process, self._settings = engine, process, settings
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model=self.ref.name,
+            engine=self._engine,
+            kind="chat",
+            n_ctx=self._process.said["n_ctx"],
+            n_slots=self._settings.n_slots,
+            pid=self._process.pid,
+            memory_bytes=self._process.memory_bytes(),
+            provider=self._process.said["provider"],
+        )
+
+    def alive(self) -> bool:
+        return self._process.alive()
+
+    async def close(self) -> None:
+        await self._process.close()
+
+    async def busy(self) -> int:
+        """Answers under way in the child."""
+        return int(await self._process.call("busy"))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(await self._process.call("tokenize", text=text))
+
+    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
+        return str(await self._process.call("render", messages=_plain(messages), template_kwargs=template_kwargs))
+
+    async def count_tokens(self, messages: Sequence[Message]) -> int:
+        return int(await self._process.call("count_tokens", messages=_plain(messages)))
+
+    def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        return self._generate({"messages": _plain(messages)}, sampling)
+
+    def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        return self._generate({"prompt": prompt}, sampling)
+
+    async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
+        found = await self._process.call("next_token", prompt=prompt, forced=forced, n_top=n_top)
+        return NextToken(found["forced"], tuple(Candidate(*entry) for entry in found["top"]))
+
+    async def _generate(self, asked: dict[str, Any], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        """What nobody chose is left to the child."""
+        named = {name: value for name, value in asdict(sampling).items() if name != "options" and value is not None}
+        named["max_tokens"] = sampling.max_tokens or self._settings.max_tokens
+        ended = False
+        pieces = self._process.pieces("generate", sampling={**sampling.options, **named}, **asked)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                ended = "finish_reason" in piece
+                yield _delta(piece)
+        if not ended:
+            raise EngineFailed("engine.failed", model=self.ref.name, why="no finish_reason")
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [asdict(message) for message in messages]
+
+
+def _delta(piece: dict[str, Any]) -> Delta:
+    shapes = {"usage": Usage, "timings": Timings, "progress": Progress}
+    return Delta(**{name: shapes[name](**value) if name in shapes else value for name, value in piece.items()})
