@@ -149,11 +149,19 @@ class FakePool:
         self.busy: Busy | None = None
         self.loading: list[Progress] = []
         self.in_memory: list[str] = []
+        self.kept: list[float | None] = []
+        """What each use wished for `keep_alive`."""
 
     @asynccontextmanager
     async def use(
-        self, name: str, kind: Kind, *, progress: Callable[[Progress], None] | None = None
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        keep_alive: float | None = None,
     ) -> AsyncIterator[Any]:
+        self.kept.append(keep_alive)
         if self.busy:
             raise self.busy
         engine = self._find(name, kind)
@@ -176,11 +184,14 @@ class FakePool:
             raise Invalid("models.wrong_kind", param="model", name=name, found=found, wanted=kind)
         return self.engines[name]
 
-    async def load(self, name: str, kind: Kind | None = None) -> EngineInfo:
+    async def load(
+        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+    ) -> EngineInfo:
+        self.kept.append(keep_alive)
         engine = self._find(name, kind)
         self.in_memory.append(engine.info().model)
         info: EngineInfo = engine.info()
-        return info
+        return replace(info, pinned=bool(pin))
 
     async def unload(self, name: str) -> None:
         self.in_memory = [one for one in self.in_memory if one != name]

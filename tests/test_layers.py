@@ -13,6 +13,7 @@ FOUNDATION = (
     "runs",
     "recipes",
     "wire",
+    "durations",
     "settings",
     "platform",
     "keeper",

@@ -131,8 +131,9 @@ class Client:
     def remove_model(self, name: str) -> None:
         self.request("DELETE", f"/v1/models/{quoted(name)}")
 
-    def load_model(self, name: str) -> dict[str, Any]:
-        return self.request("POST", f"/v1/models/{quoted(name)}/load")  # type: ignore[no-any-return]
+    def load_model(self, name: str, **wishes: Any) -> dict[str, Any]:
+        """`wishes`: pin, keep_alive; see wire.LoadRequest."""
+        return self.request("POST", f"/v1/models/{quoted(name)}/load", wishes or None)  # type: ignore[no-any-return]
 
     def unload_model(self, name: str) -> None:
         self.request("POST", f"/v1/models/{quoted(name)}/unload")

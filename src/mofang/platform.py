@@ -194,8 +194,38 @@ def memory() -> Memory:
     total, available = machine.total, machine.available
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
     if limit is not None and limit < total:
-        total, available = limit, min(available, max(0, limit - (used or 0)))
+        total, available = limit, min(available, max(0, limit - (used or 0) + _file_cache()))
     return Memory(total, available)
+
+
+def _file_cache() -> int:
+    """Bytes of files in the control group's memory: counted as used there, and given back on demand."""
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    counts = dict(line.split() for line in lines)
+    return int(counts.get("active_file", 0)) + int(counts.get("inactive_file", 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes of main memory that a process holds."""
+
+    resident: int
+    private: int
+    """Without mapped files, which `memory().available` counts as available already."""
+
+
+def held(pid: int | None) -> Held:
+    """What a process holds; nothing when there is none."""
+    if pid is None:
+        return Held(0, 0)
+    try:
+        found = psutil.Process(pid).memory_info()
+    except psutil.NoSuchProcess:
+        return Held(0, 0)
+    return Held(int(found.rss), int(found.rss) - int(getattr(found, "shared", 0)))
 
 
 def _cgroup(name: str) -> int | None:

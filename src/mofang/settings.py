@@ -53,8 +53,9 @@ class Settings(BaseSettings):
     """Folders with models already there, joined with the system's path separator (":" on Linux). Never written to."""
     n_ctx: int = Field(default=8192, ge=256, le=1_048_576)
     """Context for each conversation, in tokens, capped by what the model was trained for."""
-    n_slots: int = Field(default=2, ge=1, le=64)
-    """Conversations that one model answers at a time; each has its own context of n_ctx tokens."""
+    n_slots: int = Field(default=0, ge=0, le=64)
+    """Conversations that one model answers at a time; each has its own context of n_ctx tokens. 0: as many as memory
+    has room for, 1 to 4."""
     n_threads: int = Field(default=0, ge=0, le=1024)
     """Threads for one model; 0: one a physical core."""
     llama_build: Literal["auto", "wheel", "native"] = "auto"
@@ -62,7 +63,18 @@ class Settings(BaseSettings):
     auto_tune: bool = True
     """Measure a model briefly, in an idle moment after its first load, and remember how it runs best here."""
     idle_unload_s: float = Field(default=900.0, ge=0)
-    """Seconds without a request after which a model leaves memory; 0: never."""
+    """Seconds without a request after which a model leaves memory, unless a request's `keep_alive` says otherwise;
+    0: never."""
+    memory_budget_mb: int = Field(default=0, ge=0)
+    """Memory for all loaded models together, in MB; when one more does not fit, those that were idle longest leave.
+    0: what the machine or the container has free, less a reserve."""
+    pinned_models: str = ""
+    """Names, separated by commas, of models that never leave memory by themselves once they are loaded."""
+    save_slots: bool = True
+    """Keep the computed state of long prompts on disk (cache/slots) when a model leaves memory, and read it back with
+    the model. It holds what the prompts said."""
+    slot_cache_mb: int = Field(default=2048, ge=1)
+    """Largest size of that folder, in MB; what was used longest ago goes first."""
     queue_limit: int = Field(default=32, ge=1, le=100_000)
     """Requests that may wait for one model; one more is refused with 429."""
     load_timeout_s: float = Field(default=300.0, gt=0)
@@ -111,6 +123,16 @@ class Settings(BaseSettings):
     def workbench_port(self) -> int:
         """The workbench's port: `ui_port`, or the one after the gateway's."""
         return self.ui_port if self.ui_port is not None else (self.port + 1 if self.port else 0)
+
+    @property
+    def least_slots(self) -> int:
+        """`n_slots`, or the 1 that there is at least."""
+        return self.n_slots or 1
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """The names of `pinned_models`."""
+        return frozenset(name for part in self.pinned_models.split(",") if (name := part.strip()))
 
     @property
     def model_folders(self) -> list[Path]:

@@ -8,8 +8,10 @@ Source: OpenAI API reference; llama.cpp tools/server/README.md for the sampling 
 from dataclasses import fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from mofang.durations import seconds
 from mofang.messages import Message, Sampling
 
 SAMPLED = tuple(field.name for field in fields(Sampling) if field.name not in ("stop", "options"))
@@ -26,6 +28,22 @@ class Reply(BaseModel):
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\w一-鿿][\w一-鿿.\-]*$")]
 """A name that people choose and that becomes a folder: letters, digits, Chinese, "_", "-", "."; never a path."""
+
+
+def _keep_alive(value: Any) -> float:
+    try:
+        return seconds(value)
+    except ValueError as error:
+        raise PydanticCustomError("keep_alive", 'a number of seconds, or a time such as "5m" or "1h30m"') from error
+
+
+KeepAlive = Annotated[
+    float,
+    BeforeValidator(_keep_alive),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": ["5m", 300, 0, -1]}),
+]
+"""How long the model stays in memory after this request: seconds, or "5m"; 0: it leaves at once; below 0: it stays
+(infinity here). As Ollama means it; the last request that says it wins."""
 
 
 # ---- chat and completions ----
@@ -67,6 +85,7 @@ class SamplingFields(Request):
     repeat_penalty: float | None = Field(default=None, gt=0)
     user: str | None = None
     """Accepted for clients that send it; not stored."""
+    keep_alive: KeepAlive | None = None
 
     n: int | None = Field(default=None, ge=1, le=16)
     logit_bias: dict[str, float] | list[Any] | None = None
@@ -84,7 +103,7 @@ class SamplingFields(Request):
     samplers: list[str] | None = None
     cache_prompt: bool | None = None
 
-    _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user")
+    _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user", "keep_alive")
 
     def sampling(self) -> Sampling:
         """The request's choices as the engines take them; everything else that was set goes into `options`."""
@@ -176,6 +195,7 @@ class EmbeddingRequest(Request):
     dimensions: int | None = Field(default=None, ge=1)
     user: str | None = None
     input_type: Literal["query", "passage"] = "passage"
+    keep_alive: KeepAlive | None = None
 
 
 class RerankRequest(Request):
@@ -186,6 +206,7 @@ class RerankRequest(Request):
     model: str = "auto"
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
+    keep_alive: KeepAlive | None = None
 
 
 # ---- generations and conversations (ours) ----
@@ -228,6 +249,14 @@ class PullRequest(Request):
     source: str | None = None
     """One of the model's sources; None: the first that answers."""
     kind: Literal["chat", "embedding", "reranker"] = "chat"
+
+
+class LoadRequest(Request):
+    """POST /v1/models/{name}/load; an empty body will do."""
+
+    pin: bool | None = None
+    """True: it stays in memory until it is unloaded; None: as before."""
+    keep_alive: KeepAlive | None = None
 
 
 class AddRequest(Request):

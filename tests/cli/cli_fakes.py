@@ -31,6 +31,12 @@ class FakeClient:
             {"id": "e5", "kind": "embedding", "size_bytes": 80_000_000, "quantization": "Q4_0", "source": "pypi",
              "managed": True, "loaded": False},
         ]  # fmt: skip
+        engine = {"model": "echo", "kind": "chat", "n_slots": 4, "memory_bytes": 640_000_000, "estimated_bytes": 700_000_000,
+                  "running": 2, "waiting": 3, "idle_s": 0.0, "unloads_in_s": None, "pinned": False, "notices": []}  # fmt: skip
+        idle = {"idle_s": 75.0, "unloads_in_s": 825.0, "running": 0, "waiting": 0, "notices": ["内存只够 1 个对话"]}
+        self.engines: list[dict[str, Any]] = [
+            engine, {**engine, **idle, "model": "千问-小"}, {**engine, **idle, "model": "e5", "pinned": True},
+        ]  # fmt: skip
         self.bodies: list[dict[str, Any]] = []
         self.conversations_: dict[str, dict[str, Any]] = {}
         self.bases: dict[str, dict[str, bytes]] = {}
@@ -63,6 +69,16 @@ class FakeClient:
 
     def models(self) -> list[dict[str, Any]]:
         return self.models_
+
+    def system(self) -> dict[str, Any]:
+        return {"engines": self.engines}
+
+    def load_model(self, name: str, **wishes: Any) -> dict[str, Any]:
+        self.bodies.append(wishes)
+        return {**self.engines[0], "model": name}
+
+    def unload_model(self, name: str) -> None:
+        self.engines = [engine for engine in self.engines if engine["model"] != name]
 
     def model(self, name: str, n_ctx: int | None = None) -> dict[str, Any]:
         for model in self.models_:
@@ -103,7 +119,7 @@ class FakeClient:
         self.events[job].insert(1, {"type": "progress", "stage": "notice", "done": 0, "detail": "huggingface 没有应答"})  # fmt: skip
         return {"id": job, "status": "running"}
 
-    def add_model(self, path: Path, name: str | None = None) -> dict[str, Any]:
+    def add_model(self, path: Path, name: str | None = None, base: str | None = None) -> dict[str, Any]:
         return {"id": name or path.stem, "size_bytes": path.stat().st_size, "path": str(path)}
 
     def remove_model(self, name: str) -> None:

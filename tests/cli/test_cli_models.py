@@ -94,3 +94,22 @@ def test_rm_asks_and_a_script_must_say_yes(run: Run, client: FakeClient) -> None
     assert result.exit_code == 2 and "--yes" in result.stderr and client.removed == []
     assert run("models", "rm", "echo", "--yes").exit_code == 0
     assert client.removed == ["echo"]
+
+
+def test_ps_shows_who_is_at_work_who_waits_and_who_leaves_when(run: Run, client: FakeClient) -> None:
+    result = run("models", "ps")
+    rows = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert rows["echo"][-6:] == ["640", "MB", "2/4", "3", "0:00", "–"]
+    assert rows["千问-小"][-4:] == ["0/4", "0", "1:15", "13:45"] and rows["e5"][-1] == "固定"
+    assert "千问-小: 内存只够 1 个对话" in result.stderr
+    assert json.loads(run("models", "ps", "--json").stdout) == client.engines
+    client.engines = []
+    assert "mofang models load" in run("models", "ps").stderr and run("models", "ps", "--json").stdout == "[]\n"
+
+
+def test_load_and_unload_pass_on_what_was_wished(run: Run, client: FakeClient) -> None:
+    assert "echo" in run("models", "load", "echo", "--pin", "--keep-alive", "1h").stdout
+    run("models", "load", "echo")
+    assert client.bodies == [{"pin": True, "keep_alive": "1h"}, {"pin": None, "keep_alive": None}]
+    assert "e5" in run("models", "unload", "e5").stdout
+    assert [engine["model"] for engine in client.engines] == ["echo", "千问-小"]

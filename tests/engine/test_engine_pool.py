@@ -1,6 +1,7 @@
 """The pool with engines that need no model, and a clock of its own."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 
 from mofang.engine import pool as pool_module
+from mofang.engine import room
+from mofang.engine.base import CALLER
 from mofang.engine.echo import EchoEngine
 from mofang.engine.pool import Pool
+from mofang.engine.room import Guest
 from mofang.errors import Busy, Conflict, EngineFailed, TooLarge
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.models.base import MemoryEstimate, ModelRef
+from mofang.platform import Held, Memory
 from mofang.settings import Settings
 from mofang.settings import load as load_settings
 
@@ -27,6 +32,8 @@ class Models:
 
     echo: dict[str, Any] = field(default_factory=dict)
     needs: int = 0
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes by name, where a model needs something else than `needs`; as much again for each slot."""
 
     def get(self, name: str) -> ModelRef:
         return ModelRef(name, Path(), "gguf", "chat", 0, manifest={"engine": "echo", "echo": self.echo})
@@ -35,7 +42,8 @@ class Models:
         return self.get(name)
 
     def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate:
-        return MemoryEstimate(self.needs, 0, 0, self.needs)
+        total = self.sizes[ref.name] * (1 + n_slots) if ref.name in self.sizes else self.needs
+        return MemoryEstimate(total, 0, 0, total)
 
 
 class Engines:
@@ -46,10 +54,13 @@ class Engines:
         self.gate: asyncio.Event | None = None
         self.made: list[EchoEngine] = []
         self.fault: Exception | None = None
+        self.slots: list[int] = []
+        """The slots that each load was told to make."""
 
     def get(self, name: str) -> Callable[..., Any]:
         async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> EchoEngine:
             self.loads += 1
+            self.slots.append(settings.n_slots)
             progress(Progress("load", 1, 2, "bytes"))
             if self.gate:
                 await self.gate.wait()
@@ -302,3 +313,194 @@ async def test_the_pool_looks_by_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert pool.loaded() == []
     await pool.close()
     assert pool_module.CRASHES == 3
+
+
+# ---- the memory of all together ----
+
+GB = 10**9
+
+
+def _pool(rig: Rig, **settings: Any) -> Pool:
+    """A pool of its own budget over the rig's models, engines and clock."""
+    return Pool(load_settings(**settings), rig.models, engines=rig.engines, clock=rig.clock)  # type: ignore[arg-type]
+
+
+def _names(pool: Pool) -> list[str]:
+    return [info.model for info in pool.loaded()]
+
+
+async def test_for_one_more_the_longest_idle_leave_and_no_more_than_must(rig: Rig) -> None:
+    rig.models.sizes = {"a": GB, "b": GB, "c": GB, "big": 2 * GB}
+    pool = _pool(rig, memory_budget_mb=6000, n_slots=1)
+    for name in ("a", "b", "c"):
+        await _answer(pool, name)
+        rig.clock.now += 10
+    assert _names(pool) == ["a", "b", "c"]
+    await _answer(pool, "a")
+    rig.clock.now += 10
+    await _answer(pool, "big")
+    assert _names(pool) == ["a", "big"], "4 of 6 GB: the two that were idle longest left, not the last used"
+    assert [info.estimated_bytes for info in pool.loaded()] == [2 * GB, 4 * GB]
+    await pool.close()
+
+
+async def test_who_is_in_use_or_pinned_stays_and_the_newcomer_hears_who_holds_the_memory(rig: Rig) -> None:
+    rig.models.sizes = {"a": GB, "b": GB, "c": 2 * GB}
+    pool = _pool(rig, memory_budget_mb=5000, n_slots=1, pinned_models="b, nobody")
+    await pool.load("b")
+    async with pool.use("a", "chat"):
+        with pytest.raises(TooLarge) as caught:
+            await _answer(pool, "c")
+        assert caught.value.code == "no_room" and caught.value.status == 413
+        assert caught.value.values["holders"] in ("a 2.0 GB, b 2.0 GB", "b 2.0 GB, a 2.0 GB")
+        assert (caught.value.values["needed"], caught.value.values["available"]) == ("4.0", "1.0")
+        assert sorted(_names(pool)) == ["a", "b"], "nobody left in vain"
+    with pytest.raises(TooLarge):
+        await _answer(pool, "c")
+    assert sorted(_names(pool)) == ["a", "b"], "a alone would not have been enough"
+    await pool.unload("b")
+    assert await _answer(pool, "c") and _names(pool) == ["c"]
+    await pool.close()
+
+
+async def test_two_loads_at_once_do_not_share_the_same_room(rig: Rig) -> None:
+    rig.models.sizes = {"a": GB, "b": GB}
+    pool = _pool(rig, memory_budget_mb=3000, n_slots=1)
+    rig.engines.gate = asyncio.Event()
+    both = [asyncio.create_task(_answer(pool, name)) for name in ("a", "b")]
+    await _settle()
+    rig.engines.gate.set()
+    results = await asyncio.gather(*both, return_exceptions=True)
+    assert sorted(getattr(result, "code", result) for result in results) == ["no_room", "你好🙂世界"]
+    await pool.close()
+
+
+async def test_a_failed_load_gives_its_room_back(rig: Rig) -> None:
+    rig.models.sizes = {"a": GB, "b": GB}
+    pool = _pool(rig, memory_budget_mb=3000, n_slots=1)
+    rig.engines.fault = EngineFailed("engine.load_failed", model="a", why="坏文件", log="x")
+    with pytest.raises(EngineFailed):
+        await _answer(pool, "a")
+    rig.engines.fault = None
+    assert await _answer(pool, "b")
+    await pool.close()
+
+
+async def test_slots_are_as_many_as_fit_and_a_notice_says_when_they_are_few(rig: Rig) -> None:
+    rig.models.sizes = {"small": GB, "large": 2 * GB}
+    pool = _pool(rig, memory_budget_mb=9000)
+    roomy = await pool.load("small")
+    assert (rig.engines.slots, roomy.notices, roomy.estimated_bytes) == ([4], (), 5 * GB)
+    tight = await pool.load("large")
+    assert rig.engines.slots == [4, 1] and _names(pool) == ["small", "large"]
+    assert len(tight.notices) == 1 and "1" in tight.notices[0] and "4" in tight.notices[0]
+    await pool.close()
+
+
+async def test_chosen_slots_are_not_made_fewer(rig: Rig) -> None:
+    rig.models.sizes = {"a": GB}
+    pool = _pool(rig, memory_budget_mb=3000, n_slots=3)
+    with pytest.raises(TooLarge) as caught:
+        await pool.load("a")
+    assert caught.value.values["needed"] == "4.0"
+    await pool.close()
+
+
+def test_free_memory_counts_promises_and_what_comes_back() -> None:
+    machine = Memory(total=32 * GB, available=10 * GB)
+    untouched = Guest("a", needs=3 * GB, held=Held(resident=GB, private=GB))
+    mapped = Guest("b", needs=GB, held=Held(resident=2 * GB, private=0))
+    assert room.free(machine, 0, []) == 9 * GB, "1/32 stays free"
+    assert room.free(machine, 0, [untouched]) == 7 * GB, "2 of its 3 GB are still to come"
+    assert room.free(machine, 0, [mapped]) == 7 * GB, "its mapped file counts, though the system could take it"
+    assert room.free(machine, 4 * GB, [untouched, mapped]) == -GB
+
+
+# ---- how long they stay ----
+
+
+async def test_the_last_wish_for_how_long_wins(rig: Rig) -> None:
+    async def answer(keep_alive: float | None) -> None:
+        async with rig.pool.use("m", "chat", keep_alive=keep_alive):
+            pass
+
+    async def gone_after(seconds: float) -> bool:
+        rig.clock.now += seconds
+        await rig.pool.sweep()
+        return not rig.pool.loaded()
+
+    await answer(60)
+    assert rig.pool.loaded()[0].unloads_in_s == 60
+    await answer(None)
+    assert not await gone_after(59) and await gone_after(2), "who wishes nothing leaves the wish as it is"
+    await answer(None)
+    assert rig.pool.loaded()[0].unloads_in_s == 900, "and it ends with the model"
+    await answer(math.inf)
+    assert rig.pool.loaded()[0].unloads_in_s is None and not await gone_after(10**9)
+    await answer(60)
+    async with rig.pool.use("m", "chat"):
+        assert not await gone_after(10**6), "in use"
+        assert (rig.pool.loaded()[0].running, rig.pool.loaded()[0].idle_s) == (1, 0.0)
+    assert not await gone_after(59)
+    assert rig.pool.loaded()[0].idle_s == 59
+
+
+async def test_keep_alive_0_unloads_after_the_answer_and_not_under_the_next(rig: Rig) -> None:
+    async with rig.pool.use("m", "chat"):
+        async with rig.pool.use("m", "chat", keep_alive=0):
+            pass
+        await _settle()
+        assert rig.pool.loaded(), "somebody else is still answered"
+    await _settle()
+    assert not rig.pool.loaded() and not rig.engines.made[0].alive()
+
+
+async def test_a_pinned_model_stays_until_it_is_unloaded(rig: Rig) -> None:
+    info = await rig.pool.load("m", pin=True, keep_alive=0)
+    assert info.pinned and info.unloads_in_s is None
+    rig.clock.now += 10**6
+    await rig.pool.sweep()
+    assert rig.pool.loaded()
+    await rig.pool.unload("m")
+    await rig.pool.load("m")
+    assert not rig.pool.loaded()[0].pinned
+    await rig.pool.load("m", pin=True)
+    assert not (await rig.pool.load("m", pin=False)).pinned
+
+
+async def test_a_close_under_way_is_waited_for_before_the_next_load(rig: Rig) -> None:
+    await _answer(rig.pool)
+    gate, closed = asyncio.Event(), rig.engines.made[0].close
+
+    async def slow() -> None:
+        await gate.wait()
+        await closed()
+
+    rig.engines.made[0].close = slow  # type: ignore[method-assign]
+    leaving = asyncio.create_task(rig.pool.unload("m"))
+    await _settle()
+    leaving.cancel()  # who asked leaves; the close goes on
+    again = asyncio.create_task(_answer(rig.pool))
+    await _settle()
+    assert rig.engines.loads == 1 and not again.done()
+    gate.set()
+    assert await again == "你好🙂世界" and rig.engines.loads == 2
+
+
+async def test_callers_are_served_in_turn(rig: Rig) -> None:
+    rig.models.echo["n_slots"] = 1
+    hold, order = asyncio.Event(), []
+    await rig.pool.load("m")
+
+    async def use(caller: str) -> None:
+        CALLER.set(caller)
+        async with rig.pool.use("m", "chat"):
+            order.append(caller)
+            await hold.wait()
+
+    tasks = [asyncio.create_task(use(caller)) for caller in "xxxy"]
+    await _settle()
+    assert rig.pool.loaded()[0].waiting == 3
+    hold.set()
+    await asyncio.gather(*tasks)
+    assert order == ["x", "x", "y", "x"], "one each in turn, y before the last x"

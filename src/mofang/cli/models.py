@@ -224,6 +224,71 @@ def _memory(memory: dict[str, Any]) -> str:
     return say("cli.memory", n_ctx=f"{memory.get('n_ctx') or 0:,}", **parts)
 
 
+@app.command("ps", help=say("cli.models_ps"))
+def ps(as_json: Json = False) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        loaded = client.system()["engines"]
+    if as_json:
+        render.show_json(loaded)
+        return
+    if not loaded:
+        render.note(say("cli.none_loaded"), style="")
+        return
+    columns = _headings("name", "kind", "memory", "slots", "waiting", "idle", "unloads")
+    render.show(render.table(columns, map(_loaded_row, loaded)))
+    for engine in loaded:
+        for notice in engine["notices"]:
+            render.note(f"{engine['model']}: {notice}")
+
+
+def _loaded_row(engine: dict[str, Any]) -> tuple[str, ...]:
+    from mofang.cli import render
+
+    leaves = "–" if engine["unloads_in_s"] is None else render.clock(engine["unloads_in_s"])
+    return (
+        engine["model"],
+        _kind(engine),
+        render.size(engine["memory_bytes"] or engine["estimated_bytes"]),
+        f"{engine['running']}/{engine['n_slots']}",
+        str(engine["waiting"]),
+        render.clock(engine["idle_s"]),
+        say("cli.pinned") if engine["pinned"] else leaves,
+    )
+
+
+@app.command("load", help=say("cli.models_load"))
+def load(
+    name: Installed,
+    pin: Annotated[bool, typer.Option("--pin", help=say("cli.option_pin"))] = False,
+    keep_alive: Annotated[str | None, typer.Option(help=say("cli.option_keep_alive"), metavar="TIME")] = None,
+    as_json: Json = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    wishes = {"pin": True if pin else None, "keep_alive": keep_alive}
+    with api.gateway() as client, render.working(say("cli.loading", model=name, percent="")):
+        engine = client.load_model(name, **wishes)
+    if as_json:
+        render.show_json(engine)
+    else:
+        size = render.size(engine["memory_bytes"] or engine["estimated_bytes"])
+        render.show(say("cli.loaded_model", name=engine["model"], size=size))
+
+
+@app.command("unload", help=say("cli.models_unload"))
+def unload(name: Installed) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client:
+        client.unload_model(name)
+    render.show(say("cli.unloaded", name=name))
+
+
 @app.command("rm", help=say("cli.models_rm"))
 def rm(name: Installed, yes: Yes = False) -> None:
     from mofang import api
@@ -242,7 +307,7 @@ def rm(name: Installed, yes: Yes = False) -> None:
 
 
 def _headings(*names: str) -> list[tuple[str, str]]:
-    right = {"size", "memory", "context"}
+    right = {"size", "memory", "context", "slots", "waiting", "idle", "unloads"}
     return [(say(f"cli.heading_{name}"), "right" if name in right else "left") for name in names]
 
 

@@ -108,4 +108,7 @@ def _type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
         return str, tuple(map(str, inner))
     if origin in (Union, UnionType):
         return _type(next(part for part in inner if part is not NoneType))
+    if origin is list:
+        kind, choices = _type(inner[0])
+        return list[kind], choices  # type: ignore[valid-type]
     return annotation, ()

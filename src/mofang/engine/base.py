@@ -43,6 +43,19 @@ class EngineInfo:
     """Build of the program that holds it, with its version."""
     choices: dict[str, Any] = field(default_factory=dict)
     """What tuning chose for it and is not the default."""
+    estimated_bytes: int = 0
+    """What it was expected to take when it was loaded."""
+    pinned: bool = False
+    """It never leaves memory by itself."""
+    running: int = 0
+    """Answers under way."""
+    waiting: int = 0
+    idle_s: float = 0.0
+    """Seconds since its last answer ended; 0 while it answers."""
+    unloads_in_s: float | None = None
+    """Seconds until it leaves memory if nobody asks; None: it stays, or is at work."""
+    notices: tuple[str, ...] = ()
+    """What a person should know, such as that memory had room for fewer slots than would be good."""
 
 
 @runtime_checkable

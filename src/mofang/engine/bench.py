@@ -46,7 +46,7 @@ async def _measure(recipe: Bench, ref: ModelRef, config: settings.Settings, repo
     report("bandwidth", 0, 0, "")
     bandwidth = await asyncio.to_thread(read_bandwidth)
     weights = await asyncio.to_thread(bytes_per_token, ref)
-    one = config.model_copy(update={"n_ctx": longest, "n_slots": 1})
+    one = config.model_copy(update={"n_ctx": longest, "n_slots": 1, "save_slots": False})
     engine = cast(
         ChatEngine, await start(ref, one, provider, choices, progress=lambda progress: None, log_name="bench")
     )

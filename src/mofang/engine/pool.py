@@ -1,26 +1,31 @@
 """The models in memory: loaded on demand, shared by requests, queued for, unloaded when idle, restarted after a crash.
 
-A model has as many places as its engine has slots; whoever finds none waits in order, and when too many wait the
+A model has as many places as its engine has slots; whoever finds none waits (engine.line), and when too many wait the
 next one is refused (Busy). One load at a time for a model, whoever asked; it goes on when the one who asked leaves.
-Unloading a model that answers somebody is refused (Conflict): it would break an answer that was promised.
+All models share one budget of memory (engine.room): for one more, those that were idle longest leave. Unloading a
+model that answers somebody is refused (Conflict): it would break an answer that was promised.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Protocol
 
-from mofang.engine import ENGINES, engine_name
-from mofang.engine.base import Adaptable, Engine, EngineInfo, Kind
+from mofang.engine import ENGINES, engine_name, room
+from mofang.engine.base import CALLER, Adaptable, Engine, EngineInfo, Kind
+from mofang.engine.line import Full, Line
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Progress
 from mofang.models.base import MemoryEstimate, ModelRef
-from mofang.platform import memory
+from mofang.platform import held, memory
 from mofang.registry import Registry
 from mofang.settings import Settings
+from mofang.strings import say
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +33,8 @@ CRASHES, CRASH_WINDOW_S = 3, 60.0
 """So many crashes in so many seconds, and a model is not started again until they are that long ago."""
 SECONDS_A_PLACE = 2.0
 """How long a request takes, as long as none has ended; for Retry-After."""
+AUTO_SLOTS = 4
+"""Slots that are enough where nobody chose: each costs the memory of a whole context. A guess, not studied."""
 
 Report = Callable[[Progress], None]
 
@@ -43,14 +50,18 @@ class Models(Protocol):
 class _Place:
     """One model's place in memory, empty or not."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int, pinned: bool) -> None:
         self.engine: Engine | None = None
         self.loading: asyncio.Task[Engine] | None = None
+        self.closing: asyncio.Task[None] | None = None
         self.reports: list[Report] = []
-        self.running = 0
-        self.waiting: deque[asyncio.Future[None]] = deque()
-        self.arriving = 0
-        """Requests that wait for the model to load."""
+        self.line = Line(limit)
+        self.pinned = pinned
+        self.keep_s: float | None = None
+        """How long to stay when idle, as the last request that cared wished it; None: as the settings say."""
+        self.needs = 0
+        """Bytes of memory that it was let in with; 0 once it has left."""
+        self.notices: tuple[str, ...] = ()
         self.used_at = 0.0
         self.seconds = SECONDS_A_PLACE
         """How long a request takes, the latest counting most."""
@@ -61,6 +72,10 @@ class _Place:
         """Set whenever the last one leaves."""
         self.last_words = ""
         """What the log said when it crashed."""
+
+    @property
+    def in_use(self) -> bool:
+        return not self.line.idle or (self.loading is not None and not self.loading.done())
 
 
 class Pool:
@@ -79,78 +94,88 @@ class Pool:
         self._engines = engines
         self._clock = clock
         self._places: dict[str, _Place] = {}
+        self._deciding = asyncio.Lock()
+        """Held while somebody decides who fits into memory."""
         self._sweeper: asyncio.Task[None] | None = None
+        self._look = asyncio.Event()
+        """A model's time to leave may have come nearer."""
         self._closed = False
 
     @asynccontextmanager
-    async def use(self, name: str, kind: Kind, *, progress: Report | None = None) -> AsyncIterator[Engine]:
+    async def use(
+        self, name: str, kind: Kind, *, progress: Report | None = None, keep_alive: float | None = None
+    ) -> AsyncIterator[Engine]:
         """The loaded model for the length of the block. "auto" is the default of that kind.
 
+        `keep_alive`: seconds that it stays in memory afterwards, if nobody asks; infinity: for ever; None: as before.
         Raises NotFound, Invalid (wrong kind), Busy, TooLarge (does not fit memory), MissingSystem, EngineFailed.
         """
         asked = await asyncio.to_thread(self._models.resolve, name, kind)
         ref = await self._base(asked)
-        place = self._places.setdefault(ref.name, _Place())
-        if place.arriving >= self._settings.queue_limit:
-            raise self._busy(ref, place, place.arriving, self._settings.n_slots)
-        place.arriving += 1
-        try:
-            async with place.door:
-                await self._renew(asked, ref, place)
-            engine = await self._ready(ref, place, progress)
-        finally:
-            place.arriving -= 1
-        await self._enter(ref, place, engine.info().n_slots)
+        place = self._place(ref.name)
+        async with place.door:
+            await self._renew(asked, ref, place)
+        await self._enter(ref, place, progress)
         began = self._clock()
         try:
-            # It may have died or left memory while we waited.
-            yield _adapted(engine if engine.alive() else await self._ready(ref, place, progress), asked)
+            # It may have died while we waited.
+            yield _adapted(await self._ready(ref, place, progress), asked)
         except EngineFailed as error:
             place.last_words = str(error.values.get("why", ""))
             raise
         finally:
             place.seconds += (self._clock() - began - place.seconds) / 4
-            self._leave(place)
+            self._touch(place, keep_alive)
+            place.line.leave()
+            if place.line.idle:
+                place.idle.set()
 
-    async def load(self, name: str, kind: Kind | None = None) -> EngineInfo:
-        """Load a model without using it."""
+    async def load(
+        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+    ) -> EngineInfo:
+        """Load a model without using it. `pin`: whether it stays in memory until it is unloaded; None: as before."""
         if kind:
             ref = await asyncio.to_thread(self._models.resolve, name, kind)
         else:
             ref = await asyncio.to_thread(self._models.get, name)
         ref = await self._base(ref)
-        place = self._places.setdefault(ref.name, _Place())
-        return (await self._ready(ref, place, None)).info()
+        place = self._place(ref.name)
+        engine = await self._ready(ref, place, None)
+        place.pinned = place.pinned if pin is None else pin
+        self._touch(place, keep_alive)
+        return self._info(place, engine)
 
     async def unload(self, name: str) -> None:
-        """Take a model out of memory; nothing happens when it is not there. Raises Conflict while it is in use."""
+        """Take a model out of memory and unpin it; nothing happens when it is not there.
+
+        Raises Conflict while it is in use.
+        """
         place = self._places.get(name)
         if place is None:
             return
-        if place.running or place.waiting:
-            raise Conflict("engine.in_use", model=name, running=place.running, waiting=len(place.waiting))
+        if place.line.running or (place.line.waiting and not place.loading):
+            raise Conflict("engine.in_use", model=name, running=place.line.running, waiting=place.line.waiting)
+        place.pinned = False
         if place.loading:
             place.loading.cancel()
             await asyncio.wait({place.loading})
-        engine, place.engine = place.engine, None
-        if engine:
-            await engine.close()
+        await self._empty(place)
 
     def loaded(self) -> list[EngineInfo]:
-        return [place.engine.info() for place in self._places.values() if place.engine and place.engine.alive()]
+        return [
+            self._info(place, place.engine) for place in self._places.values() if place.engine and place.engine.alive()
+        ]
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by model."""
-        return {name: len(place.waiting) for name, place in self._places.items() if place.waiting}
+        return {name: place.line.waiting for name, place in self._places.items() if place.line.waiting}
 
     async def sweep(self) -> None:
-        """Unload what has been idle for too long."""
-        limit = self._settings.idle_unload_s
-        for name, place in list(self._places.items()):
-            idle = not (place.running or place.waiting or place.loading)
-            if limit and place.engine and idle and self._clock() - place.used_at >= limit:
-                with suppress(Conflict):  # somebody came in between
-                    await self.unload(name)
+        """Unload what has been idle for long enough."""
+        for place in list(self._places.values()):
+            due = self._due(place)
+            if due is not None and due <= 0:
+                await self._empty(place)
 
     async def close(self) -> None:
         """End every model. Safe to call twice."""
@@ -161,9 +186,57 @@ class Pool:
         for task in loads:
             task.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
-        engines = [place.engine for place in self._places.values() if place.engine]
+        places = list(self._places.items())
         self._places.clear()
-        await asyncio.gather(*(engine.close() for engine in engines))
+        for name, place in places:
+            place.line.fail(EngineFailed("engine.closed", model=name))
+        await asyncio.gather(*(self._empty(place) for _, place in places))
+
+    # ---- what is known of a place ----
+
+    def _place(self, name: str) -> _Place:
+        if name not in self._places:
+            self._places[name] = _Place(self._settings.queue_limit, name in self._settings.pinned)
+        return self._places[name]
+
+    def _touch(self, place: _Place, keep_alive: float | None) -> None:
+        """Somebody used it just now, and may have said how long it should stay."""
+        place.used_at = self._clock()
+        place.keep_s = place.keep_s if keep_alive is None else keep_alive
+        self._look.set()
+
+    def _due(self, place: _Place) -> float | None:
+        """Seconds until it is to leave memory, below 0 when that is over; None: not while things are as they are."""
+        keep = place.keep_s if place.keep_s is not None else self._settings.idle_unload_s or math.inf
+        if not place.engine or place.in_use or place.pinned or keep == math.inf:
+            return None
+        return place.used_at + keep - self._clock()
+
+    def _info(self, place: _Place, engine: Engine) -> EngineInfo:
+        due = self._due(place)
+        return replace(
+            engine.info(),
+            estimated_bytes=place.needs,
+            pinned=place.pinned,
+            running=place.line.running,
+            waiting=place.line.waiting,
+            idle_s=0.0 if place.line.running else self._clock() - place.used_at,
+            unloads_in_s=None if due is None else max(0.0, due),
+            notices=place.notices,
+        )
+
+    # ---- the queue ----
+
+    async def _enter(self, ref: ModelRef, place: _Place, progress: Report | None) -> None:
+        """Take one of the model's places, waiting for the model and for our turn."""
+        loading = None if place.line.n_slots else self._start_loading(ref, place)
+        with _hearing(place, progress if loading else None):
+            try:
+                await place.line.enter(CALLER.get())
+            except Full as full:
+                seconds = max(1, round(place.seconds / (place.line.n_slots or self._settings.least_slots)))
+                waiting = place.line.waiting
+                raise Busy("engine.queue_full", model=ref.name, waiting=waiting, retry_after_s=seconds) from full
 
     # ---- loading ----
 
@@ -174,7 +247,7 @@ class Pool:
     async def _renew(self, asked: ModelRef, ref: ModelRef, place: _Place) -> None:
         """Unload a base that was loaded before the adapter came, once all who use it or wait for it are done."""
         while asked.base and (engine := place.engine) and isinstance(engine, Adaptable) and not engine.knows(asked):
-            if place.running or place.waiting:
+            if not place.line.idle:
                 place.idle.clear()
                 await place.idle.wait()
             else:
@@ -182,50 +255,73 @@ class Pool:
 
     async def _ready(self, ref: ModelRef, place: _Place, progress: Report | None) -> Engine:
         """The model's engine, loading it if need be."""
-        if self._closed:
-            raise EngineFailed("engine.closed", model=ref.name)
-        if place.engine and place.engine.alive():
-            place.used_at = self._clock()
+        if place.engine and place.engine.alive() and not self._closed:
             return place.engine
-        loading = place.loading = place.loading or asyncio.create_task(self._load(ref, place), name=f"load {ref.name}")
-        if progress:
-            place.reports.append(progress)
-        try:
+        loading = self._start_loading(ref, place)
+        with _hearing(place, progress):
             await asyncio.wait({loading})  # unlike awaiting it, this leaves the load alone when we are cancelled
-        finally:
-            if progress:
-                place.reports.remove(progress)
         if loading.cancelled():
             raise EngineFailed("engine.closed", model=ref.name)
         return loading.result()
 
-    async def _load(self, ref: ModelRef, place: _Place) -> Engine:
-        try:
-            await self._bury(place)
-            self._check_crashes(ref, place)
-            await asyncio.to_thread(self._check_memory, ref)
+    def _start_loading(self, ref: ModelRef, place: _Place) -> "asyncio.Task[Engine]":
+        """The load that is under way, or a new one. Whoever waits in line hears how it ended."""
+        if self._closed:
+            raise EngineFailed("engine.closed", model=ref.name)
 
-            def report(progress: Progress) -> None:
-                for each in list(place.reports):
-                    each(progress)
-
-            load = self._engines.get(engine_name(ref))
-            engine: Engine = await load(ref, self._settings, progress=report)
-            if self._closed:
-                await engine.close()
-                raise EngineFailed("engine.closed", model=ref.name)
-            place.engine, place.used_at = engine, self._clock()
-            self._sweeper = self._sweeper or asyncio.create_task(self._sweep_for_ever(), name="unload idle models")
-            return engine
-        finally:
+        def ended(task: "asyncio.Task[Engine]") -> None:
             place.loading = None
+            error = EngineFailed("engine.closed", model=ref.name) if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                place.line.fail(error)
+
+        if place.loading is None:
+            place.loading = asyncio.create_task(self._load(ref, place), name=f"load {ref.name}")
+            place.loading.add_done_callback(ended)
+        return place.loading
+
+    async def _load(self, ref: ModelRef, place: _Place) -> Engine:
+        await self._bury(place)
+        self._check_crashes(ref, place)
+        n_slots = await self._make_room(ref, place)
+
+        def report(progress: Progress) -> None:
+            for each in list(place.reports):
+                each(progress)
+
+        load = self._engines.get(engine_name(ref))
+        settings = self._settings.model_copy(update={"n_slots": n_slots})
+        try:
+            engine: Engine = await load(ref, settings, progress=report)
+        except BaseException:
+            place.needs = 0
+            raise
+        place.engine, place.used_at, place.keep_s = engine, self._clock(), None
+        place.line.open(engine.info().n_slots)
+        self._sweeper = self._sweeper or asyncio.create_task(self._sweep_for_ever(), name="unload idle models")
+        return engine
 
     async def _bury(self, place: _Place) -> None:
-        """Put away an engine that died, and remember when."""
-        dead, place.engine = place.engine, None
-        if dead:
+        """Put away an engine that died, and remember when; wait for one that is on its way out."""
+        if place.engine:
             place.crashes.append(self._clock())
-            await dead.close()
+        await self._empty(place)
+
+    async def _empty(self, place: _Place) -> None:
+        """Close the engine. That goes on when the one who asked leaves, and what it held counts until it is done."""
+        engine, place.engine = place.engine, None
+        place.line.open(0)
+        if engine:
+            place.closing = asyncio.create_task(self._close(place, engine), name=f"close {engine.info().model}")
+        if closing := place.closing:
+            await asyncio.wait({closing})
+            closing.result()
+
+    async def _close(self, place: _Place, engine: Engine) -> None:
+        try:
+            await engine.close()
+        finally:
+            place.needs, place.closing = 0, None
 
     def _check_crashes(self, ref: ModelRef, place: _Place) -> None:
         """Raise EngineFailed when the model died too often of late to be started again."""
@@ -235,62 +331,88 @@ class Pool:
             values = {"times": len(recent), "seconds": max(1, round(left)), "why": place.last_words}
             raise EngineFailed("engine.keeps_crashing", model=ref.name, **values)
 
-    def _check_memory(self, ref: ModelRef) -> None:
-        """Say before loading what would not fit."""
-        needed = self._models.memory(ref, self._settings.n_ctx, self._settings.n_slots).total
-        available = memory().available
-        if needed > available:
-            raise TooLarge(
-                "engine.model_too_large",
-                model=ref.name,
-                needed=f"{needed / 1e9:.1f}",
-                available=f"{available / 1e9:.1f}",
+    # ---- memory ----
+
+    async def _make_room(self, ref: ModelRef, place: _Place) -> int:
+        """See that the model fits, others leaving for it; the number of its slots.
+
+        Where nobody chose that number, it is what fits once there is room for one, and a notice says when that is
+        less than would be good. Raises TooLarge.
+        """
+        async with self._deciding:
+            needs = await asyncio.to_thread(self._needs, ref)
+            least = min(needs.values())
+            guests = self._guests(place)
+            leaving = room.leavers(least, self._left(guests), guests)
+            for name in leaving or ():
+                other = self._places[name]
+                if not (other.in_use or other.pinned):  # as it was before we began to wait
+                    _log.info("%s leaves memory for %s", name, ref.name)
+                    await self._empty(other)
+            left = self._left(self._guests(place))
+            if least > left:
+                raise self._too_large(ref, least, left, place)
+            n_slots = max(number for number, bytes_ in needs.items() if bytes_ <= left)
+            place.needs = needs[n_slots]
+        short = len(needs) > n_slots and ref.kind in ("chat", "base")
+        place.notices = (say("engine.few_slots", n_slots=n_slots, wanted=AUTO_SLOTS),) if short else ()
+        return n_slots
+
+    def _needs(self, ref: ModelRef) -> dict[int, int]:
+        """Bytes of memory by the number of slots, as far as there is a choice."""
+        chosen = self._settings.n_slots
+        numbers = (chosen,) if chosen else range(1, AUTO_SLOTS + 1)
+        return {number: self._models.memory(ref, self._settings.n_ctx, number).total for number in numbers}
+
+    def _guests(self, newcomer: _Place) -> list[room.Guest]:
+        """Who takes memory beside the newcomer."""
+        return [
+            room.Guest(
+                name,
+                place.needs,
+                held(place.engine.info().pid if place.engine else None),
+                stays=place.in_use or place.pinned,
+                used_at=place.used_at,
             )
+            for name, place in self._places.items()
+            if place is not newcomer and (place.engine or place.needs)
+        ]
+
+    def _left(self, guests: Sequence[room.Guest]) -> int:
+        return room.free(memory(), self._settings.memory_budget_mb * 1_000_000, guests)
+
+    def _too_large(self, ref: ModelRef, needed: int, left: int, place: _Place) -> TooLarge:
+        """The refusal, with what holds the memory."""
+        guests = self._guests(place)
+        values = {"model": ref.name, "needed": _gb(needed), "available": _gb(max(0, left))}
+        if not guests:
+            return TooLarge("engine.model_too_large", **values)
+        holders = ", ".join(f"{guest.name} {_gb(guest.bytes)} GB" for guest in guests)
+        return TooLarge("engine.no_room", **values, holders=holders)
 
     async def _sweep_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(max(0.05, min(30.0, self._settings.idle_unload_s / 4 or 30.0)))
+            self._look.clear()
             try:
                 await self.sweep()
             except MofangError:
                 _log.exception("a model could not be unloaded")
+            dues = [due for place in self._places.values() if (due := self._due(place)) is not None]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), max(0.02, min(dues)) if dues else None)
 
-    # ---- the queue ----
 
-    async def _enter(self, ref: ModelRef, place: _Place, n_slots: int) -> None:
-        """Take one of the model's places, waiting in order."""
-        if place.running < n_slots and not place.waiting:
-            place.running += 1
-            return
-        if len(place.waiting) >= self._settings.queue_limit:
-            raise self._busy(ref, place, len(place.waiting), n_slots)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place.waiting.append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave(place)  # our turn came while we were leaving: hand it on
-            else:
-                place.waiting.remove(turn)
-            raise
-
-    def _busy(self, ref: ModelRef, place: _Place, waiting: int, n_slots: int) -> Busy:
-        """The refusal, with the time in which one of the waiting will have had its turn."""
-        seconds = max(1, round(place.seconds / n_slots))
-        return Busy("engine.queue_full", model=ref.name, waiting=waiting, retry_after_s=seconds)
-
-    def _leave(self, place: _Place) -> None:
-        """Give a place back: to the first who waits, who then holds it."""
-        place.used_at = self._clock()
-        while place.waiting:
-            turn = place.waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
-        place.running -= 1
-        if not place.running:
-            place.idle.set()
+@contextmanager
+def _hearing(place: _Place, progress: Report | None) -> Iterator[None]:
+    """`progress` hears of the load for the length of the block."""
+    if progress is None:
+        yield
+        return
+    place.reports.append(progress)
+    try:
+        yield
+    finally:
+        place.reports.remove(progress)
 
 
 def _adapted(engine: Engine, asked: ModelRef) -> Engine:
@@ -300,3 +422,7 @@ def _adapted(engine: Engine, asked: ModelRef) -> Engine:
     if not isinstance(engine, Adaptable):
         raise Invalid("engine.takes_no_adapters", param="model", model=asked.name, engine=engine.info().engine)
     return engine.adapted(asked)
+
+
+def _gb(bytes_: int) -> str:
+    return f"{bytes_ / 1e9:.1f}"

@@ -87,7 +87,7 @@ async def _model(recipe: Build, config: Settings, report: Reporter) -> ModelRef:
 async def prove(made: build.Build, model: ModelRef, config: Settings, report: Reporter) -> dict[str, Any]:
     """The proof as it is stored: `passed`, the figures, or why it failed. A crash of what was built is a failure."""
     proof: dict[str, Any] = {"model": model.name, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    native, small = Native(made), config.model_copy(update={"n_ctx": N_CTX, "n_slots": 1})
+    native, small = Native(made), config.model_copy(update={"n_ctx": N_CTX, "n_slots": 1, "save_slots": False})
     report("prove", 0, FORCED, "tokens")
     try:
         async with _loaded(model, small, native, FULL) as ours:

@@ -293,7 +293,7 @@ class Servers:
     def __init__(self, ref: ModelRef, config: Settings, provider: Provider) -> None:
         self._ref = ref
         # Slot 0 holds the long context that answers are measured at, slot 1 the prompts.
-        self._config = config.model_copy(update={"n_ctx": 2 * CONTEXT, "n_slots": 2})
+        self._config = config.model_copy(update={"n_ctx": 2 * CONTEXT, "n_slots": 2, "save_slots": False})
         self._provider = provider
 
     @asynccontextmanager

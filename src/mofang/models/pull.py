@@ -120,13 +120,13 @@ def _candidates(name: str, entry: CatalogueEntry | None, source: str | None) -> 
 
 def _fitting(store: ModelStore, defaults: list[CatalogueEntry], kind: str, progress: Report) -> list[CatalogueEntry]:
     free, settings = memory().available, store.settings
-    fitting = [entry for entry in defaults if entry.fits(free, settings.n_ctx, settings.n_slots)]
+    fitting = [entry for entry in defaults if entry.fits(free, settings.n_ctx, settings.least_slots)]
     if not fitting:
         names = ", ".join(entry.name for entry in defaults)
         raise TooLarge("models.nothing_fits", kind=kind, free=size(free), names=names)
     for entry in defaults:
         if entry not in fitting:
-            needed = size(entry.memory(settings.n_ctx, settings.n_slots) or 0)
+            needed = size(entry.memory(settings.n_ctx, settings.least_slots) or 0)
             why = say("models.notice_does_not_fit", needed=needed, free=size(free))
             notice(progress, say("models.notice_default_skipped", name=entry.name, why=why))
     return fitting

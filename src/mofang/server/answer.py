@@ -27,6 +27,8 @@ class Question:
     messages: Sequence[Message]
     sampling: Sampling
     knowledge: Sequence[str] = ()
+    keep_alive: float | None = None
+    """Seconds that the model stays in memory afterwards; None: as before."""
 
 
 @dataclass
@@ -129,7 +131,7 @@ async def answering(
     visit = current()
     visit.asked(words(question.messages))
     sampling = bounded(question.sampling, rooms.settings.max_tokens)
-    async with rooms.engines.use(question.model, "chat", progress=loading) as engine:
+    async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
         messages = question.messages

@@ -200,6 +200,7 @@ WHY = {
     "too_short": "server.why_too_few",
     "literal_error": "server.why_choice",
     "string_pattern_mismatch": "server.why_pattern",
+    "keep_alive": "server.why_keep_alive",
 }
 """pydantic's type of an error → our sentence for it; the placeholders are pydantic's own `ctx`."""
 

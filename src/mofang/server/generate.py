@@ -9,7 +9,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mofang.messages import Delta, Message
@@ -101,7 +101,7 @@ class Generations:
             parent_id=parent_id,
         )
         opening = [Message("system", system)] if system else []
-        asked = Question(question.model, [*opening, *history], question.sampling, question.knowledge)
+        asked = replace(question, messages=[*opening, *history])
         running = _Running(shape["id"], shape["message_id"], asked, lang)
         running.events.append({"type": "queued"})
         self._running[running.id] = running

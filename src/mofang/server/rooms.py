@@ -40,11 +40,18 @@ class Models(Protocol):
 class Engines(Protocol):
     """The models in memory."""
 
-    def use(self, name: str, kind: Kind, *, progress: Report | None = None) -> AbstractAsyncContextManager[Engine]:
-        """The loaded model, for the length of the block; waits in its queue. Raises NotFound, Invalid, Busy."""
+    def use(
+        self, name: str, kind: Kind, *, progress: Report | None = None, keep_alive: float | None = None
+    ) -> AbstractAsyncContextManager[Engine]:
+        """The loaded model, for the length of the block; waits in its queue. Raises NotFound, Invalid, Busy.
+
+        `keep_alive`: seconds that it stays in memory afterwards; None: as before.
+        """
         ...
 
-    async def load(self, name: str, kind: Kind | None = None) -> EngineInfo: ...
+    async def load(
+        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+    ) -> EngineInfo: ...
     async def unload(self, name: str) -> None: ...
     def loaded(self) -> Sequence[EngineInfo]: ...
     def waiting(self) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Our words as the API's JSON: models, catalogue entries, the machine. Pure functions; no engine, no request."""
 
 import importlib.metadata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ LIBRARIES = ("mofang", "xllamacpp", "fastapi", "uvicorn", "pydantic", "streamlit
 """Whose versions /v1/system tells."""
 
 
-def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> dict[str, Any]:
+def model(ref: ModelRef, facts: ModelFacts | None, loaded: Mapping[str, EngineInfo]) -> dict[str, Any]:
     """OpenAI's model object and what people want to know beside it."""
     return {
         "id": ref.name,
@@ -32,6 +32,7 @@ def model(ref: ModelRef, facts: ModelFacts | None, loaded: Collection[str]) -> d
         "runnable": ref.runnable,
         "loaded": (ref.base or ref.name) in loaded,
         "parent": ref.base or None,
+        "resident_bytes": loaded[ref.base or ref.name].memory_bytes if (ref.base or ref.name) in loaded else None,
     }
 
 
@@ -68,9 +69,9 @@ def entry(one: CatalogueEntry, installed: Collection[str], settings: Settings, f
     names = ("name", "title", "kind", "summary", "size_bytes", "n_ctx_train", "parameters", "licence", "languages")
     return {
         **{name: getattr(one, name) for name in (*names, "good_for", "sources")},
-        "memory_bytes": one.memory(settings.n_ctx, settings.n_slots),
+        "memory_bytes": one.memory(settings.n_ctx, settings.least_slots),
         "installed": one.name in installed,
-        "fits": one.fits(free_bytes, settings.n_ctx, settings.n_slots),
+        "fits": one.fits(free_bytes, settings.n_ctx, settings.least_slots),
     }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
+from mofang.engine.llama import slots
 from mofang.engine.llama.answer import Answer
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch, Provider, choose, describe
@@ -83,6 +84,9 @@ async def start(
         choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
         adapters=tuple(str(adapter.file) for adapter in held.values() if adapter.file),
     )
+    if maker.kind == "chat" and settings.save_slots:
+        place = await asyncio.to_thread(slots.prepare, settings.home, ref, launch, describe(provider))
+        launch = replace(launch, slot_folder=str(place))
 
     def report(resident: int) -> None:
         # Never whole before it is: buffers and cache are resident, too.
@@ -222,6 +226,9 @@ class LlamaChat(_LlamaEngine):
     _system: str | None = None
     """System message for conversations that bring none."""
 
+    _saving: slots.Slots | None = None
+    """None: nothing is kept on disk."""
+
     def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         super().__init__(ref, process, launch, settings, provider)
         self.held: dict[str, _Held] = {}
@@ -255,7 +262,19 @@ class LlamaChat(_LlamaEngine):
 
     @classmethod
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
-        return _capped(settings.n_ctx, facts), settings.n_slots
+        return _capped(settings.n_ctx, facts), settings.least_slots
+
+    async def measure(self) -> None:
+        if self._launch.slot_folder:
+            place, limit = Path(self._launch.slot_folder), self.settings.slot_cache_mb * 1_000_000
+            self._saving = slots.Slots(self._process, self._launch.n_slots, place, limit)
+            await self._saving.restore()
+
+    async def close(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving and self.alive():
+            await saving.save()
+        await super().close()
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         body = {"messages": self._shapes(messages), **self._choices(sampling)}
@@ -331,6 +350,7 @@ class LlamaChat(_LlamaEngine):
             async with aclosing(self._process.events(path, body)) as events:
                 async for event in events:
                     for delta in answer.read(event):
+                        self._remember(path, body, delta)
                         yield delta
             last = answer.last()
         except Refusal as error:
@@ -338,6 +358,11 @@ class LlamaChat(_LlamaEngine):
         except LookupError as error:
             raise EngineFailed("engine.failed", model=self.ref.name, why="no finish_reason") from error
         yield last
+
+    def _remember(self, path: str, body: dict[str, Any], delta: Delta) -> None:
+        """Keep in mind a prompt that has been read, for when the model leaves memory."""
+        if self._saving and delta.progress and delta.progress.done == delta.progress.total:
+            self._saving.memory.add(path, body, delta.progress.total)
 
 
 class LlamaEmbedder(_LlamaEngine):
@@ -355,7 +380,7 @@ class LlamaEmbedder(_LlamaEngine):
     def size(cls, settings: Settings, facts: ModelFacts) -> tuple[int, int]:
         if _is_encoder(facts):
             return _capped(ENCODER_CTX, facts), ENCODER_SLOTS
-        return _capped(settings.n_ctx, facts), settings.n_slots
+        return _capped(settings.n_ctx, facts), settings.least_slots
 
     @property
     def dimensions(self) -> int:

@@ -52,7 +52,8 @@ class Head:
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request, backend: Here, lang: Lang) -> Response:
     """A chat answer, whole or streamed."""
-    question = Question(body.model, [m.to_message() for m in body.messages], body.sampling(), body.knowledge or ())
+    messages = [message.to_message() for message in body.messages]
+    question = Question(body.model, messages, body.sampling(), body.knowledge or (), body.keep_alive)
     answer = Answer()
     deltas = answering(backend, question, answer)
     if body.stream:

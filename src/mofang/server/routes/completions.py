@@ -37,7 +37,7 @@ async def completions(body: CompletionRequest, request: Request, backend: Here, 
     prompts, n = as_prompts(body.prompt), body.n or 1
     sampling = bounded(body.sampling(), backend.settings.max_tokens)
     answer = Answer()
-    pieces = side_by_side([_continue(backend, body.model, p, sampling, answer, i * n) for i, p in enumerate(prompts)])
+    pieces = side_by_side([_continue(backend, body, p, sampling, answer, i * n) for i, p in enumerate(prompts)])
     echoes = {i * n + k: str(p) for i, p in enumerate(prompts) for k in range(n)} if body.echo else {}
     if body.stream:
         chunks = guarded(_chunks(pieces, answer, body, echoes), backend, lang)
@@ -71,11 +71,11 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Pr
 
 
 async def _continue(
-    backend: Backend, model: str, prompt: Prompt, sampling: Sampling, answer: Answer, first_index: int
+    backend: Backend, body: CompletionRequest, prompt: Prompt, sampling: Sampling, answer: Answer, first_index: int
 ) -> AsyncGenerator[Delta, None]:
     visit = current()
     visit.asked(prompt)
-    async with backend.engines.use(model, "chat") as engine:
+    async with backend.engines.use(body.model, "chat", keep_alive=body.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
         async with sse.closing(engine.complete(prompt, sampling)) as deltas:

@@ -22,7 +22,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, backend: Here) ->
     texts = as_texts(body)
     async with (
         sse.until_client_leaves(request.receive),
-        backend.engines.use(body.model, "embedding") as engine,
+        backend.engines.use(body.model, "embedding", keep_alive=body.keep_alive) as engine,
     ):
         assert isinstance(engine, Embedder)
         if body.dimensions not in (None, engine.dimensions):

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Query
 
+from mofang.engine.base import EngineInfo
 from mofang.errors import Forbidden, MofangError
 from mofang.messages import Progress
 from mofang.models.base import ModelFacts, ModelRef
@@ -17,13 +18,13 @@ from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.routes.here import Here, Lang, Owner
 from mofang.server.visit import current
-from mofang.wire import AddRequest, PullRequest, RemoteRequest
+from mofang.wire import AddRequest, LoadRequest, PullRequest, RemoteRequest
 
 router = APIRouter(tags=["models"])
 
 
-def _loaded(backend: Backend) -> set[str]:
-    return {info.model for info in backend.engines.loaded()}
+def _loaded(backend: Backend) -> dict[str, EngineInfo]:
+    return {info.model: info for info in backend.engines.loaded()}
 
 
 def _facts(backend: Backend, ref: ModelRef) -> ModelFacts | None:
@@ -92,19 +93,20 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     backend.engines.check_permitted(ref.name)
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
-    needed = backend.models.memory(ref, context, backend.settings.n_slots)
+    needed = backend.models.memory(ref, context, backend.settings.least_slots)
     return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
 
 
 @router.post("/v1/models/{name}/load")
-async def load(name: str, backend: Here) -> dict[str, Any]:
-    """Bring it into memory and wait until it is there."""
-    return shapes.engine(await backend.engines.load(name))
+async def load(name: str, backend: Here, body: LoadRequest | None = None) -> dict[str, Any]:
+    """Bring it into memory and wait until it is there; pinned, it stays until it is unloaded."""
+    wish = body or LoadRequest()
+    return shapes.engine(await backend.engines.load(name, pin=wish.pin, keep_alive=wish.keep_alive))
 
 
 @router.post("/v1/models/{name}/unload", status_code=204)
 async def unload(name: str, backend: Here) -> None:
-    """Free its memory; nothing happens when it is not loaded."""
+    """Free its memory and unpin it; nothing happens when it is not loaded."""
     ref = await asyncio.to_thread(backend.models.get, name)
     await backend.engines.unload(ref.base or ref.name)
 

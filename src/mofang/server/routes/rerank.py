@@ -20,7 +20,7 @@ async def rerank(body: RerankRequest, request: Request, backend: Here) -> dict[s
     documents = [_text(document, place) for place, document in enumerate(body.documents)]
     async with (
         sse.until_client_leaves(request.receive),
-        backend.engines.use(body.model, "reranker") as engine,
+        backend.engines.use(body.model, "reranker", keep_alive=body.keep_alive) as engine,
     ):
         assert isinstance(engine, Reranker)
         scores = await engine.rerank(body.query, documents)

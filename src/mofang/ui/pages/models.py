@@ -47,7 +47,7 @@ def _model(model: Model) -> None:
     with st.container(border=True, key=f"model_{name}"):
         labels = badges(
             (t_or(f"kind_{model['kind']}", model["kind"]), ""),
-            (t("loaded") if model.get("loaded") else "", "good"),
+            (_in_memory(model), "good"),
             (str(model.get("quantization") or ""), ""),
             (figures.size(model.get("size_bytes") or 0) if model.get("size_bytes") else "", ""),
             ("" if model.get("managed", True) else t("in_place"), ""),
@@ -70,6 +70,13 @@ def _model(model: Model) -> None:
         if details.open:
             with details:
                 _details(name)
+
+
+def _in_memory(model: Model) -> str:
+    if not model.get("loaded"):
+        return ""
+    held = model.get("resident_bytes")
+    return t("loaded_with", size=figures.size(held)) if held else t("loaded")
 
 
 def _load_or_unload(model: Model) -> None:
