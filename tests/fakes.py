@@ -6,7 +6,7 @@ They keep the contracts of engine/base.py and server/rooms.py, and remember what
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,12 +45,23 @@ class ScriptedEngine:
         """Answers under way: back to 0 when every iterator was closed."""
         self.closed_early = 0
         self.tasks: set[int] = set()
+        self.images = False
 
     def info(self) -> EngineInfo:
-        return EngineInfo(self.model, "scripted", "chat", self.n_ctx, 2, None, 0)
+        return EngineInfo(self.model, "scripted", "chat", self.n_ctx, 2, None, 0, images=self.images)
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(char) for char in text]
+
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        return [(ord(char), char.encode()) for char in text]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        if not all(0 <= token < 0xD800 or 0xDFFF < token < 0x110000 for token in tokens):
+            raise Invalid("engine.no_such_token", param="tokens", token=max(tokens), n_vocab=0x110000)
+        return "".join(map(chr, tokens))
 
     async def close(self) -> None: ...
 
@@ -64,7 +75,7 @@ class ScriptedEngine:
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
         self.asked.append((prompt, sampling))
-        said = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        said = prompt if isinstance(prompt, str) else "".join(chr(token % 0xD800) for token in prompt)
         return self._follow(self.script or spoken(said[::-1], prompt_tokens=len(said)))
 
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
@@ -91,11 +102,18 @@ class ScriptedEngine:
             self.open -= 1
             self.closed_early += not finished
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        return "".join(f"<{m.role}>{m.text}" for m in messages)
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        tools = "".join(f"<tool>{tool['function']['name']}" for tool in (options or {}).get("tools") or ())
+        return tools + "".join(f"<{m.role}>{m.text}" for m in messages)
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
-        return len(await self.render(messages))
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
+        return len(await self.render(messages, options=options))
 
 
 class HashEmbedder:

@@ -15,6 +15,8 @@ class Message:
     name: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """What the model thought before it said this; its chat template decides whether it is told again."""
 
     @property
     def text(self) -> str:
@@ -26,7 +28,7 @@ class Message:
     def to_openai(self) -> dict[str, Any]:
         """OpenAI's shape, without the fields that are not set."""
         shape: dict[str, Any] = {"role": self.role, "content": self.content}
-        for key in ("name", "tool_calls", "tool_call_id"):
+        for key in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
             if getattr(self, key) is not None:
                 shape[key] = getattr(self, key)
         return shape
@@ -127,6 +129,8 @@ class Delta:
     """The prompt is being read: tokens done of all."""
     index: int = 0
     """Which of the `n` answers this belongs to."""
+    stopped_by: str | None = None
+    """The stop word that ended the answer, with its finish_reason "stop"; None: the model ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)

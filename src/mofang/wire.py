@@ -6,12 +6,22 @@ Source: OpenAI API reference; llama.cpp tools/server/README.md for the sampling 
 """
 
 from dataclasses import fields, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from mofang.durations import seconds
+from mofang.errors import Invalid
 from mofang.messages import Message, Sampling
 
 SAMPLED = tuple(field.name for field in fields(Sampling) if field.name not in ("stop", "options"))
@@ -19,12 +29,32 @@ SAMPLED = tuple(field.name for field in fields(Sampling) if field.name not in ("
 
 
 class Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Reply(BaseModel):
     model_config = ConfigDict(extra="allow")
 
+
+MANY = (1 << 31) - 1
+"""What the engines count with: 32 bits, signed."""
+TokenId = Annotated[int, Field(ge=0, le=MANY)]
+Word = Annotated[str, StringConstraints(min_length=1)]
+Sampler = Literal[
+    "dry",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "top_n_sigma",
+    "temperature",
+    "xtc",
+    "infill",
+    "penalties",
+    "adaptive_p",
+]
+"""llama.cpp passes over a name that it does not know (common/sampling.cpp, common_sampler_types_from_names)."""
+Bias = Annotated[float, Field(ge=-1000, le=1000)]
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[\w一-鿿][\w一-鿿.\-]*$")]
 """A name that people choose and that becomes a folder: letters, digits, Chinese, "_", "-", "."; never a path."""
@@ -39,6 +69,7 @@ def _keep_alive(value: Any) -> float:
 
 KeepAlive = Annotated[
     float,
+    Field(allow_inf_nan=True),
     BeforeValidator(_keep_alive),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}], "examples": ["5m", 300, 0, -1]}),
 ]
@@ -49,94 +80,285 @@ KeepAlive = Annotated[
 # ---- chat and completions ----
 
 
+class ImageUrl(Request):
+    """An image inside the request: "data:image/png;base64,…". Addresses are refused: nothing is fetched for a caller."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _inside(cls, url: str) -> str:
+        if not url.startswith("data:image/"):
+            raise Invalid("server.remote_image", param="image_url", url=url[:60])
+        return url
+
+
+class Part(Request):
+    """A piece of a message's content; each type has the field of its own name."""
+
+    type: Literal["text", "image_url", "refusal"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _has_its_field(self) -> Self:
+        if getattr(self, self.type) is None:
+            raise Invalid("server.part_without_field", param="content", type=self.type)
+        return self
+
+    def shape(self) -> dict[str, Any]:
+        if self.type == "refusal":
+            return {"type": "text", "text": self.refusal}
+        return self.model_dump(exclude_none=True, include={"type", self.type})
+
+
+class FunctionCall(Request):
+    name: str
+    arguments: str
+    parsed_arguments: Any = None
+    """Accepted because the official client sends back what it parsed; `arguments` says the same."""
+
+
+class ToolCall(Request):
+    """A call that the model made; `index` is what streams number calls by."""
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+
 class ChatMessage(Request):
     role: Literal["system", "user", "assistant", "tool", "developer"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """What the model thought before an earlier answer; its chat template decides whether it is told."""
     refusal: str | None = None
-    """Accepted because clients send an assistant's earlier message back as they got it."""
+    """Accepted because clients send an assistant's earlier message back as they got it; so are the four below."""
+    parsed: Any = None
+    annotations: list[Any] | None = Field(default=None, max_length=0)
+    audio: None = None
+    function_call: None = None
 
     def to_message(self) -> Message:
-        return Message(self.role, self.content, self.name, self.tool_calls, self.tool_call_id)
+        content = [part.shape() for part in self.content] if isinstance(self.content, list) else self.content
+        calls = [
+            call.model_dump(exclude_none=True, exclude={"index": True, "function": {"parsed_arguments"}})
+            for call in self.tool_calls or ()
+        ] or None
+        return Message(self.role, content, self.name, calls, self.tool_call_id, self.reasoning_content or None)
 
 
 class StreamOptions(Request):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class SamplingFields(Request):
-    """What chat and completions share. The second group is passed to the engine under the same name."""
+    """What chat and completions share. The second group is passed to the engine under the same name.
+
+    Ranges are those of OpenAI's reference and of llama.cpp tools/server/server-schema.cpp.
+    """
 
     model: str = "auto"
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=MANY)
     temperature: float | None = Field(default=None, ge=0, le=5)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
+    top_k: int | None = Field(default=None, ge=0, le=MANY)
     min_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-1, lt=1 << 32)
+    stop: Word | list[Word] | None = None
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    repeat_penalty: float | None = Field(default=None, gt=0)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=10)
     user: str | None = None
     """Accepted for clients that send it; not stored."""
     keep_alive: KeepAlive | None = None
 
     n: int | None = Field(default=None, ge=1, le=16)
-    logit_bias: dict[str, float] | list[Any] | None = None
-    logprobs: bool | int | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    dry_multiplier: float | None = None
-    xtc_probability: float | None = None
-    xtc_threshold: float | None = None
-    mirostat: int | None = None
+    logit_bias: dict[str, Bias] | list[tuple[int | str, Bias | Literal[False]]] | None = None
+    """Token id (or text) → what is added to its logit; `false` in a pair forbids the token."""
+    typical_p: float | None = Field(default=None, ge=0, le=1)
+    top_n_sigma: float | None = Field(default=None, ge=-1)
+    dynatemp_range: float | None = Field(default=None, ge=0)
+    dynatemp_exponent: float | None = Field(default=None, ge=0)
+    repeat_last_n: int | None = Field(default=None, ge=0, le=MANY)
+    dry_multiplier: float | None = Field(default=None, ge=0)
+    dry_base: float | None = Field(default=None, ge=1)
+    dry_allowed_length: int | None = Field(default=None, ge=0, le=MANY)
+    dry_penalty_last_n: int | None = Field(default=None, ge=0, le=MANY)
+    dry_sequence_breakers: list[Word] | None = None
+    xtc_probability: float | None = Field(default=None, ge=0, le=1)
+    xtc_threshold: float | None = Field(default=None, ge=0, le=1)
+    mirostat: int | None = Field(default=None, ge=0, le=2)
+    mirostat_tau: float | None = Field(default=None, ge=0)
+    mirostat_eta: float | None = Field(default=None, ge=0)
+    adaptive_target: float | None = Field(default=None, ge=-1, le=1)
+    adaptive_decay: float | None = Field(default=None, ge=0, le=0.99)
+    min_keep: int | None = Field(default=None, ge=0, le=MANY)
     ignore_eos: bool | None = None
-    grammar: str | None = None
+    grammar: Word | None = None
+    """GBNF, llama.cpp's grammar notation."""
     json_schema: dict[str, Any] | None = None
-    samplers: list[str] | None = None
+    samplers: list[Sampler] | None = None
     cache_prompt: bool | None = None
 
     _handled: ClassVar[tuple[str, ...]] = ("model", "stream", "stream_options", "stop", "user", "keep_alive")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise Invalid("server.needs_field", param="stream_options", field="stream_options", other="stream")
+        if self.grammar and self.json_schema is not None:
+            raise Invalid("server.either_field", param="grammar", field="grammar", other="json_schema")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """Everything that was chosen and that Sampling has no field of its own for, by the engines' names."""
+        skip = {*SAMPLED, *self._handled}
+        return self.model_dump(exclude_none=True, by_alias=True, exclude=skip)
 
     def sampling(self) -> Sampling:
         """The request's choices as the engines take them; everything else that was set goes into `options`."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         chosen = {name: getattr(self, name) for name in SAMPLED}
-        skip = {*SAMPLED, *self._handled}
-        options = {name: value for name, value in self.model_dump(exclude_none=True).items() if name not in skip}
-        return Sampling(stop=stop, options=options, **chosen)
+        return Sampling(stop=stop, options=self.options(), **chosen)
+
+
+class Function(Request):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: str = Field(min_length=1, max_length=128)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Request):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Request):
+    name: str
+
+
+class NamedTool(Request):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class SchemaFormat(Request):
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Request):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    """llama.cpp's: a schema beside "json_object"."""
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise Invalid("server.needs_field", param="response_format", field="json_schema", other="type: json_schema")
+        if self.schema_ is not None and self.type != "json_object":
+            raise Invalid("server.needs_field", param="response_format", field="schema", other="type: json_object")
+        return self
+
+
+Truncation = Literal["auto", "disabled"]
+"""Of a prompt that is too long: "auto" drops the oldest turns and says so, "disabled" refuses it."""
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class ChatRequest(SamplingFields):
     """POST /v1/chat/completions. `knowledge` is ours: names of bases to answer from, with numbered sources."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MANY)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
+    """Short for chat_template_kwargs.enable_thinking."""
+    reasoning_budget_tokens: int | None = Field(default=None, ge=-1, le=MANY)
+    """Tokens that the model may think; -1: as many as it wants, 0: none."""
+    reasoning_format: Literal["auto", "none", "deepseek"] | None = None
+    """"none" leaves the thoughts in the content; otherwise they are split off as reasoning_content."""
     chat_template_kwargs: dict[str, Any] | None = None
+    truncation: Truncation = "disabled"
     knowledge: list[str] | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    metadata: dict[str, str] | None = None
+    """Given back in the answer."""
+    store: Literal[False] | None = None
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_key: str | None = None
+    """Accepted like `user`: prefixes are found again by themselves."""
+    safety_identifier: str | None = None
 
     _handled: ClassVar[tuple[str, ...]] = (
         *SamplingFields._handled,
         "messages",
         "max_completion_tokens",
+        "enable_thinking",
+        "truncation",
         "knowledge",
         "metadata",
         "store",
+        "modalities",
+        "service_tier",
+        "prompt_cache_key",
+        "safety_identifier",
     )
+
+    @model_validator(mode="after")
+    def _chat_fits_together(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        if forced and not names:
+            raise Invalid("server.needs_field", param="tool_choice", field="tool_choice", other="tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise Invalid("server.no_such_tool", param="tool_choice", name=self.tool_choice.function.name)
+        if self.top_logprobs is not None and not self.logprobs:
+            raise Invalid("server.needs_field", param="top_logprobs", field="top_logprobs", other="logprobs: true")
+        if self.grammar and names:
+            raise Invalid("server.either_field", param="grammar", field="grammar", other="tools")
+        said = (self.chat_template_kwargs or {}).get("enable_thinking", self.enable_thinking)
+        if self.enable_thinking is not None and said is not self.enable_thinking:
+            raise Invalid(
+                "server.either_field", param="enable_thinking", field="enable_thinking", other="chat_template_kwargs"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        if self.logprobs:  # engines that are told none name as many as they like
+            options["top_logprobs"] = max(1, self.top_logprobs or 0)
+        elif self.logprobs is not None:
+            del options["logprobs"]
+        if not options.get("tools"):
+            for name in ("tools", "tool_choice", "parallel_tool_calls"):
+                options.pop(name, None)
+        if self.enable_thinking is not None:
+            kwargs = options.get("chat_template_kwargs", {})
+            options["chat_template_kwargs"] = {**kwargs, "enable_thinking": self.enable_thinking}
+        return options
 
     def sampling(self) -> Sampling:
         base = super().sampling()
@@ -148,12 +370,23 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """POST /v1/completions: raw text, no chat template."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(min_length=1)
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """How many alternatives to name beside each token."""
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
 
     _handled: ClassVar[tuple[str, ...]] = (*SamplingFields._handled, "prompt", "echo", "best_of")
+
+    def options(self) -> dict[str, Any]:
+        options = super().options()
+        if self.logprobs is not None:  # llama.cpp takes 0 for "none at all"
+            options["logprobs"] = max(1, self.logprobs)
+        return options
+
+
+# ---- below the text ----
 
 
 class TokenizeRequest(Request):
@@ -161,14 +394,27 @@ class TokenizeRequest(Request):
 
     model: str = "auto"
     text: str
+    add_special: bool = False
+    """Put the tokens around it that the model wants at the beginning and the end of a text."""
+    parse_special: bool = True
+    """Read "<|im_start|>" and its like as the tokens that they name; false: as the characters that they are."""
+    with_pieces: bool = False
+    """Also what each token stands for."""
+
+
+class DetokenizeRequest(Request):
+    """POST /v1/detokenize."""
+
+    model: str = "auto"
+    tokens: list[TokenId]
 
 
 class NextTokenRequest(Request):
     """POST /v1/next_token: what a model expects after `prompt`, from its raw logits."""
 
     model: str = "auto"
-    prompt: str | list[int] = Field(min_length=1)
-    forced: int | None = Field(default=None, ge=0)
+    prompt: str | list[TokenId] = Field(min_length=1)
+    forced: TokenId | None = None
     """A token id to be told the log-probability of, whether or not it is among the likeliest."""
     n_top: int = Field(default=20, ge=1, le=1000)
 

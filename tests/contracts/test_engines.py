@@ -163,6 +163,27 @@ async def _count(chat: ChatEngine, messages: list[Message]) -> int:
     return last.usage.prompt_tokens
 
 
+async def test_tokens_pieces_and_back(chat: ChatEngine) -> None:
+    text = "长城龘🙂 a"
+    ids = await chat.tokenize(text)
+    pieces = await chat.pieces(text)
+    assert [token for token, _ in pieces] == ids
+    assert b"".join(piece for _, piece in pieces).decode().strip() == text
+    assert (await chat.detokenize(ids)).strip() == text
+    assert await chat.detokenize([]) == ""
+    with pytest.raises(Invalid) as caught:
+        await chat.detokenize([ids[0], 1 << 30])
+    assert caught.value.param == "tokens"
+    with_special = await chat.tokenize(text, add_special=True)
+    assert with_special[-len(ids) :] == ids or with_special[: len(ids)] == ids or ids == with_special[1:-1]
+
+
+async def test_options_that_reach_the_prompt_are_counted(chat: ChatEngine) -> None:
+    plain = await chat.count_tokens(_say("你好"))
+    assert await chat.count_tokens(_say("你好"), options={"chat_template_kwargs": {"enable_thinking": False}}) == plain
+    assert await chat.render(_say("你好"), options={}) == await chat.render(_say("你好"))
+
+
 async def test_next_token_lists_the_likeliest_and_knows_the_one_asked_about(chat: ChatEngine) -> None:
     ids = await chat.tokenize("中国的首都是北京，北")
     step = await chat.next_token(ids[:-1], forced=ids[-1], n_top=5)

@@ -121,7 +121,7 @@ def test_what_the_engine_is_given(gateway: Gateway, engine: ScriptedEngine) -> N
             top_logprobs=2,
             n=2,
             logit_bias={"3": -100},
-            extra_body={"top_k": 5, "min_p": 0.1, "grammar": "root ::= x"},
+            extra_body={"top_k": 5, "min_p": 0.1, "typical_p": 0.5},
         )
         client.chat.completions.create(model="echo", messages=ASK)
     messages, sampling = engine.asked[0]
@@ -135,7 +135,7 @@ def test_what_the_engine_is_given(gateway: Gateway, engine: ScriptedEngine) -> N
         "top_logprobs": 2,
         "n": 2,
         "logit_bias": {"3": -100},
-        "grammar": "root ::= x",
+        "typical_p": 0.5,
     }
     assert engine.asked[1][1].max_tokens == 2048, "no endless answer when the request names no length"
 

@@ -3,7 +3,7 @@
 An engine holds one model, ready to answer. It knows nothing of HTTP clients, conversations or documents.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -56,6 +56,8 @@ class EngineInfo:
     """Seconds until it leaves memory if nobody asks; None: it stays, or is at work."""
     notices: tuple[str, ...] = ()
     """What a person should know, such as that memory had room for fewer slots than would be good."""
+    images: bool = False
+    """It has a projector, so that messages may hold images."""
 
 
 @runtime_checkable
@@ -86,6 +88,22 @@ class ChatEngine(Engine, Protocol):
     does not fit: nothing is ever cut in silence; EngineFailed when the model's process dies.
     """
 
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        """Token ids. `add_special`: with those that the model wants around a text; `parse_special`: names of special
+        tokens in the text are those tokens."""
+        ...
+
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        """The same tokens with the bytes that each stands for: one token may be part of a character only."""
+        ...
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special tokens as their names; what is no whole character is U+FFFD. Raises Invalid
+        for an id that is not in the vocabulary."""
+        ...
+
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
         """The answer to a conversation, rendered with the model's own chat template."""
         ...
@@ -98,11 +116,18 @@ class ChatEngine(Engine, Protocol):
         """What is expected after `prompt`, from the raw logits; `forced` is a token to be told the probability of."""
         ...
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        """The prompt that `chat` would read, as text."""
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt that `chat` would read, as text. `options`: those of Sampling, for what reaches the prompt
+        (tools, tool_choice, chat_template_kwargs, reasoning_effort…)."""
         ...
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
         """Tokens of that prompt."""
         ...
 

@@ -6,8 +6,9 @@ dies as a killed child does.
 """
 
 import asyncio
+import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from mofang.engine.base import EngineInfo
@@ -44,13 +45,27 @@ class EchoEngine:
     async def close(self) -> None:
         self._alive = False
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         return [ord(character) for character in text]
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        return [(ord(character), character.encode()) for character in text]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return "".join(map(_character, tokens))
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         return "".join(f"{message.role}: {message.text}\n" for message in messages)
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
         return len(await self.render(messages))
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
@@ -58,12 +73,12 @@ class EchoEngine:
         return self._say(messages[-1].text if messages else "", n_prompt, sampling)
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncIterator[Delta]:
-        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        text = prompt if isinstance(prompt, str) else "".join(map(_character, prompt))
         return self._say(text, len(text), sampling)
 
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
         """Certain of the prompt's first character, and of nothing else."""
-        text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
+        text = prompt if isinstance(prompt, str) else "".join(map(_character, prompt))
         first = Candidate(ord(text[0]), text[0], 0.0)
         return NextToken((0.0 if forced == first.token_id else -100.0) if forced is not None else None, (first,))
 
@@ -71,8 +86,8 @@ class EchoEngine:
         if n_prompt >= self._n_ctx:
             raise Invalid("engine.context_length_exceeded", param="messages", n_prompt=n_prompt, n_ctx=self._n_ctx)
         yield Delta(progress=Progress("prompt", n_prompt, n_prompt, "tokens"))
-        ends = [at for at in (text.find(stop) for stop in sampling.stop if stop) if at >= 0]
-        said = text[: min(ends)] if ends else text
+        ends = [(at, stop) for at, stop in ((text.find(stop), stop) for stop in sampling.stop if stop) if at >= 0]
+        said = text[: min(ends)[0]] if ends else text
         began = time.perf_counter()
         limit = min(sampling.max_tokens or self._max_tokens, self._n_ctx - n_prompt)
         for number, character in enumerate(said[:limit]):
@@ -87,4 +102,12 @@ class EchoEngine:
         usage = Usage(n_prompt, n_said)
         seconds = max(time.perf_counter() - began, 1e-6)
         timings = Timings(0.0, 1000 * seconds, 0.0, n_said / seconds)
-        yield Delta(finish_reason=finish, usage=usage, timings=timings)
+        stopped_by = min(ends)[1] if ends and finish == "stop" else None
+        yield Delta(finish_reason=finish, usage=usage, timings=timings, stopped_by=stopped_by)
+
+
+def _character(token: int) -> str:
+    """A token is the number of a character. Raises Invalid where there is none."""
+    if not 0 <= token <= sys.maxunicode or 0xD800 <= token <= 0xDFFF:
+        raise Invalid("engine.no_such_token", param="tokens", token=token, n_vocab=sys.maxunicode + 1)
+    return chr(token)

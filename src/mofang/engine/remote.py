@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 
 from mofang.engine.base import COUNTED, EngineInfo, Purpose, Vectors
-from mofang.engine.llama.answer import Answer
+from mofang.engine.llama.answer import Answer, as_bytes
 from mofang.errors import Busy, EngineFailed, Invalid, MissingSystem, MofangError, NotFound, Unreachable
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Timings, Usage
 from mofang.models.base import ModelRef
@@ -198,7 +198,7 @@ class _Remote:
 
     def __init__(self, ref: ModelRef, settings: Settings, place: Place) -> None:
         self.ref, self._settings, self._place = ref, settings, place
-        self._tokenize: Callable[[str], tuple[str, dict[str, Any]]] | None = None
+        self._tokenize: int | None = None
         """How that server is asked to tokenize, once one way has worked."""
 
     def info(self) -> EngineInfo:
@@ -216,28 +216,34 @@ class _Remote:
     async def measure(self) -> None:
         """What must be known before the first request."""
 
-    async def tokenize(self, text: str) -> list[int]:
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """As Mofang, llama.cpp or vLLM do it. Raises Invalid where the server has no such route, as OpenAI's has not."""
-        place = self._place
+        place, special = self._place, {"add_special": add_special, "parse_special": parse_special}
         root = place.url.removesuffix("/v1")
         ways: list[Callable[[str], tuple[str, dict[str, Any]]]] = [
-            lambda text: ("/tokenize", {"model": place.model, "text": text}),
-            lambda text: (f"{root}/tokenize", {"content": text, "add_special": False}),
-            lambda text: (f"{root}/tokenize", {"model": place.model, "prompt": text, "add_special_tokens": False}),
+            lambda text: ("/tokenize", {"model": place.model, "text": text, **special}),
+            lambda text: (f"{root}/tokenize", {"content": text, **special}),
         ]
-        for way in [self._tokenize] if self._tokenize else ways:
+        if parse_special:  # vLLM always does
+            vllm = {"model": place.model, "add_special_tokens": add_special}
+            ways.append(lambda text: (f"{root}/tokenize", {**vllm, "prompt": text}))
+        if self._tokenize is not None:
+            ways = ways[self._tokenize : self._tokenize + 1]
+        for number, way in enumerate(ways, self._tokenize or 0):
             found = await self._try(*way(text))
             if found is not None and "tokens" in found:
-                self._tokenize = way
+                self._tokenize = number
                 return [int(token["id"] if isinstance(token, dict) else token) for token in found["tokens"]]
         raise self._has_no("tokenize")
 
-    async def _try(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer of a route that not every server has; None where it has not."""
+    async def _try(
+        self, path: str, body: dict[str, Any], missing: Sequence[str] = ("remote_not_found", "refused")
+    ) -> dict[str, Any] | None:
+        """The answer of a route that not every server has; None where it has not, which errors of `missing` mean."""
         try:
             found = await self._place.post(path, body)
         except MofangError as error:
-            if error.code in ("remote_not_found", "refused"):
+            if error.code in missing:
                 return None
             raise
         return found if isinstance(found, dict) else None
@@ -264,9 +270,39 @@ class RemoteChat(_Remote):
             raise self._has_no("next_token")
         return NextToken(found["forced"], tuple(Candidate(**entry) for entry in found["top"]))
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        """As Mofang and llama.cpp do it."""
         root = self._place.url.removesuffix("/v1")
-        body: dict[str, Any] = {"messages": _shapes(messages)}
+        special = {"add_special": add_special, "parse_special": parse_special, "with_pieces": True}
+        found = await self._try("/tokenize", {"model": self._place.model, "text": text, **special})
+        if found is not None and "pieces" in found:
+            return [(int(one["id"]), bytes(one["bytes"])) for one in found["pieces"]]
+        found = await self._try(f"{root}/tokenize", {"content": text, **special})
+        if found is not None and all(isinstance(one, dict) for one in found.get("tokens", [0])):
+            return [(int(one["id"]), as_bytes(one["piece"])) for one in found["tokens"]]
+        raise self._has_no("tokenize")
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """As Mofang, llama.cpp or vLLM do it, whose answers differ in the name of the text."""
+        body = {"model": self._place.model, "tokens": list(tokens)}
+        for path in ("/detokenize", f"{self._place.url.removesuffix('/v1')}/detokenize"):
+            found = await self._try(path, body, missing=["remote_not_found"])
+            for name in ("text", "content", "prompt"):
+                if found is not None and name in found:
+                    return str(found[name])
+        raise self._has_no("detokenize")
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        root = self._place.url.removesuffix("/v1")
+        body: dict[str, Any] = {"messages": _shapes(messages), **(options or {})}
         body |= {"chat_template_kwargs": template_kwargs} if template_kwargs else {}
         ways = (("/apply-template", {"model": self._place.model, **body}), (f"{root}/apply-template", body))
         for path, asked in ways:
@@ -275,8 +311,15 @@ class RemoteChat(_Remote):
                 return str(found["prompt"])
         raise self._has_no("apply-template")
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
-        """By Anthropic's route, which Mofang, llama.cpp and vLLM have, too."""
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
+        """By the route that Mofang and llama.cpp have; where nothing but words is counted, else by Anthropic's, which
+        vLLM has, too."""
+        asked = {"model": self._place.model, "messages": _shapes(messages), **(options or {})}
+        found = await self._try("/chat/completions/input_tokens", asked)
+        if found is not None and "input_tokens" in found:
+            return int(found["input_tokens"])
+        if options or any(message.role == "tool" or message.tool_calls for message in messages):
+            raise self._has_no("count_tokens")
         turns = [message for message in messages if message.role not in ("system", "developer")]
         system = "\n".join(message.text for message in messages if message not in turns)
         body = {"model": self._place.model, "messages": _shapes(turns), **({"system": system} if system else {})}

@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mofang.engine.base import ChatEngine, EngineInfo
-from mofang.errors import EngineFailed
+from mofang.errors import EngineFailed, Invalid
 from mofang.knowledge.answer import mark_cited, marks
 from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
 from mofang.server.rooms import Rooms
 from mofang.server.sse import closing
+from mofang.server.truncate import cut_to
 from mofang.server.visit import current, words
 from mofang.strings import say
+from mofang.wire import ChatRequest, Truncation
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,23 @@ class Question:
     knowledge: Sequence[str] = ()
     keep_alive: float | None = None
     """Seconds that the model stays in memory afterwards; None: as before."""
+    truncation: Truncation = "disabled"
+    """What happens to a conversation that is longer than the model's context."""
+    top_logprobs: int | None = None
+    """Alternatives to name beside each token, where log-probabilities were asked for."""
+
+
+def question_of(body: ChatRequest) -> Question:
+    """What a request of OpenAI's chat asks; the other dialects are translated into such a request first."""
+    return Question(
+        model=body.model,
+        messages=[message.to_message() for message in body.messages],
+        sampling=body.sampling(),
+        knowledge=tuple(body.knowledge or ()),
+        keep_alive=body.keep_alive,
+        truncation=body.truncation,
+        top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
 
 
 @dataclass
@@ -40,11 +59,13 @@ class Choice:
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
+    stopped_by: str | None = None
 
     def add(self, delta: Delta) -> None:
         self.content += delta.content
         self.reasoning += delta.reasoning
         self.finish_reason = delta.finish_reason or self.finish_reason
+        self.stopped_by = delta.stopped_by or self.stopped_by
         for call in delta.tool_calls or ():
             _join_call(self.tool_calls, call)
         if delta.logprobs is not None:
@@ -65,6 +86,10 @@ class Answer:
     notices: list[dict[str, str]] = field(default_factory=list)
     usages: dict[int, Usage] = field(default_factory=dict)
     timings: Timings | None = None
+    reasoning_tokens: int = 0
+    """Of the completion's tokens, those of the thoughts, as the model's tokenizer cuts them."""
+    truncated: dict[str, int] | None = None
+    """{"dropped_messages", "dropped_tokens"} where the conversation was cut to fit."""
 
     def choice(self, index: int = 0) -> Choice:
         return self.choices.setdefault(index, Choice())
@@ -86,13 +111,16 @@ class Answer:
         if not self.usages:
             return None
         usages = self.usages.values()
-        return usage_shape(
+        shape = usage_shape(
             Usage(
                 max(usage.prompt_tokens for usage in usages),
                 sum(usage.completion_tokens for usage in usages),
                 max(usage.cached_tokens for usage in usages),
             )
         )
+        if self.reasoning_tokens:
+            shape["completion_tokens_details"] = {"reasoning_tokens": self.reasoning_tokens}
+        return shape
 
     @property
     def timings_shape(self) -> dict[str, float] | None:
@@ -134,11 +162,17 @@ async def answering(
     async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
+        question = await _fitting(question, engine, sampling, answer, tell)
         messages = question.messages
         if question.knowledge:
             messages = await _ground(rooms, question, engine, sampling, answer, tell)
         async with closing(engine.chat(messages, sampling)) as deltas:
             async for delta in deltas:
+                if delta.logprobs and question.top_logprobs is not None:
+                    delta = replace(delta, logprobs=_trimmed(delta.logprobs, question.top_logprobs))
+                if delta.usage and answer.choices:
+                    thoughts = [choice.reasoning for choice in answer.choices.values() if choice.reasoning]
+                    answer.reasoning_tokens = sum([len(await engine.tokenize(text)) for text in thoughts])
                 if delta.finish_reason == "stop" and (forgotten := _forgotten_marks(question, answer, delta, tell)):
                     answer.add(forgotten)
                     yield forgotten
@@ -166,6 +200,41 @@ def bounded(sampling: Sampling, max_tokens: int) -> Sampling:
     return sampling if sampling.max_tokens else replace(sampling, max_tokens=max_tokens)
 
 
+def prompt_room(n_ctx: int, sampling: Sampling) -> int:
+    """Tokens that a prompt may have, where we choose what is in it: the answer keeps at most half of the context."""
+    return n_ctx - min(sampling.max_tokens or 0, n_ctx // 2)
+
+
+async def _fitting(
+    question: Question, engine: ChatEngine, sampling: Sampling, answer: Answer, tell: Callable[[Event], None]
+) -> Question:
+    """The question as the model can take it; that turns were dropped is said. Raises Invalid for images that it
+    cannot see."""
+    info = engine.info()
+    if not info.images and any(_has_image(message) for message in question.messages):
+        raise Invalid("server.no_images", param="messages", model=info.model)
+    if question.truncation == "disabled":
+        return question
+    room = prompt_room(info.n_ctx, sampling)
+    cut = await cut_to(engine, question.messages, room, sampling.options)
+    if cut.dropped_messages:
+        answer.truncated = {"dropped_messages": cut.dropped_messages, "dropped_tokens": cut.dropped_tokens}
+        said = say("server.truncated", messages=cut.dropped_messages, tokens=cut.dropped_tokens)
+        answer.notices.append({"code": "truncated", "message": said})
+        tell({"type": "notice", **answer.notices[-1], **answer.truncated})
+    return replace(question, messages=cut.messages)
+
+
+def _has_image(message: Message) -> bool:
+    return isinstance(message.content, list) and any(part.get("type") == "image_url" for part in message.content)
+
+
+def _trimmed(logprobs: dict[str, Any], n_top: int) -> dict[str, Any]:
+    """With as many alternatives as were asked for: engines name at least one."""
+    entries = [{**entry, "top_logprobs": entry["top_logprobs"][:n_top]} for entry in logprobs.get("content") or ()]
+    return {**logprobs, "content": entries}
+
+
 async def _ground(
     rooms: Rooms,
     question: Question,
@@ -174,9 +243,8 @@ async def _ground(
     answer: Answer,
     tell: Callable[[Event], None],
 ) -> Sequence[Message]:
-    """The messages with the passages that belong to them; the answer keeps at most half of the context for itself."""
-    n_ctx = engine.info().n_ctx
-    room = n_ctx - min(sampling.max_tokens or 0, n_ctx // 2)
+    """The messages with the passages that belong to them."""
+    room = prompt_room(engine.info().n_ctx, sampling)
     grounding = await rooms.library.ground(
         list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
     )

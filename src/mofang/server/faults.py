@@ -7,13 +7,14 @@ does not exist; and what nobody expected: 500, without internals, under a refere
 import asyncio
 import difflib
 import errno
+import json
 import logging
 import math
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -42,6 +43,24 @@ class FaultReply(BaseModel):
 
     error: Fault
 
+
+class AnthropicFaultReply(BaseModel):
+    """The body of every error answer of Anthropic's routes."""
+
+    type: Literal["error"]
+    error: Fault
+
+
+ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""HTTP status → Anthropic's name for it. Source: Anthropic API reference, Errors."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": FaultReply, "description": "The request cannot be answered; `error.code` says why."},
@@ -79,13 +98,35 @@ def interrupted(lang: str) -> dict[str, Any]:
     return fault(EngineFailed("server.interrupted"), lang)
 
 
+def anthropic_fault(error: Mapping[str, Any], status: int) -> dict[str, Any]:
+    """The body of an error on the routes that speak Anthropic's API; what `fault` says beyond it stays beside it."""
+    kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {**error, "type": kind}}
+
+
+BODIES: dict[str, Callable[[Mapping[str, Any], int], dict[str, Any]]] = {"/v1/messages": anthropic_fault}
+"""Routes (and what lies below them) whose errors have a shape of their own; everything else has OpenAI's."""
+
+
+class FaultResponse(JSONResponse):
+    """An error, in the shape of the route that is answered."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        shape = next((BODIES[at] for at in BODIES if path == at or path.startswith(at + "/")), None)
+        if shape is not None:
+            self.body = self.render(shape(json.loads(bytes(self.body))["error"], self.status_code))
+            self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def reply(error: MofangError, lang: str) -> JSONResponse:
     headers = {}
     if isinstance(error, (Busy, Leaving)):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": fault(error, lang)}, error.status, headers)
+    return FaultResponse({"error": fault(error, lang)}, error.status, headers)
 
 
 def understood(error: Exception, settings: Settings) -> MofangError | None:
@@ -200,6 +241,9 @@ WHY = {
     "too_short": "server.why_too_few",
     "literal_error": "server.why_choice",
     "string_pattern_mismatch": "server.why_pattern",
+    "union_tag_invalid": "server.why_tag",
+    "less_than": "server.why_less",
+    "finite_number": "server.why_number",
     "keep_alive": "server.why_keep_alive",
 }
 """pydantic's type of an error → our sentence for it; the placeholders are pydantic's own `ctx`."""
@@ -207,7 +251,7 @@ WHY = {
 
 def explain(errors: Sequence[Mapping[str, Any]], request: Request, lang: str) -> Invalid:
     """One error for the first thing that does not fit."""
-    first = errors[0]
+    first = _worst(errors)
     kind, place = first["type"], tuple(first["loc"])
     if kind == "json_invalid":
         return Invalid("server.bad_json", at=place[-1], why=first.get("ctx", {}).get("error", ""))
@@ -216,9 +260,9 @@ def explain(errors: Sequence[Mapping[str, Any]], request: Request, lang: str) ->
         if "json" not in kept and kind == "model_attributes_type":
             return Invalid("server.not_json", found=kept or "-")
         return Invalid("server.not_an_object") if kind != "missing" else Invalid("server.no_body")
-    field = _dotted(place[1:] if place[0] in ("body", "query", "path", "header") else place)
+    inside = place[1:] if place[0] in ("body", "query", "path", "header") else place
+    field, known = _walk(_body_type(request), inside)
     if kind == "extra_forbidden":
-        known = _known_fields(_body_type(request), place[1:])
         near = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
         if near:
             return Invalid("server.unknown_field", param=field, field=field, near=near[0])
@@ -233,24 +277,33 @@ def fit(model: type[BaseModel], value: Any, *, field: str, lang: str) -> Any:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = _dotted((field, *first["loc"]))
+        first = _worst(error.errors())
+        at, known = _walk(model, first["loc"])
+        place = f"{field}.{at}"
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(first["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
             raise Invalid("server.unknown_field", param=place, field=place, near=near[0] if near else "-") from error
         why = _why(first, lang)
         raise Invalid("server.bad_field", param=place, field=place, value=_shown(first["input"]), why=why) from error
 
 
+def _worst(errors: Sequence[Any]) -> Any:
+    """The first error; where a field may be several things, that of the branch which fits furthest."""
+    same = [error for error in errors if error["loc"][:2] == errors[0]["loc"][:2]]
+    deepest = max(same, key=lambda error: len(error["loc"]))
+    tried_branches = any(not _is_step(step) for step in deepest["loc"])
+    return deepest if tried_branches else errors[0]
+
+
+def _is_step(step: str | int) -> bool:
+    """Whether a step of pydantic's `loc` is the caller's field, not the name of a branch of a union."""
+    name = str(step)
+    return name not in ("str", "int", "bool", "float") and "[" not in name and not name[:1].isupper()
+
+
 def _why(error: Mapping[str, Any], lang: str) -> str:
     key = WHY.get(error["type"])
     return say(key, lang=lang, **error.get("ctx", {})) if key else str(error["msg"])
-
-
-def _dotted(place: Sequence[str | int]) -> str:
-    """messages.0.role; the names that pydantic gives to the branches of a union are left out."""
-    branches = {"str", "int", "bool", "float"}
-    return ".".join(str(step) for step in place if str(step) not in branches and "[" not in str(step))
 
 
 def _shown(value: Any) -> str:
@@ -263,15 +316,42 @@ def _body_type(request: Request) -> Any:
     return field.field_info.annotation if field else None
 
 
-def _known_fields(annotation: Any, place: Sequence[str | int]) -> list[str]:
-    """The fields of the model that the last step of `place` stands in."""
-    for step in place[:-1]:
+def _walk(annotation: Any, place: Sequence[str | int]) -> tuple[str, list[str]]:
+    """`place` as the caller would write it (messages.0.role), and the fields of the model that its last step stands in.
+
+    pydantic's `loc` also names the branches of unions that it tried, and the tags of those that `type` tells apart.
+    """
+    found, inside, shown, in_list = _models(annotation), [], [], False
+    for step in place:
         if isinstance(step, int):
-            annotation = next((arg for arg in get_args(annotation) if _is_model(arg)), None)
-        elif _is_model(annotation) and step in annotation.model_fields:
-            annotation = annotation.model_fields[step].annotation
-    candidates = [annotation, *get_args(annotation)]
-    return [name for one in candidates if _is_model(one) for name in one.model_fields]
+            shown.append(str(step))
+            in_list = True
+            continue
+        if not _is_step(step):
+            continue
+        tagged = [model for model in found if step in _tags(model)] if in_list and len(found) > 1 else []
+        in_list = False
+        if tagged:
+            found = tagged
+            continue
+        shown.append(step)
+        inside = found
+        found = [
+            model for one in found if step in one.model_fields for model in _models(one.model_fields[step].annotation)
+        ]
+    known = [about.alias or name for one in inside for name, about in one.model_fields.items()]
+    return ".".join(shown), list(dict.fromkeys(known))
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every model that a value of this annotation may be made of: through unions, lists and Annotated."""
+    if _is_model(annotation):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
 def _is_model(annotation: Any) -> bool:

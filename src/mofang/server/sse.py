@@ -8,7 +8,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, cast
 
@@ -64,9 +64,19 @@ def event(data: Any, seq: int | None = None) -> bytes:
     return f"{number}data: {dumps(data)}\n\n".encode()
 
 
+def named(data: dict[str, Any]) -> bytes:
+    """A message that says its type in `event:` too, as OpenAI's responses and Anthropic's messages do."""
+    return f"event: {data['type']}\n".encode() + event(data)
+
+
 DONE = b"data: [DONE]\n\n"
 
-OPENAPI: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_EVENT = {
+    "type": "object",
+    "description": "One server-sent event of the stream; `data` is JSON, or [DONE].",
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}, "id": {"type": "string"}},
+}
+OPENAPI: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": _EVENT}}}}
 """What a route that answers with events declares."""
 
 
@@ -85,13 +95,18 @@ def closing(source: AsyncIterator[Any]) -> aclosing[AsyncGenerator[Any, None]]:
 class EventStream(Response):
     """Sends what `source` yields and closes it, whether it ends, fails or its client leaves.
 
-    `farewell` is the last event when the server ends before the source does: a stream never just stops.
+    `farewell` is the last event when the server ends before the source does: a stream never just stops. It is made
+    then, where it depends on what was sent.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, source: AsyncGenerator[bytes, None], *, farewell: bytes = b"", first: bytes | None = None
+        self,
+        source: AsyncGenerator[bytes, None],
+        *,
+        farewell: bytes | Callable[[], bytes] = b"",
+        first: bytes | None = None,
     ) -> None:
         super().__init__()
         self._farewell = farewell
@@ -109,7 +124,8 @@ class EventStream(Response):
             except ClientGone:
                 return
             except asyncio.CancelledError:  # the server ends
-                await send({"type": "http.response.body", "body": self._farewell, "more_body": False})
+                last = self._farewell() if callable(self._farewell) else self._farewell
+                await send({"type": "http.response.body", "body": last, "more_body": False})
                 raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -138,7 +154,9 @@ class EventStream(Response):
             pinger.cancel()
 
 
-async def opened(source: AsyncGenerator[bytes, None], receive: Receive, *, farewell: bytes) -> EventStream:
+async def opened(
+    source: AsyncGenerator[bytes, None], receive: Receive, *, farewell: bytes | Callable[[], bytes]
+) -> EventStream:
     """A stream that has its first event: whatever fails before it is raised here and can still be an HTTP status."""
     try:
         async with until_client_leaves(receive):

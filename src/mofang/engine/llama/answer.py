@@ -4,6 +4,7 @@ Knows chats ("delta") and raw completions ("text"). Knows nothing of connections
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from mofang.messages import Delta, Progress, Timings, Usage
@@ -32,14 +33,15 @@ class Answer:
             if content or reasoning or tool_calls or logprobs:
                 yield Delta(content, reasoning, tool_calls, logprobs, index=index)
             if choice.get("finish_reason"):
-                self._ends.append(Delta(finish_reason=choice["finish_reason"], index=index))
+                word = (event.get("__verbose") or {}).get("stopping_word") or None
+                self._ends.append(Delta(finish_reason=choice["finish_reason"], index=index, stopped_by=word))
                 if len(self._ends) > 1:
                     yield self._ends.pop(0)
 
     def last(self) -> Delta:
         """The piece that ends the answer. Raises LookupError when llama.cpp never said why it ended."""
         end = self._ends[-1]
-        return Delta(finish_reason=end.finish_reason, index=end.index, usage=self._usage, timings=self._timings)
+        return replace(end, usage=self._usage, timings=self._timings)
 
     def _count(self, event: dict[str, Any]) -> None:
         counts, measured = event.get("usage"), event.get("timings")
@@ -57,3 +59,8 @@ def _progress(reading: dict[str, Any]) -> Progress:
     done, seconds = int(reading["processed"]), float(reading.get("time_ms") or 0) / 1000
     rate = (done - int(reading.get("cache") or 0)) / seconds if seconds else 0.0
     return Progress("prompt", done, int(reading["total"]), "tokens", rate)
+
+
+def as_bytes(piece: str | list[int]) -> bytes:
+    """A token's text, which llama.cpp writes as a list of bytes where it is no valid UTF-8."""
+    return piece.encode() if isinstance(piece, str) else bytes(piece)

@@ -7,9 +7,10 @@ the API: llama.cpp tools/server/README.md.
 import asyncio
 import base64
 import copy
+import re
 import tomllib
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama import slots
-from mofang.engine.llama.answer import Answer
+from mofang.engine.llama.answer import Answer, as_bytes
+from mofang.engine.llama.forced import as_calls, forcing, is_forced
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch, Provider, choose, describe
 from mofang.engine.profile import Choices
@@ -171,9 +173,9 @@ class _LlamaEngine:
     async def measure(self) -> None:
         """Learn from the model itself what its metadata do not say; called once, when it has loaded."""
 
-    async def tokenize(self, text: str) -> list[int]:
-        answer = await self._post("/tokenize", {"content": text, "add_special": False})
-        return list(answer["tokens"])
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special}
+        return list((await self._post("/tokenize", body))["tokens"])
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         try:
@@ -187,7 +189,8 @@ class _LlamaEngine:
             n_prompt, n_ctx = refusal.fault.get("n_prompt_tokens", "?"), refusal.fault.get("n_ctx", self._launch.n_ctx)
             return Invalid("engine.context_length_exceeded", param="messages", n_prompt=n_prompt, n_ctx=n_ctx)
         if refusal.type in CALLERS_FAULT or 400 <= refusal.status < 500:
-            return Invalid("engine.refused", why=refusal.why)
+            field = _FIELD.search(refusal.why)
+            return Invalid("engine.refused", param=field[1] if field else None, why=refusal.why)
         return EngineFailed("engine.failed", model=self.ref.name, why=refusal.why)
 
     @asynccontextmanager
@@ -221,6 +224,10 @@ class LlamaChat(_LlamaEngine):
     kind: Kind = "chat"
     _letter = 0
     """Id of a token that is a whole character; 0 until it is needed."""
+    _sees = False
+    _knows_tools = True
+    _n_vocab = 0
+    """0 until it is needed."""
     _applied: Path | None = None
     """The adapter that answers; None: the base alone."""
     _system: str | None = None
@@ -265,6 +272,9 @@ class LlamaChat(_LlamaEngine):
         return _capped(settings.n_ctx, facts), settings.least_slots
 
     async def measure(self) -> None:
+        props = await self._process.request("GET", "/props")
+        self._sees = bool(props.get("modalities", {}).get("vision"))
+        self._knows_tools = bool(props.get("chat_template_caps", {}).get("supports_tools", True))
         if self._launch.slot_folder:
             place, limit = Path(self._launch.slot_folder), self.settings.slot_cache_mb * 1_000_000
             self._saving = slots.Slots(self._process, self._launch.n_slots, place, limit)
@@ -277,8 +287,21 @@ class LlamaChat(_LlamaEngine):
         await super().close()
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+        self._check_tools(sampling.options)
+        if is_forced(sampling.options):
+            return as_calls(self.chat(messages, replace(sampling, options=forcing(sampling.options))))
         body = {"messages": self._shapes(messages), **self._choices(sampling)}
+        if sampling.stop:
+            body["verbose"] = True  # the last event then tells which stop word it was
         return self._stream("/v1/chat/completions", body)
+
+    def info(self) -> EngineInfo:
+        return replace(super().info(), images=self._sees)
+
+    def _check_tools(self, options: Mapping[str, Any]) -> None:
+        """llama.cpp leaves tools out of the prompt where the chat template has no place for them, and says nothing."""
+        if options.get("tools") and not self._knows_tools:
+            raise Invalid("engine.no_tools", param="tools", model=self.ref.name)
 
     def complete(self, prompt: str | list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._stream("/v1/completions", {"prompt": prompt, **self._choices(sampling)})
@@ -314,14 +337,43 @@ class LlamaChat(_LlamaEngine):
         entries: list[dict[str, Any]] = answer.get("completion_probabilities") or []
         return entries[0] if entries else None
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        body: dict[str, Any] = {"messages": self._shapes(messages)}
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        body = {"content": text, "add_special": add_special, "parse_special": parse_special, "with_pieces": True}
+        found = (await self._post("/tokenize", body))["tokens"]
+        # A piece that is no valid UTF-8 comes as a list of its bytes.
+        return [(int(one["id"]), as_bytes(one["piece"])) for one in found]
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        if not self._n_vocab:
+            self._n_vocab = await self._count_vocabulary()
+        for token in tokens:  # llama.cpp's server does not survive an id beyond its vocabulary
+            if not 0 <= token < self._n_vocab:
+                raise Invalid("engine.no_such_token", param="tokens", token=token, n_vocab=self._n_vocab)
+        return str((await self._post("/detokenize", {"tokens": list(tokens)}))["content"])
+
+    async def _count_vocabulary(self) -> int:
+        listed = await self._process.request("GET", "/v1/models")
+        return int(listed["data"][0]["meta"]["n_vocab"])
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        options = options or {}
+        self._check_tools(options)
+        shaping = forcing(options) if is_forced(options) else options
+        body: dict[str, Any] = {"messages": self._shapes(messages), **shaping}
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
-        body = {"content": await self.render(messages), "add_special": True, "parse_special": True}
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
+        body = {"content": await self.render(messages, options=options), "add_special": True, "parse_special": True}
         return len((await self._post("/tokenize", body))["tokens"])
 
     def _choices(self, sampling: Sampling) -> dict[str, Any]:
@@ -428,6 +480,8 @@ class LlamaReranker(_LlamaEngine):
         return [scores[index] for index in range(len(documents))]
 
 
+_FIELD = re.compile(r"^Field '(\w+)'")
+"""How llama.cpp names what is wrong (tools/server/server-schema.cpp)."""
 _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEmbedder, "reranker": LlamaReranker}
 
 

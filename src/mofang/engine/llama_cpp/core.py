@@ -62,6 +62,7 @@ class LlamaCppCore:
             n_slots=n_slots,
             batch=BATCH,
             end_ids=frozenset(ends),
+            n_vocab=self._n_vocab,
             template=template.decode("utf-8", "replace") if template else None,
             bos=self.piece(bos).decode() if bos >= 0 else "",
             eos=self.piece(eos).decode() if eos >= 0 else "",

@@ -60,6 +60,7 @@ class TransformersCore:
             n_slots=configuration["n_slots"],
             batch=BATCH,
             end_ids=frozenset(int(token) for token in ends),
+            n_vocab=len(tokenizer),
             template=hf.template(folder),
             bos=tokenizer.bos_token or "",
             eos=tokenizer.eos_token or "",

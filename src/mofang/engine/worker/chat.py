@@ -1,6 +1,6 @@
 """mofang.engine.base.ChatEngine over a worker: what engines with a child of ours share on the gateway's side."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
@@ -85,14 +85,40 @@ class WorkerChat:
         """Answers under way in the child."""
         return int(await self._process.call("busy"))
 
-    async def tokenize(self, text: str) -> list[int]:
-        return list(await self._process.call("tokenize", text=text))
+    async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
+        return [token for token, _ in await self.pieces(text, add_special=add_special, parse_special=parse_special)]
 
-    async def render(self, messages: Sequence[Message], template_kwargs: dict[str, Any] | None = None) -> str:
-        return str(await self._process.call("render", messages=_plain(messages), template_kwargs=template_kwargs))
+    async def pieces(
+        self, text: str, *, add_special: bool = False, parse_special: bool = True
+    ) -> list[tuple[int, bytes]]:
+        if not parse_special:
+            raise Invalid("engine.option_unknown", param="parse_special", engine=self._engine, name="parse_special")
+        found = await self._process.call("tokenize", text=text, special=add_special)
+        return [(token, bytes(piece)) for token, piece in found]
 
-    async def count_tokens(self, messages: Sequence[Message]) -> int:
-        return int(await self._process.call("count_tokens", messages=_plain(messages)))
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        return str(await self._process.call("detokenize", tokens=list(tokens)))
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        kwargs = self._kwargs(options or {}) | (template_kwargs or {})
+        return str(await self._process.call("render", messages=_plain(messages), template_kwargs=kwargs))
+
+    async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
+        kwargs = self._kwargs(options or {})
+        return int(await self._process.call("count_tokens", messages=_plain(messages), template_kwargs=kwargs))
+
+    def _kwargs(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What of the options reaches the prompt. Raises Invalid for what would, and is not known here."""
+        for name in ("tools", "reasoning_effort"):
+            if options.get(name):
+                raise Invalid("engine.option_unknown", param=name, engine=self._engine, name=name)
+        return dict(options.get("chat_template_kwargs") or {})
 
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._generate({"messages": _plain(messages)}, sampling)

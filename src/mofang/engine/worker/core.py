@@ -22,6 +22,8 @@ class CoreFacts:
     """Tokens of a prompt that are computed between two looks at whether somebody still wants the answer."""
     end_ids: frozenset[int]
     """Tokens that end an answer."""
+    n_vocab: int
+    """Ids below it are tokens."""
     template: str | None
     bos: str
     eos: str

@@ -64,7 +64,8 @@ class Worker:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._socket.getsockname()[1]
         self._calls: dict[str, Callable[[dict[str, Any]], Any]] = {
-            "tokenize": lambda call: self.core.encode(call["text"], special=False),
+            "tokenize": self._tokenize,
+            "detokenize": self._detokenize,
             "render": self._render,
             "count_tokens": lambda call: len(self._prompt(call)),
             "busy": lambda call: self._slots.n_busy,
@@ -120,6 +121,18 @@ class Worker:
             return self.core.encode(self._render(call), special=True)
         prompt = call["prompt"]
         return list(prompt) if isinstance(prompt, list) else self.core.encode(prompt, special=True)
+
+    def _tokenize(self, call: dict[str, Any]) -> list[tuple[int, list[int]]]:
+        """Each token with its bytes."""
+        ids = self.core.encode(call["text"], special=call["special"])
+        return [(token, list(self.core.piece(token))) for token in ids]
+
+    def _detokenize(self, call: dict[str, Any]) -> str:
+        n_vocab = self.core.facts.n_vocab
+        for token in call["tokens"]:
+            if not 0 <= token < n_vocab:
+                raise Invalid("engine.no_such_token", param="tokens", token=token, n_vocab=n_vocab)
+        return b"".join(map(self.core.piece, call["tokens"])).decode("utf-8", errors="replace")
 
     def _render(self, call: dict[str, Any]) -> str:
         facts = self.core.facts

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from mofang import __version__
 from mofang.messages import Delta
 from mofang.server import sse
-from mofang.server.answer import Answer, Choice, Question, answering
+from mofang.server.answer import Answer, Choice, answering, question_of
 from mofang.server.faults import fault, internal, interrupted
 from mofang.server.routes.here import Here, Lang
 from mofang.wire import ChatRequest, SamplingFields
@@ -49,13 +49,11 @@ class Head:
         }
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=sse.OPENAPI)
 async def chat_completions(body: ChatRequest, request: Request, backend: Here, lang: Lang) -> Response:
     """A chat answer, whole or streamed."""
-    messages = [message.to_message() for message in body.messages]
-    question = Question(body.model, messages, body.sampling(), body.knowledge or (), body.keep_alive)
     answer = Answer()
-    deltas = answering(backend, question, answer)
+    deltas = answering(backend, question_of(body), answer)
     if body.stream:
         with_usage = wants_usage(body)
         chunks = guarded(_chunks(deltas, answer, body.model, with_usage), backend, lang)
@@ -67,6 +65,8 @@ async def chat_completions(body: ChatRequest, request: Request, backend: Here, l
     choices = [_choice(index, choice) for index, choice in sorted(answer.choices.items())]
     head = Head("chat.completion", "chatcmpl").shape(answer, body.model)
     extras = {**closing_fields(answer), "timings": answer.timings_shape}
+    if body.metadata is not None:
+        extras["metadata"] = body.metadata
     return JSONResponse({**head, "choices": choices, "usage": answer.usage, **extras})
 
 
@@ -81,6 +81,8 @@ def closing_fields(answer: Answer) -> dict[str, Any]:
         fields["sources"] = answer.cited_sources()
     if answer.notices:
         fields["notices"] = answer.notices
+    if answer.truncated:
+        fields["truncated"] = answer.truncated
     return fields
 
 

@@ -30,7 +30,7 @@ router = APIRouter(tags=["openai"])
 Prompt = str | list[int]
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=sse.OPENAPI)
 async def completions(body: CompletionRequest, request: Request, backend: Here, lang: Lang) -> Response:
     """A continuation, whole or streamed."""
     check(body)
@@ -47,7 +47,10 @@ async def completions(body: CompletionRequest, request: Request, backend: Here, 
         async for delta in pieces:
             answer.add(delta)
     answer.check_complete()
-    choices = [_choice(index, choice, echoes.get(index, "")) for index, choice in sorted(answer.choices.items())]
+    choices = [
+        _choice(index, choice, echoes.get(index, ""), body.logprobs or 0)
+        for index, choice in sorted(answer.choices.items())
+    ]
     head = Head("text_completion", "cmpl").shape(answer, body.model)
     return JSONResponse({**head, "choices": choices, "usage": _usage(answer, n), "timings": answer.timings_shape})
 
@@ -134,7 +137,11 @@ async def _chunks(
             shape = head.shape(answer, body.model)
             if with_usage:
                 shape["usage"] = None
-            choice = {"index": delta.index, "text": text, "logprobs": legacy_logprobs(delta.logprobs)}
+            choice = {
+                "index": delta.index,
+                "text": text,
+                "logprobs": legacy_logprobs(delta.logprobs, body.logprobs or 0),
+            }
             yield sse.event({**shape, "choices": [{**choice, "finish_reason": delta.finish_reason}]})
     answer.check_complete()
     if with_usage:
@@ -143,11 +150,11 @@ async def _chunks(
     yield sse.DONE
 
 
-def _choice(index: int, choice: Choice, echo: str) -> dict[str, Any]:
+def _choice(index: int, choice: Choice, echo: str, n_top: int) -> dict[str, Any]:
     return {
         "index": index,
         "text": echo + choice.content,
-        "logprobs": legacy_logprobs(choice.logprobs),
+        "logprobs": legacy_logprobs(choice.logprobs, n_top),
         "finish_reason": choice.finish_reason,
     }
 
@@ -162,8 +169,9 @@ def _usage(answer: Answer, n: int) -> dict[str, Any] | None:
     return {**shape, "prompt_tokens": tokens, "total_tokens": tokens + shape["completion_tokens"]}
 
 
-def legacy_logprobs(logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The shape of 2022 that this route still has: parallel lists. Engines say {"content": [...]} as in chat."""
+def legacy_logprobs(logprobs: dict[str, Any] | None, n_top: int = 20) -> dict[str, Any] | None:
+    """The shape of 2022 that this route still has: parallel lists. Engines say {"content": [...]} as in chat, and name
+    at least one alternative, also where none was asked for."""
     if logprobs is None or "content" not in logprobs:
         return logprobs
     entries = logprobs["content"] or []
@@ -172,7 +180,7 @@ def legacy_logprobs(logprobs: dict[str, Any] | None) -> dict[str, Any] | None:
         "tokens": tokens,
         "token_logprobs": [entry["logprob"] for entry in entries],
         "top_logprobs": [
-            {top["token"]: top["logprob"] for top in entry.get("top_logprobs") or ()} for entry in entries
+            {top["token"]: top["logprob"] for top in (entry.get("top_logprobs") or ())[:n_top]} for entry in entries
         ],
         "text_offset": list(accumulate((len(token) for token in tokens[:-1]), initial=0)) if tokens else [],
     }

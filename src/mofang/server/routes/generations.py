@@ -7,7 +7,7 @@ from fastapi import APIRouter, Header, Query, Response
 
 from mofang.errors import Invalid
 from mofang.server import sse
-from mofang.server.answer import Question
+from mofang.server.answer import question_of
 from mofang.server.backend import Backend
 from mofang.server.faults import fit, interrupted
 from mofang.server.routes.here import Here, Lang
@@ -25,9 +25,8 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
         raise Invalid("server.parent_needs_conversation", param="parent_id")
     request, system = await _with_defaults(body, backend, lang)
     await backend.engines.admit(request.model, "chat")  # a refusal is this request's answer, not an event of a lost one
-    question = Question(request.model, [], request.sampling(), tuple(request.knowledge or ()), request.keep_alive)
     return await backend.generations.begin(
-        question,
+        question_of(request),
         turns=[message.to_message() for message in body.messages],
         system=system,
         conversation_id=body.conversation_id,
