@@ -35,7 +35,7 @@ def test_same_keys_and_placeholders(room: str) -> None:
 
 
 KEY = re.compile(
-    r"""(?:say|Error|Invalid|UnknownName|Denied|Forbidden|NotFound|Conflict|TooLarge|Unreadable|Busy|MissingExtra|EngineFailed|Unreachable|MissingSystem|NoSpace)\(\s*["']([a-z_]+\.[a-z0-9_]+)["']"""
+    r"""(?:say|Error|Invalid|UnknownName|Denied|Forbidden|NotFound|Conflict|TooLarge|Unreadable|Busy|MissingExtra|EngineFailed|Unreachable|Leaving|MissingSystem|NoSpace)\(\s*["']([a-z_]+\.[a-z0-9_]+)["']"""
 )
 
 

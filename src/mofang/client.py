@@ -215,6 +215,18 @@ class Client:
         query = {"model": model} | ({} if max_length is None else {"max_length": max_length})
         return dict(self.request("GET", f"/v1/datasets/{quoted(name)}/preview", params=query))
 
+    # ---- keys ----
+
+    def keys(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", "/v1/keys")["data"])
+
+    def create_key(self, name: str, **fields: Any) -> dict[str, Any]:
+        """The new key; its field "key" is the secret, which is never told again."""
+        return dict(self.request("POST", "/v1/keys", {"name": name, **fields}))
+
+    def revoke_key(self, key_id: str) -> dict[str, Any]:
+        return dict(self.request("DELETE", f"/v1/keys/{quoted(key_id)}"))
+
     # ---- below the text ----
 
     def tokenize(self, text: str, model: str = "auto") -> list[int]:

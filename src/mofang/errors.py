@@ -13,6 +13,7 @@
     ├── MissingExtra       501  an optional library is not installed; the hint is the pip line
     ├── EngineFailed       502  a model's process died or answered nonsense
     ├── Unreachable        503  a hub, a mirror or the gateway does not answer
+    ├── Leaving        503  the gateway is about to end; `retry_after_s` says when another may be there
     ├── MissingSystem      503  the machine lacks something (libgomp1, AVX2…); the hint names the cure
     └── NoSpace            507  the disk is full, or would be
 
@@ -115,6 +116,14 @@ class EngineFailed(MofangError):
 
 class Unreachable(MofangError):
     status = 503
+
+
+class Leaving(MofangError):
+    status = 503
+
+    def __init__(self, key: str, /, *, retry_after_s: float = 1.0, **values: Any) -> None:
+        super().__init__(key, retry_after_s=retry_after_s, **values)
+        self.retry_after_s = retry_after_s
 
 
 class MissingSystem(MofangError):

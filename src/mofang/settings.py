@@ -7,11 +7,13 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -81,6 +83,15 @@ class Settings(BaseSettings):
     """Length of an answer, in tokens, when the request names none: no endless generation by default."""
     upload_limit_mb: int = Field(default=200, ge=1)
     """Largest document that is taken in, in MB."""
+    body_limit_mb: int = Field(default=32, ge=1)
+    """Largest request body that is not an upload, in MB (of 1,000,000 bytes)."""
+    cors_origins: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    """Web pages elsewhere that may call from a browser: exact origins such as https://app.example, joined with commas
+    in the environment. "*" is any page, and is refused without `api_key`."""
+    log_contents: bool = False
+    """Write what was asked and answered into logs/requests.jsonl."""
+    shutdown_grace_s: float = Field(default=5.0, ge=0)
+    """Seconds that running answers get when the gateway is told to end; then they end with an explicit error."""
     hf_endpoint: str = Field(default_factory=lambda: os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     """Hugging Face or a mirror of it; HF_ENDPOINT is respected."""
     modelscope_endpoint: str = "https://modelscope.cn"
@@ -91,6 +102,22 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
+                raise ValueError(
+                    f"an origin is scheme://host[:port] without a path, such as https://app.example: {origin}"
+                )
+        return value
 
     @property
     def workbench_port(self) -> int:

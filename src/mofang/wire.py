@@ -551,3 +551,16 @@ class Fault(BaseModel):
     param: str | None = None
     code: str | None = None
     hint: str | None = None
+
+
+class KeyRequest(Request):
+    """POST /v1/keys. A limit that is left out is none."""
+
+    name: str = Field(min_length=1, max_length=100)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    concurrent: int | None = Field(default=None, ge=1, le=10_000)
+    models: list[str] = Field(default_factory=list, max_length=100)
+    """Names or globs such as "qwen*"; empty: every model."""
+    expires_in_s: int | None = Field(default=None, ge=1, le=3_153_600_000)
+    """Seconds from now, a hundred years at most; None: never."""

@@ -86,11 +86,12 @@ def test_another_file_build_or_context_is_another_folder(tmp_path: Path) -> None
         slots.folder(tmp_path, ref, replace(launch, n_ctx=4096), "p 1"),
         slots.folder(tmp_path, ref, replace(launch, adapters=("a.gguf",)), "p 1"),
         slots.folder(tmp_path, replace(ref, sha256="1" * 64), launch, "p 1"),
+        slots.folder(tmp_path, ref, launch, "p 2"),
         slots.folder(tmp_path, replace(ref, sha256="2" * 64), launch, "p 1"),
     ]
     path.write_bytes(b"two!")
     others.append(slots.folder(tmp_path, ref, launch, "p 1"))
-    assert len({here, *others}) == 6
+    assert len({here, *others}) == 7
 
 
 def test_only_the_last_long_prompts_are_remembered() -> None:

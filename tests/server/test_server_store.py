@@ -249,7 +249,7 @@ def test_what_a_killed_process_leaves(tmp_path: Path) -> None:
 
 def test_old_answers_are_forgotten_and_conversations_are_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = store.create_conversation({})["id"]
-    monkeypatch.setattr(module, "now", lambda: module._iso(datetime.now(UTC) - timedelta(days=30)))
+    monkeypatch.setattr(module, "now", lambda: module.iso(datetime.now(UTC) - timedelta(days=30)))
     loose, _ = ask(store, None, "旧")
     kept, _ = ask(store, home, "旧")
     for shape in (loose, kept):

@@ -42,6 +42,8 @@ def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False) -
     with _stop_signal() as stopped, ExitStack() as stack:
         typer.echo(say("launch.starting", version=__version__, home=settings.home))
         local.check_exposure(settings)
+        if settings.log_contents:
+            typer.echo(say("launch.contents_logged", path=settings.home / "logs" / "requests.jsonl"), err=True)
         running = stack.enter_context(local.gateway(settings))
         stack.callback(typer.echo, say("launch.stopped"))
         if with_workbench:
@@ -53,7 +55,7 @@ def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False) -
             typer.echo(say("launch.ready_gateway", gateway=running.url))
         threading.Thread(target=_first_use, args=(running,), name="first-use", daemon=True).start()
         stopped.wait()
-        typer.echo(say("launch.stopping"))
+        typer.echo(say("launch.stopping", seconds=f"{settings.shutdown_grace_s:g}"))
 
 
 @contextmanager

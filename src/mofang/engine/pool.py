@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mofang.engine import ENGINES, engine_name, room
+from mofang.engine.autotune import AutoTuner
 from mofang.engine.base import CALLER, Adaptable, Engine, EngineInfo, Kind
 from mofang.engine.line import Full, Line
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, MofangError, TooLarge
@@ -100,6 +101,9 @@ class Pool:
         self._look = asyncio.Event()
         """A model's time to leave may have come nearer."""
         self._closed = False
+        self._asked_at = clock()
+        """When somebody last asked something."""
+        self._tuner = AutoTuner(settings, self._idle_s, self._renew_idle)
 
     @asynccontextmanager
     async def use(
@@ -180,6 +184,7 @@ class Pool:
     async def close(self) -> None:
         """End every model. Safe to call twice."""
         self._closed = True
+        await self._tuner.close()
         if self._sweeper:
             self._sweeper.cancel()
         loads = [place.loading for place in self._places.values() if place.loading]
@@ -201,7 +206,7 @@ class Pool:
 
     def _touch(self, place: _Place, keep_alive: float | None) -> None:
         """Somebody used it just now, and may have said how long it should stay."""
-        place.used_at = self._clock()
+        place.used_at = self._asked_at = self._clock()
         place.keep_s = place.keep_s if keep_alive is None else keep_alive
         self._look.set()
 
@@ -224,6 +229,23 @@ class Pool:
             unloads_in_s=None if due is None else max(0.0, due),
             notices=place.notices,
         )
+
+    # ---- tuning in idle moments ----
+
+    def _idle_s(self) -> float:
+        """Seconds for which nobody has been asking anything."""
+        busy = any(place.in_use for place in self._places.values())
+        return 0.0 if busy else self._clock() - self._asked_at
+
+    async def _renew_idle(self, name: str) -> None:
+        """Load a model anew, as it was tuned, if it is there and nobody uses it; who comes meanwhile waits a moment."""
+        place = self._places.get(name)
+        if place and place.engine and not place.in_use:
+            pinned, keep_s = place.pinned, place.keep_s
+            with suppress(Conflict):
+                await self.unload(name)
+                await self.load(name)
+                place.pinned, place.keep_s = pinned, keep_s
 
     # ---- the queue ----
 
@@ -298,6 +320,7 @@ class Pool:
             raise
         place.engine, place.used_at, place.keep_s = engine, self._clock(), None
         place.line.open(engine.info().n_slots)
+        self._tuner.loaded(ref)
         self._sweeper = self._sweeper or asyncio.create_task(self._sweep_for_ever(), name="unload idle models")
         return engine
 

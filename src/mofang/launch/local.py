@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import uvicorn
@@ -28,8 +29,11 @@ from mofang.launch import home as homes
 from mofang.platform import end_child, start_child
 from mofang.settings import Settings
 
-GRACE_S = 3
-"""Seconds that running answers get to end when the gateway is told to stop; then they end with an explicit error."""
+if TYPE_CHECKING:
+    from mofang.server.backend import LocalBackend
+
+FAREWELL_S = 2
+"""Seconds in which streams say that they were cut, once their grace (setting `shutdown_grace_s`) is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +76,31 @@ def bind(host: str, port: int, *, setting: str) -> socket.socket:
 
 
 def check_exposure(settings: Settings) -> None:
-    """Refuse an address that others can reach when there is no key."""
-    if not is_loopback(settings.host) and settings.api_key is None:
+    """Refuse an address that others can reach, or all the world's web pages, when there is no key."""
+    from mofang.server.keys import any_active
+
+    if settings.api_key is not None:
+        return
+    if "*" in settings.cors_origins:
+        raise Invalid("launch.cors_needs_key")
+    if not is_loopback(settings.host) and not any_active(settings.home / "server.db"):
         raise Invalid("launch.key_needed", host=settings.host, example=secrets.token_urlsafe(24))
+
+
+def _with_owner(settings: Settings) -> Settings:
+    """Where only stored keys are left to those who reach us, the owner's own commands get a key that nobody else has:
+    coming from this machine proves nothing there, since the workbench serves everyone from it."""
+    if is_loopback(settings.host) or settings.api_key is not None:
+        return settings
+    return settings.model_copy(update={"api_key": SecretStr(secrets.token_urlsafe(32))})
+
+
+def _let_finish(backend: "LocalBackend", grace_s: float) -> None:
+    """Refuse what is new; return when nothing is being answered, or when the grace is over."""
+    backend.leaving = True
+    deadline = time.monotonic() + grace_s
+    while backend.n_answering and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -88,14 +114,16 @@ def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[
     with homes.own(settings.home):
         bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
         port = bound.getsockname()[1]
-        settings = settings.model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
+        settings = _with_owner(settings).model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
         (settings.home / "logs").mkdir(exist_ok=True)
-        app = create_app(LocalBackend(settings))
+        backend = LocalBackend(settings)
+        app = create_app(backend)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                log_config=_logging(settings.home / "logs" / "gateway.log"),
-                timeout_graceful_shutdown=GRACE_S,
+                log_config=_logging(settings.home / "logs"),
+                access_log=False,  # requests.jsonl tells more
+                timeout_graceful_shutdown=FAREWELL_S,
                 server_header=False,
                 ws="none",
             )
@@ -123,8 +151,9 @@ def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[
         try:
             yield running
         finally:
+            _let_finish(backend, settings.shutdown_grace_s)
             server.should_exit = True
-            thread.join(timeout=GRACE_S + 10)
+            thread.join(timeout=FAREWELL_S + 10)
 
 
 @contextmanager
@@ -180,22 +209,30 @@ def _await_page(url: str, child: subprocess.Popen[bytes], log: Path, timeout_s: 
     raise MissingSystem("launch.workbench_failed", log=log)
 
 
-def _logging(path: Path) -> dict[str, object]:
-    """Uvicorn's and our own log, without request bodies, in a file that cannot grow without end."""
-    handler = {
-        "class": "logging.handlers.RotatingFileHandler",
-        "filename": str(path),
-        "maxBytes": 5_000_000,
-        "backupCount": 2,
-        "encoding": "utf-8",
-        "formatter": "line",
-    }
+def _logging(folder: Path) -> dict[str, object]:
+    """Uvicorn's and our own log, and one line of JSON a request, in files that cannot grow without end."""
+    from mofang.server.journal import LOGGER
+
+    def rotating(name: str, formatter: str, backups: int) -> dict[str, object]:
+        return {
+            "class": "logging.handlers.RotatingFileHandler",
+            "filename": str(folder / name),
+            "maxBytes": 5_000_000,
+            "backupCount": backups,
+            "encoding": "utf-8",
+            "formatter": formatter,
+        }
+
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-        "handlers": {"file": handler},
+        "formatters": {
+            "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+            "bare": {"format": "%(message)s"},
+        },
+        "handlers": {"file": rotating("gateway.log", "line", 2), "requests": rotating("requests.jsonl", "bare", 5)},
         "loggers": {
-            name: {"handlers": ["file"], "level": "INFO", "propagate": False} for name in ("uvicorn", "mofang")
+            **{name: {"handlers": ["file"], "level": "INFO", "propagate": False} for name in ("uvicorn", "mofang")},
+            LOGGER: {"handlers": ["requests"], "level": "INFO", "propagate": False},
         },
     }

@@ -16,6 +16,7 @@ from mofang.server.events import Event
 from mofang.server.rooms import Rooms
 from mofang.server.sse import closing
 from mofang.server.truncate import cut_to
+from mofang.server.visit import current, words
 from mofang.strings import say
 from mofang.wire import ChatRequest, Truncation
 
@@ -155,6 +156,8 @@ async def answering(
     def loading(progress: Progress) -> None:
         tell({"type": "loading", "model": question.model, "progress": progress_shape(progress)})
 
+    visit = current()
+    visit.asked(words(question.messages))
     sampling = bounded(question.sampling, rooms.settings.max_tokens)
     async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
@@ -173,6 +176,7 @@ async def answering(
                 if delta.finish_reason == "stop" and (forgotten := _forgotten_marks(question, answer, delta, tell)):
                     answer.add(forgotten)
                     yield forgotten
+                visit.note(delta)
                 answer.add(delta)
                 yield delta
     answer.check_complete()

@@ -11,6 +11,8 @@ from mofang import __version__
 from mofang.server import faults
 from mofang.server.auth import Doorkeeper
 from mofang.server.backend import Backend
+from mofang.server.body import BodyLimit
+from mofang.server.record import Recorder
 from mofang.server.routes import ROUTERS
 
 
@@ -38,7 +40,9 @@ def create_app(backend: Backend) -> FastAPI:
         app.include_router(router)
     faults.install(app, backend.settings)
     app.add_middleware(faults.LastResort, settings=backend.settings)
-    app.add_middleware(Doorkeeper, settings=backend.settings)
+    app.add_middleware(BodyLimit, settings=backend.settings)
+    app.add_middleware(Doorkeeper, backend=backend)
+    app.add_middleware(Recorder, backend=backend)  # the outermost: refusals are recorded too
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

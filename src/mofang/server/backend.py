@@ -13,8 +13,13 @@ from typing import Protocol, cast
 from mofang.engine.base import Embedder, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
+from mofang.server.gate import Gate
 from mofang.server.generate import Generations
 from mofang.server.jobs import Jobs
+from mofang.server.journal import Journal
+from mofang.server.keys import Keys
+from mofang.server.limits import Meter
+from mofang.server.metrics import Metrics
 from mofang.server.rooms import Engines, Library, Models, Report, Rooms
 from mofang.server.store import Store
 from mofang.settings import Settings
@@ -23,8 +28,19 @@ from mofang.settings import Settings
 class Backend(Rooms, Protocol):
     """The rooms, and what the server keeps of its own."""
 
+    leaving: bool
+    """The gateway is about to end: what runs goes on for a while, what is new is refused."""
+
+    @property
+    def engines(self) -> Gate: ...
     @property
     def models(self) -> Models: ...
+    @property
+    def keys(self) -> Keys: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def journal(self) -> Journal: ...
     @property
     def store(self) -> Store: ...
     @property
@@ -64,10 +80,15 @@ class LocalBackend:
         self.settings = settings
         self.uploads = settings.home / "uploads"
         self.jobs = Jobs(settings)
+        self.leaving = False
         self.models = models or _models(settings)
-        self.engines = engines or _engines(settings, self.models)
-        self.library = library or _library(settings, self.engines)
+        pool = engines or _engines(settings, self.models)
+        self.library = library or _library(settings, pool)
         self.store = Store(settings.home / "server.db")
+        self.keys = Keys(self.store.database)
+        self.metrics, self.journal = Metrics(), Journal()
+        self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())
+        self.metrics.watch(self.engines, self.engines.busy)
         self.generations = Generations(self, self.store)
 
     async def start(self) -> None:
@@ -78,7 +99,13 @@ class LocalBackend:
         await self.jobs.close()
         await self.generations.close()
         await self.engines.close()
+        await asyncio.to_thread(self.keys.flush)
         await asyncio.to_thread(self.store.close)
+
+    @property
+    def n_answering(self) -> int:
+        """Answers under way, also those whose request has left."""
+        return max(self.engines.n_open, self.generations.n_running)
 
     def catalogue(self) -> Sequence[CatalogueEntry]:
         from mofang.models import catalogue

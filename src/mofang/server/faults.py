@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mofang.errors import Busy, EngineFailed, Invalid, MofangError, NoSpace, NotFound
+from mofang.errors import Busy, EngineFailed, Invalid, Leaving, MofangError, NoSpace, NotFound
 from mofang.server.sse import ClientGone
 from mofang.settings import Settings
 from mofang.strings import say
@@ -122,7 +122,7 @@ class FaultResponse(JSONResponse):
 
 def reply(error: MofangError, lang: str) -> JSONResponse:
     headers = {}
-    if isinstance(error, Busy):
+    if isinstance(error, (Busy, Leaving)):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -23,6 +23,9 @@ NAME_CHARS = 200
 """Of one part of a path; file systems end at 255 bytes, and these names are only labels."""
 FILES_LIMIT = 10_000
 
+STREAMED = re.compile("/v1/(knowledge/[^/]+/documents|datasets)")
+"""Paths of the routes that take files with `receive`, which counts by itself; every other body has `body_limit_mb`."""
+
 OPENAPI = {
     "requestBody": {
         "required": True,

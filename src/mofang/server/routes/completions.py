@@ -22,6 +22,7 @@ from mofang.server.backend import Backend
 from mofang.server.faults import interrupted
 from mofang.server.routes.chat import Head, guarded, wants_usage
 from mofang.server.routes.here import Here, Lang
+from mofang.server.visit import current
 from mofang.wire import CompletionRequest
 
 router = APIRouter(tags=["openai"])
@@ -75,12 +76,16 @@ def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Pr
 async def _continue(
     backend: Backend, body: CompletionRequest, prompt: Prompt, sampling: Sampling, answer: Answer, first_index: int
 ) -> AsyncGenerator[Delta, None]:
+    visit = current()
+    visit.asked(prompt)
     async with backend.engines.use(body.model, "chat", keep_alive=body.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
         async with sse.closing(engine.complete(prompt, sampling)) as deltas:
             async for delta in deltas:
-                yield replace(delta, index=first_index + delta.index)
+                placed = replace(delta, index=first_index + delta.index)
+                visit.note(placed)
+                yield placed
 
 
 async def side_by_side(sources: Sequence[AsyncGenerator[Delta, None]]) -> AsyncGenerator[Delta, None]:

@@ -10,6 +10,7 @@ from mofang.engine.base import COUNTED, Embedder
 from mofang.errors import Invalid
 from mofang.server import sse
 from mofang.server.routes.here import Here
+from mofang.server.visit import note_tokens
 from mofang.wire import EmbeddingRequest
 
 router = APIRouter(tags=["openai"])
@@ -31,6 +32,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, backend: Here) ->
         if n_tokens is None:
             n_tokens = sum([len(await engine.tokenize(text)) for text in texts])
         model = engine.info().model
+        note_tokens(n_tokens)
     if body.encoding_format == "base64":
         rows: list[Any] = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
     else:

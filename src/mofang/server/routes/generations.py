@@ -24,6 +24,7 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
     if body.parent_id is not None and body.conversation_id is None:
         raise Invalid("server.parent_needs_conversation", param="parent_id")
     request, system = await _with_defaults(body, backend, lang)
+    await backend.engines.admit(request.model, "chat")  # a refusal is this request's answer, not an event of a lost one
     return await backend.generations.begin(
         question_of(request),
         turns=[message.to_message() for message in body.messages],

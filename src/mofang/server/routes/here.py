@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from mofang.server.auth import check_owner
 from mofang.server.backend import Backend
 from mofang.server.faults import language
 
@@ -19,3 +20,5 @@ async def _lang(request: Request) -> str:
 
 Here = Annotated[Backend, Depends(_backend)]
 Lang = Annotated[str, Depends(_lang)]
+Owner = Depends(check_owner)
+"""For `dependencies=` of a route that a stored key may not use."""

@@ -16,7 +16,8 @@ from mofang.server import shapes
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
-from mofang.server.routes.here import Here, Lang
+from mofang.server.routes.here import Here, Lang, Owner
+from mofang.server.visit import current
 from mofang.wire import AddRequest, LoadRequest, PullRequest, RemoteRequest
 
 router = APIRouter(tags=["models"])
@@ -40,9 +41,11 @@ def _shape(backend: Backend, ref: ModelRef) -> dict[str, Any]:
 
 @router.get("/v1/models")
 def list_models(backend: Here, lang: Lang) -> dict[str, Any]:
-    """Every model that can be used by name, and what lies there and cannot be used."""
-    problems = [fault(problem, lang) for problem in backend.models.problems()]
-    return {"object": "list", "data": [_shape(backend, ref) for ref in backend.models.list()], "problems": problems}
+    """Every model that can be used by name, and what lies there and cannot be used; to a key, its own models."""
+    key = current().key
+    seen = [ref for ref in backend.models.list() if key is None or key.permits(ref.name)]
+    problems = [] if key and key.models else [fault(problem, lang) for problem in backend.models.problems()]
+    return {"object": "list", "data": [_shape(backend, ref) for ref in seen], "problems": problems}
 
 
 @router.get("/v1/catalogue")
@@ -54,7 +57,7 @@ def catalogue(backend: Here) -> dict[str, Any]:
     return {"object": "list", "data": entries}
 
 
-@router.post("/v1/models/pull", status_code=202)
+@router.post("/v1/models/pull", status_code=202, dependencies=[Owner])
 async def pull(body: PullRequest, backend: Here, lang: Lang) -> dict[str, Any]:
     """Start bringing a model; the running job of the same pull, when there is one."""
     title = body.name if body.name != "auto" else f"auto ({body.kind})"
@@ -67,7 +70,7 @@ async def pull(body: PullRequest, backend: Here, lang: Lang) -> dict[str, Any]:
     return job.shape()
 
 
-@router.post("/v1/models/add")
+@router.post("/v1/models/add", dependencies=[Owner])
 def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
     if not is_loopback(backend.settings.host):
@@ -75,7 +78,7 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
 
 
-@router.post("/v1/models/remote")
+@router.post("/v1/models/remote", dependencies=[Owner])
 def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
     """Use a model of another server. Only while the gateway is this machine's own: it sends a key of its environment."""
     if not is_loopback(backend.settings.host):
@@ -87,6 +90,7 @@ def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
 def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge=1, le=1 << 22)) -> dict[str, Any]:
     """Facts from the file, and the memory that it takes at `n_ctx` tokens (the configured context by default)."""
     ref = backend.models.get(name)
+    backend.engines.check_permitted(ref.name)
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
@@ -107,7 +111,7 @@ async def unload(name: str, backend: Here) -> None:
     await backend.engines.unload(ref.base or ref.name)
 
 
-@router.delete("/v1/models/{name}", status_code=204)
+@router.delete("/v1/models/{name}", status_code=204, dependencies=[Owner])
 async def remove(name: str, backend: Here) -> None:
     """Unload and delete it; a file that was added in place is only forgotten."""
     await asyncio.to_thread(backend.models.get, name)

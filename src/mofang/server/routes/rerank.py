@@ -8,6 +8,7 @@ from mofang.engine.base import Reranker
 from mofang.errors import Invalid
 from mofang.server import sse
 from mofang.server.routes.here import Here
+from mofang.server.visit import note_tokens
 from mofang.wire import RerankRequest
 
 router = APIRouter(tags=["openai"])
@@ -25,6 +26,7 @@ async def rerank(body: RerankRequest, request: Request, backend: Here) -> dict[s
         scores = await engine.rerank(body.query, documents)
         model = engine.info().model
         n_tokens = sum([len(await engine.tokenize(text)) for text in (body.query, *documents)])
+        note_tokens(n_tokens)
     ranked = sorted(range(len(documents)), key=lambda place: -scores[place])
     results: list[dict[str, Any]] = [
         {"index": place, "relevance_score": scores[place]} for place in ranked[: body.top_n]

@@ -20,7 +20,7 @@ from mofang.runs import Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
-from mofang.server.routes.here import Here, Lang
+from mofang.server.routes.here import Here, Lang, Owner
 from mofang.strings import say
 from mofang.tokenizer import load
 from mofang.wire import RunRequest
@@ -69,7 +69,7 @@ def list_runs(backend: Here, training: bool | None = None) -> dict[str, Any]:
     return {"object": "list", "data": wanted}
 
 
-@router.post("/v1/runs", status_code=202)
+@router.post("/v1/runs", status_code=202, dependencies=[Owner])
 def start(body: RunRequest, backend: Here) -> dict[str, Any]:
     """Start a training or an export. All faults of the recipe come back at once."""
     _only_here(backend)
@@ -93,14 +93,14 @@ def metrics(run_id: str, backend: Here, after: int = Query(default=-1)) -> dict[
     return {"object": "list", "data": _runs(backend).get(run_id).metrics(after)}
 
 
-@router.post("/v1/runs/{run_id}/stop")
+@router.post("/v1/runs/{run_id}/stop", dependencies=[Owner])
 def stop(run_id: str, backend: Here) -> dict[str, Any]:
     """It saves what it has, then ends; this waits for that."""
     run = _runs(backend).get(run_id)
     return _shape(run, run.stop())
 
 
-@router.post("/v1/runs/{run_id}/resume", status_code=202)
+@router.post("/v1/runs/{run_id}/resume", status_code=202, dependencies=[Owner])
 def resume(run_id: str, backend: Here) -> dict[str, Any]:
     """Go on from the last checkpoint."""
     _only_here(backend)
@@ -109,7 +109,7 @@ def resume(run_id: str, backend: Here) -> dict[str, Any]:
     return _shape(run)
 
 
-@router.delete("/v1/runs/{run_id}", status_code=204)
+@router.delete("/v1/runs/{run_id}", status_code=204, dependencies=[Owner])
 def remove(run_id: str, backend: Here) -> None:
     _runs(backend).remove(run_id)
 

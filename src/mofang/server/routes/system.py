@@ -11,6 +11,7 @@ from mofang.server import shapes
 from mofang.server.auth import host_name
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
+from mofang.server.metrics import CONTENT_TYPE
 from mofang.server.routes.here import Here, Lang
 
 router = APIRouter(tags=["system"])
@@ -42,6 +43,12 @@ def ready(backend: Here, lang: Lang) -> JSONResponse:
     if missing is None:
         return JSONResponse(state)
     return JSONResponse({**state, "error": {**fault(missing, lang), **kinds}}, status_code=503)
+
+
+@router.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+def metrics(backend: Here) -> Response:
+    """Figures for Prometheus, by route, model and key id."""
+    return Response(backend.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _resolve(backend: Backend, kind: Any) -> tuple[str | None, MofangError | None]:

@@ -30,10 +30,10 @@ JSON_FIELDS = {"knowledge", "sampling"}
 
 def now() -> str:
     """ISO 8601, UTC, milliseconds: sorts as text."""
-    return _iso(datetime.now(UTC))
+    return iso(datetime.now(UTC))
 
 
-def _iso(moment: datetime) -> str:
+def iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -50,7 +50,7 @@ class Store:
     """The file `<home>/server.db`. Raises Conflict (core.newer_home) when a newer Mofang wrote it."""
 
     def __init__(self, path: Path) -> None:
-        self._database = Database(path)
+        self._database = self.database = Database(path)
 
     def close(self) -> None:
         self._database.close()
@@ -214,7 +214,7 @@ class Store:
 
     def forget_old(self) -> None:
         """Drop answers outside conversations and event logs that are older than FORGET_AFTER."""
-        limit = _iso(datetime.now(UTC) - FORGET_AFTER)
+        limit = iso(datetime.now(UTC) - FORGET_AFTER)
         with self._database.transaction() as db:
             db.execute("DELETE FROM messages WHERE conversation_id IS NULL AND created_at < ?", (limit,))
             db.execute("DELETE FROM generations WHERE conversation_id IS NULL AND created_at < ?", (limit,))
