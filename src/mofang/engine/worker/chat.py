@@ -44,7 +44,7 @@ async def start(
         "model": ref.name,
         "path": str(ref.path),
         "n_ctx": settings.n_ctx,
-        "n_slots": settings.n_slots,
+        "n_slots": settings.least_slots,
         "n_threads": settings.n_threads or n_cores(),
         **options,
     }
@@ -69,7 +69,7 @@ class WorkerChat:
             engine=self._engine,
             kind="chat",
             n_ctx=self._process.said["n_ctx"],
-            n_slots=self._settings.n_slots,
+            n_slots=self._settings.least_slots,
             pid=self._process.pid,
             memory_bytes=self._process.memory_bytes(),
             provider=self._process.said["provider"],
