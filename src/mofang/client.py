@@ -113,6 +113,10 @@ class Client:
         params = {} if n_ctx is None else {"n_ctx": n_ctx}
         return self.request("GET", f"/v1/models/{quoted(name)}", params=params)  # type: ignore[no-any-return]
 
+    def engine(self) -> dict[str, Any]:
+        """The machine, the llama.cpp build in use, and what tuning found."""
+        return self.request("GET", "/v1/engine")  # type: ignore[no-any-return]
+
     def catalogue(self) -> list[dict[str, Any]]:
         return self.request("GET", "/v1/catalogue")["data"]  # type: ignore[no-any-return]
 

@@ -57,6 +57,26 @@ TEXT = (
 )
 
 
+ENGINE = {
+    "machine": {"cpu": "AMD EPYC", "cores": 2, "threads": 2, "abilities": ["avx2", "fma"]},
+    "wanted": "auto", "provider": "native 20b1d7d27fe5", "why": "",
+    "builds": [{"key": "20b1d7d27fe5", "backend": "cpu", "compiler": "g++ 12.2.0", "proven": True, "fits": True}],
+    "profiles": [
+        {
+            "model": "qwen2.5-coder-0.5b-instruct", "mix": "both", "brief": False, "seconds": 71.0, "notes": [],
+            "choices": {"flash_attn": "off", "n_threads": 0, "n_batch": 0, "cache_type": "f16", "speculative": "ngram-map-k:3:8"},
+            "speeds": {"prompt": 130.0, "answer": 31.0, "quoting": 52.0},
+            "steps": [
+                {"change": {"flash_attn": "off"}, "champion": {"prompt": 131.0, "answer": 24.0, "quoting": 24.0},
+                 "challenger": {"prompt": 130.0, "answer": 31.0, "quoting": 31.0}, "gain": 1.21, "noise": 0.01, "taken": True},
+                {"change": {"n_batch": 512}, "champion": {"prompt": 130.0}, "challenger": {"prompt": 128.0}, "gain": 0.99,
+                 "noise": 0.02, "taken": False},
+            ],
+        }
+    ],
+}  # fmt: skip
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat()
 
@@ -213,6 +233,10 @@ def _models(app: FastAPI, state: State) -> None:
     @app.get("/v1/models")
     async def _() -> Any:
         return {"object": "list", "data": state.models}
+
+    @app.get("/v1/engine")
+    async def _() -> Any:
+        return ENGINE
 
     @app.get("/v1/catalogue")
     async def _() -> Any:

@@ -25,11 +25,13 @@ def page() -> None:
     if not pulls:
         jobs.last_failure("pull")
     jobs.live(("pull",), tuple(job["id"] for job in pulls))
-    installed, catalogue = st.tabs([t("installed_n", n=len(models)), t("catalogue")])
+    installed, catalogue, engine = st.tabs([t("installed_n", n=len(models)), t("catalogue"), t("engine")])
     with installed:
         _installed(models)
     with catalogue:
         _catalogue({str(job.get("title")) for job in pulls})
+    with engine:
+        _engine()
 
 
 # ---- installed ----
@@ -254,3 +256,54 @@ def _entry_figures(entry: dict[str, Any]) -> list[str]:
 def _language(code: str) -> str:
     """A language's name; the catalogue writes "+27" for 27 more."""
     return t("languages_more", n=code[1:]) if code.startswith("+") else t_or(f"language_{code}", code)
+
+
+# ---- engine ----
+
+
+def _engine() -> None:
+    """Which llama.cpp runs here and why, and what tuning chose for each model, with the figures."""
+    try:
+        found = client().engine()
+    except MofangError as error:
+        show_error(error)
+        return
+    machine = found["machine"]
+    facts = [
+        (t("engine_cpu"), f"{machine['cpu']} · {' '.join(machine['abilities'])}"),
+        (t("engine_cores"), f"{machine['cores']} / {machine['threads']}"),
+        (t("engine_provider"), found["provider"] or "–"),
+        (t("engine_why"), found["why"]),
+    ]
+    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in facts if value)
+    st.html(f'<dl class="mf-facts">{rows}</dl>')
+    for build in found["builds"]:
+        state = "engine_proven" if build["proven"] else "engine_unproven"
+        quiet(f"{build['backend']} · {build['compiler']} · {t(state)}{'' if build['fits'] else t('engine_elsewhere')}")
+    for profile in found["profiles"]:
+        _profile(profile)
+    if not found["profiles"]:
+        quiet(t("engine_not_tuned"))
+    st.code("mofang engine build\nmofang engine tune MODEL", language="bash")
+
+
+def _profile(profile: dict[str, Any]) -> None:
+    with st.container(border=True, key=f"profile_{profile['model']}"):
+        chosen = {name: value for name, value in profile["choices"].items() if value not in ("", 0, "auto", "f16")}
+        words = " · ".join(f"{name}={value}" for name, value in chosen.items()) or t("engine_defaults")
+        how = t("engine_brief" if profile["brief"] else "engine_asked", seconds=f"{profile['seconds']:.0f}")
+        st.html(f'<div class="mf-card"><b>{escape(profile["model"])}</b>{badges((words, "good"), (how, ""))}</div>')
+        rows = [
+            {
+                t("engine_change"): " · ".join(f"{name}={value}" for name, value in step["change"].items()),
+                t("engine_gain"): f"{100 * (step['gain'] - 1):+.1f} % ± {100 * step['noise']:.1f}",
+                **{t(f"engine_{kind}"): f"{step['champion'][kind]:.4g} → {speed:.4g}"
+                   for kind, speed in step["challenger"].items()},
+                t("engine_taken"): "✓" if step["taken"] else "",
+            }
+            for step in profile["steps"]
+        ]  # fmt: skip
+        if rows:
+            st.dataframe(rows, hide_index=True, width="stretch")
+        for note in profile["notes"]:
+            quiet(note)
