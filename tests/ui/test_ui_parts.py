@@ -47,6 +47,7 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "language_",
         "preset_",
         "memory_",
+        "engine_speed_",
         "file_",
         "job_",
         "page_",

@@ -297,7 +297,7 @@ def _profile(profile: dict[str, Any]) -> None:
             {
                 t("engine_change"): " · ".join(f"{name}={value}" for name, value in step["change"].items()),
                 t("engine_gain"): f"{100 * (step['gain'] - 1):+.1f} % ± {100 * step['noise']:.1f}",
-                **{t(f"engine_{kind}"): f"{step['champion'][kind]:.4g} → {speed:.4g}"
+                **{t(f"engine_speed_{kind}"): f"{step['champion'][kind]:.4g} → {speed:.4g}"
                    for kind, speed in step["challenger"].items()},
                 t("engine_taken"): "✓" if step["taken"] else "",
             }
