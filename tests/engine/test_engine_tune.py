@@ -1,5 +1,6 @@
 """Tuning: the choice follows the measurements, whichever way they point. Scripted machines; no model."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from mofang.engine import profile
 from mofang.engine.agreement import Agreement, divergence
 from mofang.engine.profile import Choices
 from mofang.engine.tune import EXACT, MIXES, ROUNDS, WORTH, duel, kinds_of, questions, seconds_of, tune
-from mofang.errors import EngineFailed
+from mofang.errors import Busy, EngineFailed
 from mofang.messages import Candidate, NextToken
 from mofang.models.base import ModelRef
 
@@ -134,6 +135,21 @@ async def test_the_budget_ends_the_questions_and_says_which_were_left() -> None:
     assert machine.clock <= 90.0 + 20.0
     assert found.choices.flash_attn == "off"
     assert any("n_batch" in note or "n_threads" in note for note in found.notes)
+
+
+async def test_a_machine_too_busy_to_be_measured_is_said_and_nothing_is_kept() -> None:
+    class Stuck(Runner):
+        async def measure(self, kinds):
+            await asyncio.Event().wait()
+
+    class Busy_(Scripted):
+        @asynccontextmanager
+        async def enter(self, choices):
+            yield Stuck(self, choices)
+
+    with pytest.raises(Busy) as caught:
+        await tuned(Busy_(), budget_s=0.1)
+    assert caught.value.code == "tune_too_busy"
 
 
 async def test_choices_that_change_answers_are_dropped() -> None:

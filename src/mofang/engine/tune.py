@@ -24,7 +24,7 @@ from mofang.engine.llama.engine import start
 from mofang.engine.llama.provider import Provider, choose, describe
 from mofang.engine.profile import Choices, Profile, Step, changed
 from mofang.engine.texts import passages
-from mofang.errors import EngineFailed, Invalid, MofangError
+from mofang.errors import Busy, EngineFailed, Invalid, MofangError
 from mofang.messages import Sampling
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore
@@ -165,7 +165,11 @@ async def tune(
     async with _Corner(arena) as corner:
         first = await corner.get(champion)
         tell(say("engine.tune_start"))
-        speeds = await first.measure(list(work))
+        try:
+            async with asyncio.timeout(budget_s / 2):
+                speeds = await first.measure(list(work))
+        except TimeoutError as error:
+            raise Busy("engine.tune_too_busy", seconds=round(budget_s), retry_after_s=60.0) from error
         proof_s = 0.0
         for change in questions(champion, cores=cores, threads=threads, cache_types=cache_types):
             if champion != Choices() and not proof_s:
@@ -392,6 +396,8 @@ async def tune_model(
         cache_types=cache_types,
         tell=tell,
     )
+    if not found.steps:  # nothing was learnt: as if it had not been asked
+        raise Busy("engine.tune_too_busy", seconds=round(budget_s), retry_after_s=60.0)
     found = replace(found, model=ref.name, provider=describe(provider), brief=brief)
     await asyncio.to_thread(profile.save, config.home, ref, found)
     return found
