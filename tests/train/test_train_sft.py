@@ -43,7 +43,13 @@ def test_it_learns_and_leaves_an_adapter_with_its_lineage(training: Training, ti
     assert result["last_loss"] < 0.6 * result["first_loss"] and result["last_eval_loss"] < result["first_eval_loss"]
     manifest = json.loads((run.out / "manifest.json").read_text())
     base = ModelStore(Settings(home=home)).get(tiny)
-    assert manifest["parents"][0] == {"role": "base", "name": "tiny", "format": "hf", "sha256": base.sha256}
+    assert manifest["parents"][0] == {
+        "role": "base",
+        "name": "tiny",
+        "format": "hf",
+        "sha256": base.sha256,
+        "parents": [],
+    }
     assert (
         manifest["runs"] == [run.id]
         and manifest["recipe"]["name"] == "mine"
