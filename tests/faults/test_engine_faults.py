@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mofang.engine import children
 from mofang.engine.llama import child as child_module
 from mofang.engine.llama import process as process_module
 from mofang.engine.llama import provider, wheel
@@ -310,13 +311,13 @@ def test_what_the_machine_lacks_is_said_with_its_cure(
 
 
 def test_the_log_stays_small_under_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_module, "LOG_BYTES", 100)
+    monkeypatch.setattr(children, "LOG_BYTES", 100)
     log = tmp_path / "engine-m.log"
     with log.open("ab", buffering=0) as writer:
         writer.write(b"old\n" * 50)
-        process_module._trim(log)
+        children.trim(log)
         writer.write(b"new\n")
-        process_module._trim(log)
+        children.trim(log)
     assert log.read_text() == "new\n"
     assert (tmp_path / "engine-m.log.1").read_text() == "old\n" * 50
 

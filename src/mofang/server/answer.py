@@ -126,6 +126,23 @@ class Answer:
     def timings_shape(self) -> dict[str, float] | None:
         return asdict(self.timings) if self.timings else None
 
+    @property
+    def extras(self) -> dict[str, Any]:
+        """Ours, on the last piece: where the answer comes from, and what a person should know about it."""
+        fields: dict[str, Any] = {}
+        if self.sources:
+            fields["sources"] = self.cited_sources()
+        if self.notices:
+            fields["notices"] = self.notices
+        if self.truncated:
+            fields["truncated"] = self.truncated
+        return fields
+
+    @property
+    def extras_timed(self) -> dict[str, Any]:
+        """The same with the engine's timings, for dialects that have no place of their own for them."""
+        return {**self.extras, "timings": self.timings_shape} if self.timings else self.extras
+
     def cited_sources(self) -> list[dict[str, Any]]:
         """The sources, each with whether the answer carries its mark."""
         if not self.sources:

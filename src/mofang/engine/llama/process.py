@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import secrets
-import shutil
 import subprocess
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -12,18 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
+from mofang.engine import children
 from mofang.engine.llama.provider import Launch, Provider
 from mofang.errors import EngineFailed
-from mofang.platform import BESIDE_CHAT, end_child, lower_priority
+from mofang.platform import BESIDE_CHAT, lower_priority
 
-LOG_BYTES = 1_000_000
-"""A longer log moves to <name>.log.1, which the next one replaces."""
 END = b"data: [DONE]"
-LOOK_S = 0.25
-"""How often a loading child is looked at."""
-LAST_LINES = 8
 SILENCE_S = 300.0
 """A server that sends nothing for so long is taken for hung; a batch of a long prompt takes seconds, not minutes."""
 
@@ -82,21 +75,21 @@ class LlamaProcess:
         """
         provider.check()
         log.parent.mkdir(parents=True, exist_ok=True)
-        _trim(log)
+        children.trim(log)
         child = provider.start(launch, log)
         if launch.embedding:  # a folder being read must not take the speed of an answer
             lower_priority(child.pid, BESIDE_CHAT)
         try:
-            address = await asyncio.wait_for(_loaded(child, provider, report), timeout_s)
+            address = await asyncio.wait_for(children.watched(child, provider.address(child), report), timeout_s)
         except TimeoutError as error:
-            await asyncio.to_thread(_end, child)
+            await asyncio.to_thread(children.end, child)
             raise EngineFailed("engine.load_timeout", model=model, seconds=timeout_s, log=log) from error
         except BaseException:  # cancelled: never leave a child behind
-            await asyncio.shield(asyncio.to_thread(_end, child))
+            await asyncio.shield(asyncio.to_thread(children.end, child))
             raise
         if not address:
-            await asyncio.to_thread(_end, child)
-            raise EngineFailed("engine.load_failed", model=model, why=_last_lines(log), log=log)
+            await asyncio.to_thread(children.end, child)
+            raise EngineFailed("engine.load_failed", model=model, why=children.last_lines(log), log=log)
         return cls(model, child, address, launch.key, log)
 
     @property
@@ -108,7 +101,7 @@ class LlamaProcess:
 
     def memory_bytes(self) -> int:
         """Resident memory of the child; 0 when it is gone."""
-        return _resident(self.pid)
+        return children.resident(self.pid)
 
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """The decoded JSON answer. Raises Refusal, or the EngineFailed of `died`."""
@@ -143,7 +136,7 @@ class LlamaProcess:
         except httpx.TransportError as error:
             raise await self.died(error) from error
         finally:
-            _trim(self.log)
+            children.trim(self.log)
         raise await self.died(EOFError("the stream ended early"))
 
     async def died(self, cause: Exception) -> EngineFailed:
@@ -158,54 +151,19 @@ class LlamaProcess:
             return EngineFailed(
                 "engine.no_answer", model=self.model, why=f"{type(cause).__name__} {cause}", log=self.log
             )
-        last = _last_lines(self.log)
+        last = children.last_lines(self.log)
         return EngineFailed("engine.engine_died", model=self.model, exit_code=self._child.returncode, why=last)
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
             await self._http.aclose()
-            await asyncio.to_thread(_end, self._child)
+            await asyncio.to_thread(children.end, self._child)
 
 
 def new_key() -> str:
     """A key that only this process and its child know."""
     return secrets.token_urlsafe(24)
-
-
-def _last_lines(log: Path) -> str:
-    """The end of the log: why a server stopped stands there."""
-    try:
-        lines = log.read_bytes()[-8000:].decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(line for line in lines[-LAST_LINES:] if line.strip())
-
-
-async def _loaded(child: "subprocess.Popen[bytes]", provider: Provider, report: Callable[[int], None]) -> str:
-    """The address of a child that has loaded its model; "" when it ended without one."""
-    address = asyncio.ensure_future(provider.address(child))
-    try:
-        while not (await asyncio.wait({address}, timeout=LOOK_S))[0]:
-            report(_resident(child.pid))
-        return address.result()
-    finally:
-        address.cancel()
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End the child, and let go of its output: last, so that a thread that still reads there meets the end first."""
-    end_child(child)
-    if child.stdout:
-        child.stdout.close()
-
-
-def _resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 when it is gone."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
 
 
 def _json(body: Any) -> dict[str, Any]:
@@ -225,11 +183,3 @@ def _event(line: bytes) -> dict[str, Any] | None:
     if "error" in event or ("code" in event and "message" in event):
         raise Refusal(500, line[5:])
     return event
-
-
-def _trim(log: Path) -> None:
-    """Keep the log small, also under a child that is writing: it appends, and goes on at the new end."""
-    with suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_BYTES:
-            shutil.copyfile(log, log.with_name(log.name + ".1"))
-            os.truncate(log, 0)

@@ -10,17 +10,11 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mofang import errors
+from mofang.engine import children
 from mofang.errors import EngineFailed, Invalid, MofangError
-from mofang.platform import end_child, start_child
+from mofang.platform import start_child
 
-LOOK_S = 0.25
-"""How often a loading child is looked at."""
-LAST_LINES = 8
-LOG_BYTES = 1_000_000
-"""A longer log moves to <name>.log.1 when the next child starts."""
 LINE_BYTES = 1 << 26
 """Of one line of an answer: the candidates of a whole vocabulary have some megabytes."""
 
@@ -53,23 +47,23 @@ class WorkerProcess:
         Raises what the child says of the model, or EngineFailed with the log's last lines.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        _trim(log)
+        children.trim(log)
         key = secrets.token_urlsafe(24)
         child = start_child([sys.executable, "-m", module], log=log, stdout=subprocess.PIPE, env=env)
         try:
             said = await asyncio.wait_for(_converse(child, {**configuration, "key": key}, report), timeout_s)
         except TimeoutError as error:
-            await asyncio.to_thread(_end, child)
+            await asyncio.to_thread(children.end, child)
             raise EngineFailed("engine.load_timeout", model=model, seconds=timeout_s, log=log) from error
         except BaseException:  # cancelled: never leave a child behind
-            await asyncio.shield(asyncio.to_thread(_end, child))
+            await asyncio.shield(asyncio.to_thread(children.end, child))
             raise
         if "port" not in said:
-            await asyncio.to_thread(_end, child)
+            await asyncio.to_thread(children.end, child)
             told = said.get("error") or {}
             if "key" in told:
                 raise _error(told)
-            why = told.get("why") or _last_lines(log)
+            why = told.get("why") or children.last_lines(log)
             raise EngineFailed("engine.load_failed", model=model, why=why, log=log)
         return cls(model, child, key, log, said)
 
@@ -82,7 +76,7 @@ class WorkerProcess:
 
     def memory_bytes(self) -> int:
         """Resident memory of the child; 0 when it is gone."""
-        return _resident(self.pid)
+        return children.resident(self.pid)
 
     async def call(self, name: str, **arguments: Any) -> Any:
         """The result of a call that has no pieces."""
@@ -129,13 +123,13 @@ class WorkerProcess:
             await asyncio.to_thread(self._child.wait, 2.0)
         if self._child.poll() is None:
             return EngineFailed("engine.no_answer", model=self.model, why="connection lost", log=self._log)
-        last = _last_lines(self._log)
+        last = children.last_lines(self._log)
         return EngineFailed("engine.engine_died", model=self.model, exit_code=self._child.returncode, why=last)
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
-            await asyncio.to_thread(_end, self._child)
+            await asyncio.to_thread(children.end, self._child)
 
 
 def _error(told: dict[str, Any]) -> MofangError:
@@ -154,38 +148,6 @@ async def _converse(
     with suppress(BrokenPipeError):  # it ended at once: its log says why
         child.stdin.write(json.dumps(configuration).encode() + b"\n")
         child.stdin.flush()
-    line = asyncio.ensure_future(asyncio.to_thread(child.stdout.readline))
-    while not (await asyncio.wait({line}, timeout=LOOK_S))[0]:
-        report(_resident(child.pid))
-    said: dict[str, Any] = json.loads(line.result() or b"{}")
+    line = await children.watched(child, asyncio.to_thread(child.stdout.readline), report)
+    said: dict[str, Any] = json.loads(line or b"{}")
     return said
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    """End the child, and let go of its output: last, so that a thread that still reads there meets the end first."""
-    end_child(child)
-    if child.stdout:
-        child.stdout.close()
-
-
-def _resident(pid: int) -> int:
-    """Resident memory of a process in bytes; 0 when it is gone."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:
-        return 0
-
-
-def _last_lines(log: Path) -> str:
-    """The end of the log: why a child ended stands there."""
-    try:
-        lines = log.read_bytes()[-8000:].decode("utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return "\n".join(line for line in lines[-LAST_LINES:] if line.strip())
-
-
-def _trim(log: Path) -> None:
-    with suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_BYTES:
-            log.replace(log.with_name(log.name + ".1"))

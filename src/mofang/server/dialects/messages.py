@@ -311,7 +311,7 @@ class MessageTeller:
         yield from self._close()
         why = answer.choice()
         delta = {"stop_reason": stop_reason(why), "stop_sequence": why.stopped_by}
-        yield {"type": "message_delta", "delta": delta, "usage": usage(answer), **_extras(answer)}
+        yield {"type": "message_delta", "delta": delta, "usage": usage(answer), **answer.extras_timed}
         yield {"type": "message_stop"}
 
     def whole(self, answer: Answer) -> dict[str, Any]:
@@ -324,7 +324,7 @@ class MessageTeller:
             content.append({"type": "text", "text": choice.content})
         content += [_use(call) for call in choice.tool_calls]
         ended = {"stop_reason": stop_reason(choice), "stop_sequence": choice.stopped_by}
-        return {**self._head(answer), "content": content, **ended, "usage": usage(answer), **_extras(answer)}
+        return {**self._head(answer), "content": content, **ended, "usage": usage(answer), **answer.extras_timed}
 
     def failed(self, fault: dict[str, Any], status: int) -> Iterator[Event]:
         yield anthropic_fault(fault, status)
@@ -399,17 +399,3 @@ def _arguments(text: str) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {"_raw": text}
-
-
-def _extras(answer: Answer) -> dict[str, Any]:
-    """Ours: what a person should know, the sources, and the engine's timings."""
-    fields: dict[str, Any] = {}
-    if answer.sources:
-        fields["sources"] = answer.cited_sources()
-    if answer.notices:
-        fields["notices"] = answer.notices
-    if answer.truncated:
-        fields["truncated"] = answer.truncated
-    if answer.timings:
-        fields["timings"] = answer.timings_shape
-    return fields

@@ -432,7 +432,7 @@ class ResponseTeller:
             "usage": _usage(answer),
             "user": body.user,
             "metadata": body.metadata or {},
-            **_extras(answer),
+            **answer.extras_timed,
         }
 
 
@@ -464,9 +464,3 @@ def _usage(answer: Answer) -> dict[str, Any] | None:
         "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
         "total_tokens": counts["total_tokens"],
     }
-
-
-def _extras(answer: Answer) -> dict[str, Any]:
-    """Ours: what a person should know, the sources, and the engine's timings."""
-    shown = {"sources": answer.cited_sources(), "notices": answer.notices, "truncated": answer.truncated}
-    return {name: value for name, value in {**shown, "timings": answer.timings_shape}.items() if value}

@@ -64,7 +64,7 @@ async def chat_completions(body: ChatRequest, request: Request, backend: Here, l
             pass
     choices = [_choice(index, choice) for index, choice in sorted(answer.choices.items())]
     head = Head("chat.completion", "chatcmpl").shape(answer, body.model)
-    extras = {**closing_fields(answer), "timings": answer.timings_shape}
+    extras = {**answer.extras, "timings": answer.timings_shape}
     if body.metadata is not None:
         extras["metadata"] = body.metadata
     return JSONResponse({**head, "choices": choices, "usage": answer.usage, **extras})
@@ -72,18 +72,6 @@ async def chat_completions(body: ChatRequest, request: Request, backend: Here, l
 
 def wants_usage(body: SamplingFields) -> bool:
     return bool(body.stream_options and body.stream_options.include_usage)
-
-
-def closing_fields(answer: Answer) -> dict[str, Any]:
-    """Ours, on the last piece: where the answer comes from, and what a person should know about it."""
-    fields: dict[str, Any] = {}
-    if answer.sources:
-        fields["sources"] = answer.cited_sources()
-    if answer.notices:
-        fields["notices"] = answer.notices
-    if answer.truncated:
-        fields["truncated"] = answer.truncated
-    return fields
 
 
 async def guarded(chunks: AsyncGenerator[bytes, None], backend: Here, lang: str) -> AsyncGenerator[bytes, None]:
@@ -123,10 +111,10 @@ async def _chunks(
             if delta.finish_reason:
                 held = {**shape, "choices": [_piece(delta.index, {}, finish_reason=delta.finish_reason)]}
     if held:
-        yield sse.event(held if with_usage else {**held, **closing_fields(answer)})
+        yield sse.event(held if with_usage else {**held, **answer.extras})
     if with_usage:
         last = {**head.shape(answer, asked), "choices": [], "usage": answer.usage, "timings": answer.timings_shape}
-        yield sse.event({**last, **closing_fields(answer)})
+        yield sse.event({**last, **answer.extras})
     yield sse.DONE
 
 
