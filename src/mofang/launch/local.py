@@ -26,6 +26,7 @@ from pydantic import SecretStr
 from mofang.client import Client
 from mofang.errors import Conflict, Invalid, MissingSystem
 from mofang.launch import home as homes
+from mofang.launch.logs import kept_in
 from mofang.platform import end_child, start_child
 from mofang.settings import Settings
 
@@ -111,17 +112,17 @@ def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[
 
     check_exposure(settings)
     homes.prepare(settings.home)
-    with homes.own(settings.home):
+    with homes.own(settings.home), kept_in(settings.home / "logs"):
         bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
         port = bound.getsockname()[1]
         settings = _with_owner(settings).model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
-        (settings.home / "logs").mkdir(exist_ok=True)
         backend = LocalBackend(settings)
         app = create_app(backend)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
-                log_config=_logging(settings.home / "logs"),
+                log_config=None,  # logs.py
+                log_level=None,
                 access_log=False,  # requests.jsonl tells more
                 timeout_graceful_shutdown=FAREWELL_S,
                 server_header=False,
@@ -207,32 +208,3 @@ def _await_page(url: str, child: subprocess.Popen[bytes], log: Path, timeout_s: 
         except httpx.TransportError:
             time.sleep(0.05)
     raise MissingSystem("launch.workbench_failed", log=log)
-
-
-def _logging(folder: Path) -> dict[str, object]:
-    """Uvicorn's and our own log, and one line of JSON a request, in files that cannot grow without end."""
-    from mofang.server.journal import LOGGER
-
-    def rotating(name: str, formatter: str, backups: int) -> dict[str, object]:
-        return {
-            "class": "logging.handlers.RotatingFileHandler",
-            "filename": str(folder / name),
-            "maxBytes": 5_000_000,
-            "backupCount": backups,
-            "encoding": "utf-8",
-            "formatter": formatter,
-        }
-
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {
-            "line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
-            "bare": {"format": "%(message)s"},
-        },
-        "handlers": {"file": rotating("gateway.log", "line", 2), "requests": rotating("requests.jsonl", "bare", 5)},
-        "loggers": {
-            **{name: {"handlers": ["file"], "level": "INFO", "propagate": False} for name in ("uvicorn", "mofang")},
-            LOGGER: {"handlers": ["requests"], "level": "INFO", "propagate": False},
-        },
-    }
