@@ -25,6 +25,10 @@ class Message:
             return "".join(str(part.get("text", "")) for part in self.content if part.get("type") == "text")
         return self.content or ""
 
+    @property
+    def has_image(self) -> bool:
+        return isinstance(self.content, list) and any(part.get("type") == "image_url" for part in self.content)
+
     def to_openai(self) -> dict[str, Any]:
         """OpenAI's shape, without the fields that are not set."""
         shape: dict[str, Any] = {"role": self.role, "content": self.content}

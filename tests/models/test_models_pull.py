@@ -296,6 +296,8 @@ async def test_source_by_name(store: ModelStore, offer: Offer, told: Told) -> No
         ("m", "huggingface:../../etc/x.gguf", "bad_source"),
         ("m", "huggingface:a/b/../../c.gguf", "bad_source"),
         ("m", "huggingface:a/b/c.bin", "bad_source"),
+        ("m", "huggingface:a/b/c.gguf,../x.gguf", "bad_source"),
+        ("m", "huggingface:a/b/c.gguf,d.bin", "bad_source"),
         ("m", "modelscope:a", "bad_source"),
         ("m", "file:///etc/passwd", "unknown_name"),
         ("m", "ftp://host/x.gguf", "unknown_name"),

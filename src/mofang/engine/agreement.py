@@ -15,9 +15,6 @@ from mofang.messages import NextToken
 N_TOP = 200
 MAX_MEAN_KL, MIN_SAME_TOP = 1e-3, 0.99
 """Bounds of "the same": nats, and share of positions with the same likeliest token."""
-FLASH_KL = 0.05
-"""llama.cpp's flash attention on a CPU computes at half precision: 0.001 to 0.006 nats from attention in full on
-small models (docs/log.md, 2026-11-24). What is beyond this is not rounding but a fault."""
 _LEAST = 1e-12
 
 

@@ -257,6 +257,9 @@ class RemoteChat(_Remote):
 
     kind = "chat"
 
+    def info(self) -> EngineInfo:
+        return replace(super().info(), images=True)  # whether it can see, that server says when it is asked
+
     def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         return self._stream("/chat/completions", {"messages": _shapes(messages)}, sampling)
 

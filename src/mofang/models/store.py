@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MofangError, NotFound, Unreadable
-from mofang.models import adapters, catalogue
+from mofang.models import adapters, catalogue, projectors
 from mofang.models.base import Format, Kind, MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
@@ -138,8 +138,10 @@ class ModelStore:
         adapters are loaded with it.
         """
         base = self.get(ref.base) if ref.base else ref
+        facts = self.facts(base)
         size = base.size_bytes + sum(adapter.size_bytes for adapter in adapters.of_base(self, base))
-        return estimate(size, self.facts(base), n_ctx, n_slots)
+        size += projectors.beside_bytes(base, projectors.of(base, facts))
+        return estimate(size, facts, n_ctx, n_slots)
 
     def known_digest(self, ref: ModelRef) -> str:
         """Its SHA-256 where that costs nothing, else ""."""
@@ -458,8 +460,9 @@ def _found(folders: list[Path]) -> Iterator[Path]:
                 yield here
             for name in sorted(files):
                 path = here / name
-                projector = "mmproj" in name.lower()
-                if path.suffix == ".gguf" and not (name.startswith(".") or projector or gguf.is_later_part(path)):
+                if path.suffix != ".gguf" or name.startswith(".") or projectors.is_named_so(path):
+                    continue
+                if not gguf.is_later_part(path):
                     yield path
 
 

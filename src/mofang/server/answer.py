@@ -228,7 +228,7 @@ async def _fitting(
     """The question as the model can take it; that turns were dropped is said. Raises Invalid for images that it
     cannot see."""
     info = engine.info()
-    if not info.images and any(_has_image(message) for message in question.messages):
+    if not info.images and any(message.has_image for message in question.messages):
         raise Invalid("server.no_images", param="messages", model=info.model)
     if question.truncation == "disabled":
         return question
@@ -240,10 +240,6 @@ async def _fitting(
         answer.notices.append({"code": "truncated", "message": said})
         tell({"type": "notice", **answer.notices[-1], **answer.truncated})
     return replace(question, messages=cut.messages)
-
-
-def _has_image(message: Message) -> bool:
-    return isinstance(message.content, list) and any(part.get("type") == "image_url" for part in message.content)
 
 
 def _trimmed(logprobs: dict[str, Any], n_top: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from mofang.engine.llama.provider import Launch, Provider, choose, describe
 from mofang.engine.profile import Choices
 from mofang.errors import EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
-from mofang.models import adapters
+from mofang.models import adapters, projectors
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.models.formats import FORMATS, lora
 from mofang.models.store import ModelStore
@@ -84,6 +84,7 @@ async def start(
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
         choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
+        projector=str(projectors.of(ref, facts) or ""),
         adapters=tuple(str(adapter.file) for adapter in held.values() if adapter.file),
     )
     if maker.kind == "chat" and settings.save_slots:
@@ -364,17 +365,19 @@ class LlamaChat(_LlamaEngine):
         *,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        options = options or {}
-        self._check_tools(options)
-        shaping = forcing(options) if is_forced(options) else options
-        body: dict[str, Any] = {"messages": self._shapes(messages), **shaping}
+        body = self._asked(messages, options or {})
         if template_kwargs:
             body["chat_template_kwargs"] = template_kwargs
         return str((await self._post("/apply-template", body))["prompt"])
 
     async def count_tokens(self, messages: Sequence[Message], *, options: Mapping[str, Any] | None = None) -> int:
-        body = {"content": await self.render(messages, options=options), "add_special": True, "parse_special": True}
-        return len((await self._post("/tokenize", body))["tokens"])
+        body = self._asked(messages, options or {})
+        return int((await self._post("/v1/chat/completions/input_tokens", body))["input_tokens"])
+
+    def _asked(self, messages: Sequence[Message], options: Mapping[str, Any]) -> dict[str, Any]:
+        """A conversation as its prompt is made of it."""
+        self._check_tools(options)
+        return {"messages": self._shapes(messages), **(forcing(options) if is_forced(options) else options)}
 
     def _choices(self, sampling: Sampling) -> dict[str, Any]:
         """Our names are llama.cpp's; what nobody chose is left to it."""

@@ -47,6 +47,8 @@ class Launch:
     adapters: tuple[str, ...] = ()
     """LoRA adapters as GGUF files, loaded beside the model; their place here is their id. None is applied unless a
     request names it ("lora": [{"id": 0, "scale": 1.0}])."""
+    projector: str = ""
+    """The GGUF with which a chat model sees images; "": it does not."""
     slot_folder: str = ""
     """Where POST /slots/{id}?action=save writes a slot's key-value cache; "": nowhere."""
     choices: Choices = field(default_factory=Choices)
@@ -112,6 +114,7 @@ PARAMETERS = (
     Parameter(
         lambda it: it.choices.n_threads_batch or it.n_threads, "cpuparams_batch.n_threads", _flag("--threads-batch")
     ),
+    Parameter(lambda it: it.projector or None, "mmproj.path", _flag("--mmproj")),
     Parameter(lambda it: list(it.adapters) or None, "lora_adapters", lambda value: ["--lora", ",".join(value)]),
     Parameter(
         lambda it: True if it.adapters else None, "lora_init_without_apply", _switch(on="--lora-init-without-apply")

@@ -48,17 +48,18 @@ class Hub:
 
     @classmethod
     def parse(cls, address: str) -> dict[str, Any]:
-        """The spec of "USER/REPO/path/FILE.gguf", or of "USER/REPO" for a Hugging Face folder (an "@revision" may
-        follow REPO). Raises Invalid."""
+        """The spec of "USER/REPO/path/FILE.gguf" (",mmproj-FILE.gguf" may follow: what it sees images with), or of
+        "USER/REPO" for a Hugging Face folder (an "@revision" may follow REPO). Raises Invalid."""
         owner, _, rest = address.partition("/")
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         repo = f"{owner}/{name}"
         plain = ".." not in (*repo.split("/"), *path.split("/"))
         whole = not rest.partition("/")[1]
-        if not (plain and _REPO.match(repo) and (whole or (_FILE.match(path) and path.endswith(".gguf")))):
+        files = [] if whole else path.split(",")
+        if not (plain and _REPO.match(repo) and all(_FILE.match(file) and file.endswith(".gguf") for file in files)):
             raise Invalid("models.bad_source", param="source", source=address)
-        return {"repo": repo, "files": [] if whole else [path], **({"revision": revision} if revision else {})}
+        return {"repo": repo, "files": files, **({"revision": revision} if revision else {})}
 
     @property
     def where(self) -> str:
