@@ -169,20 +169,20 @@ PLAIN = Launch("/m.gguf", "m", "secret", 4096, 2, 512, 3)
 
 
 def test_both_builds_are_told_the_same(tmp_path) -> None:
-    chosen = Choices("off", 2, 4, 256, "q8_0", "ngram-map-k:3:8")
+    chosen = Choices("off", 2, 4, 256, "q8_0", "ngram-simple:8:24")
     launch = replace(PLAIN, choices=chosen, adapters=("/a.gguf", "/b.gguf"), slot_folder="/slots")
     native = " ".join(flags(launch) + flags(launch, cpu_only=True))
     for words in (
         "--model /m.gguf", "--ctx-size 8192", "--parallel 2", "--no-kv-unified", "--no-context-shift", "--slots",
         "--threads 2", "--threads-batch 4", "--flash-attn off", "--cache-type-k q8_0", "--cache-type-v q8_0",
-        "--spec-type ngram-map-k", "--spec-ngram-map-k-size-n 3", "--spec-ngram-map-k-size-m 8", "--batch-size 256",
+        "--spec-type ngram-simple", "--spec-ngram-simple-size-n 8", "--spec-ngram-simple-size-m 24", "--batch-size 256",
         "--ubatch-size 256", "--lora /a.gguf,/b.gguf", "--lora-init-without-apply", "--slot-save-path /slots/",
     ):  # fmt: skip
         assert words in native
     assert "secret" not in native  # a command line is for everybody to read
     wheel = {**parameters(launch), **parameters(launch, cpu_only=True)}
     assert wheel["flash_attn_type"] == "off" and wheel["n_ctx"] == 8192 and wheel["api_keys"] == "secret"
-    assert wheel["speculative.types"] == "ngram-map-k" and wheel["n_batch"] == 256
+    assert wheel["speculative.types"] == "ngram-simple" and wheel["n_batch"] == 256
     json.dumps(wheel)  # it travels as JSON
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mofang.engine import profile
 from mofang.engine.agreement import Agreement, divergence
-from mofang.engine.profile import Choices
-from mofang.engine.tune import EXACT, MIXES, ROUNDS, WORTH, duel, kinds_of, questions, seconds_of, tune
+from mofang.engine.profile import AUTO_SLOTS, Choices
+from mofang.engine.tune import ANSWER, EXACT, FORCED, MIXES, ROUNDS, WORTH, duel, kinds_of, questions, seconds_of, tune
 from mofang.errors import Busy, EngineFailed
 from mofang.messages import Candidate, NextToken
 from mofang.models.base import ModelRef
@@ -23,8 +23,9 @@ USUAL = {"prompt": 100.0, "answer": 20.0, "quoting": 20.0}
 class Scripted:
     """A machine whose speeds depend on the choices as a table says, shaken by a repeating pattern of noise."""
 
-    def __init__(self, effects=None, *, noise=0.0, kl=None, broken=(), seconds=1.0):
+    def __init__(self, effects=None, *, noise=0.0, kl=None, broken=(), seconds=1.0, crowd=None):
         self.effects = effects or {}
+        self.crowd = crowd or {1: 20.0, 2: 30.0, 4: 40.0, 8: 41.0}
         self.kl = kl or {}
         self.broken = broken
         self.clock = 0.0
@@ -50,34 +51,46 @@ class Runner:
     def __init__(self, machine: Scripted, choices: Choices) -> None:
         self.machine, self.choices = machine, choices
 
-    async def measure(self, kinds):
-        self.machine.clock += self.machine.seconds
-        speeds = {}
-        for kind in kinds:
-            speed = USUAL[kind]
-            for (name, value), factors in self.machine.effects.items():
-                if getattr(self.choices, name) == value:
-                    speed *= factors.get(kind, 1.0)
-            speeds[kind] = speed * (1 + self.machine._noise * self.machine._random.uniform(-1, 1))
-        return speeds
+    async def measure(self, kind):
+        self.machine.clock += self.machine.seconds / 3
+        speed = USUAL[kind]
+        for (name, value), factors in self.machine.effects.items():
+            if getattr(self.choices, name) == value:
+                speed *= factors.get(kind, 1.0)
+        return speed * (1 + self.machine._noise * self.machine._random.uniform(-1, 1))
+
+    async def together(self, count):
+        assert self.choices.n_slots >= count
+        self.machine.clock += count * ANSWER / self.machine.crowd[count]
+        return self.machine.crowd[count]
 
     async def agrees(self, other):
+        self.machine.clock += 2 * FORCED / USUAL["answer"]
         assert other.choices == (Choices() if FLASH_OFF in self.machine.broken else EXACT)
         return Agreement(self.machine.kl.get(self.choices.flash_attn, 0.0005), 1.0, 100)
 
 
 async def tuned(machine: Scripted, **options):
+    """The profile but for the slots, which the machine as it is scripted leaves as they are."""
+    found = await tuned_whole(machine, **options)
+    if found.steps and "n_slots" in found.steps[-1].change:
+        assert found.steps.pop().change == {"n_slots": AUTO_SLOTS} and not found.choices.n_slots
+        found.notes.pop()
+    return found
+
+
+async def tuned_whole(machine: Scripted, **options):
     given_ = {"mix": "both", "cores": 4, "threads": 4, "budget_s": 1000.0, "clock": lambda: machine.clock, **options}
     return await tune(machine, **given_)
 
 
-FLASH_OFF, DRAFTS, BATCH = ("flash_attn", "off"), ("speculative", "ngram-map-k:3:8"), ("n_batch", 512)
+FLASH_OFF, DRAFTS, BATCH = ("flash_attn", "off"), ("speculative", "ngram-simple:8:24"), ("n_batch", 512)
 
 
 async def test_takes_what_the_machine_is_faster_with() -> None:
     machine = Scripted({FLASH_OFF: {"answer": 1.8, "prompt": 0.95}, DRAFTS: {"quoting": 1.6}}, noise=0.01)
     found = await tuned(machine)
-    assert found.choices == Choices(flash_attn="off", speculative="ngram-map-k:3:8")
+    assert found.choices == Choices(flash_attn="off", speculative="ngram-simple:8:24")
     assert [step.taken for step in found.steps[:2]] == [True, True]
     assert found.steps[0].challenger["answer"] == pytest.approx(36, rel=0.03)
     assert found.speeds["quoting"] == pytest.approx(32, rel=0.03)
@@ -125,21 +138,52 @@ async def test_never_more_than_two_models_in_memory_while_it_asks() -> None:
 
 async def test_what_cannot_be_loaded_is_said_and_passed_over() -> None:
     found = await tuned(Scripted({DRAFTS: {"quoting": 2.0}}, broken=[FLASH_OFF]), cache_types=())
-    assert found.choices == Choices(speculative="ngram-map-k:3:8")
+    assert found.choices == Choices(speculative="ngram-simple:8:24")
     assert any("flash_attn=off" in note for note in found.notes)
 
 
 async def test_the_budget_ends_the_questions_and_says_which_were_left() -> None:
-    machine = Scripted({FLASH_OFF: {"answer": 1.5}}, seconds=5.0)
+    machine = Scripted({FLASH_OFF: {"answer": 1.5}}, seconds=3.0)
     found = await tuned(machine, budget_s=90.0, threads=8)
-    assert machine.clock <= 90.0 + 20.0
+    assert machine.clock <= 90.0
     assert found.choices.flash_attn == "off"
     assert any("n_batch" in note or "n_threads" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    ("crowd", "slots"),
+    [
+        ({1: 20.0, 2: 30.0, 4: 60.0, 8: 100.0}, 8),
+        ({1: 20.0, 2: 30.0, 4: 40.0, 8: 41.0}, 4),
+        ({1: 20.0, 2: 30.0, 4: 31.0, 8: 29.0}, 2),
+        ({1: 20.0, 2: 19.0, 4: 18.0, 8: 10.0}, 2),
+    ],
+)
+async def test_slots_are_as_many_as_pay(crowd, slots) -> None:
+    found = await tuned_whole(Scripted(crowd=crowd))
+    assert (found.choices.n_slots or AUTO_SLOTS) == slots
+    step = found.steps[-1]
+    assert step.taken == (slots != AUTO_SLOTS) and step.challenger == {"together": crowd[slots]}
+    assert str(slots) in found.notes[-1]
+
+
+async def test_slots_are_not_asked_about_without_time_for_it() -> None:
+    found = await tuned_whole(Scripted(seconds=5.0), budget_s=50.0)
+    assert not found.choices.n_slots and any("n_slots" in note for note in found.notes)
+
+
+async def test_what_a_question_costs_is_known_before_it_is_asked() -> None:
+    """Whatever the machine's pace, the budget is kept, the proof of what was taken included."""
+    for seconds in (0.5, 1.0, 2.0, 4.0, 8.0):
+        machine = Scripted({FLASH_OFF: {"answer": 1.5}}, seconds=seconds)
+        found = await tuned_whole(machine, budget_s=90.0, threads=8)
+        assert machine.clock <= 90.0, seconds
+        assert found.steps
+
+
 async def test_a_machine_too_busy_to_be_measured_is_said_and_nothing_is_kept() -> None:
     class Stuck(Runner):
-        async def measure(self, kinds):
+        async def measure(self, kind):
             await asyncio.Event().wait()
 
     class Busy_(Scripted):

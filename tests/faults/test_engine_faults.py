@@ -327,7 +327,7 @@ def test_the_wheel_knows_every_parameter() -> None:
     import xllamacpp
 
     plain = provider.Launch("m", "m", "k", 256, 1, 256, 1)
-    tuned = Choices("off", 2, 3, 256, "q8_0", "ngram-map-k:3:8")
+    tuned = Choices("off", 2, 3, 256, "q8_0", "ngram-simple:8:24")
     for launch in (
         replace(plain, choices=tuned, slot_folder="/tmp/slots"),
         replace(plain, embedding=True),
@@ -338,8 +338,8 @@ def test_the_wheel_knows_every_parameter() -> None:
     params = child_module.configured(xllamacpp, wheel.parameters(replace(plain, choices=tuned)))
     assert params.flash_attn_type == xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     assert params.cache_type_k == params.cache_type_v == xllamacpp.ggml_type.GGML_TYPE_Q8_0
-    ngram = xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MAP_K
-    assert params.speculative.types == [ngram] and params.speculative.ngram_map_k.size_n == 3
+    ngram = xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE
+    assert params.speculative.types == [ngram] and params.speculative.ngram_simple.size_n == 8
     assert params.hostnames == ["127.0.0.1"] and params.api_keys == ["k"] and params.model_alias == {"m"}
     assert int(xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK) == provider.POOLING_RANK
     assert LlamaChat.kind == "chat"

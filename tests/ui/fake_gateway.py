@@ -64,7 +64,7 @@ ENGINE = {
     "profiles": [
         {
             "model": "qwen2.5-coder-0.5b-instruct", "mix": "both", "brief": False, "seconds": 71.0, "notes": [],
-            "choices": {"flash_attn": "off", "n_threads": 0, "n_batch": 0, "cache_type": "f16", "speculative": "ngram-map-k:3:8"},
+            "choices": {"flash_attn": "off", "n_threads": 0, "n_batch": 0, "cache_type": "f16", "speculative": "ngram-simple:8:24"},
             "speeds": {"prompt": 130.0, "answer": 31.0, "quoting": 52.0},
             "steps": [
                 {"change": {"flash_attn": "off"}, "champion": {"prompt": 131.0, "answer": 24.0, "quoting": 24.0},

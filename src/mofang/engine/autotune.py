@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from mofang.engine import profile, tune
-from mofang.engine.llama.provider import choose, describe
+from mofang.engine.llama.provider import tuned
 from mofang.errors import MofangError
 from mofang.models.base import ModelRef
 from mofang.platform import memory
@@ -48,6 +48,16 @@ class AutoTuner:
         self._queue.put_nowait(ref)
         self._task = self._task or asyncio.create_task(self._work(), name="tune models")
 
+    def n_slots(self, ref: ModelRef) -> int:
+        """How many answers at once suit this model here, as far as it has been measured. Reads a small file."""
+        if ref.format != "gguf" or not ref.path.is_file():
+            return profile.AUTO_SLOTS
+        try:
+            _, known = tuned(self._settings, ref)
+        except MofangError:  # no build to run it with: that is told when it is started
+            return profile.AUTO_SLOTS
+        return (known and known.choices.n_slots) or profile.AUTO_SLOTS
+
     async def close(self) -> None:
         if self._task:
             self._task.cancel()
@@ -67,8 +77,7 @@ class AutoTuner:
                 self.tuning = ""
 
     async def _known(self, ref: ModelRef) -> bool:
-        provider = choose(self._settings.home, self._settings.llama_build)
-        return await asyncio.to_thread(profile.load, self._settings.home, ref, describe(provider)) is not None
+        return (await asyncio.to_thread(tuned, self._settings, ref))[1] is not None
 
     async def _tune(self, ref: ModelRef) -> None:
         while True:

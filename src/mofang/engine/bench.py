@@ -8,10 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from mofang import settings
-from mofang.engine import profile
 from mofang.engine.base import ChatEngine
 from mofang.engine.llama.engine import start
-from mofang.engine.llama.provider import choose, describe
+from mofang.engine.llama.provider import describe, tuned
 from mofang.engine.profile import Choices
 from mofang.engine.texts import passages
 from mofang.errors import Invalid, MofangError
@@ -40,9 +39,8 @@ async def _measure(recipe: Bench, ref: ModelRef, config: settings.Settings, repo
     facts: ModelFacts = FORMATS.get(ref.format).facts(ref.path)
     longest = min(facts.n_ctx_train or 1 << 30, max(recipe.contexts) + recipe.n_answer + 8)
     contexts = [n for n in sorted(set(recipe.contexts)) if n + recipe.n_answer <= longest]
-    provider = choose(config.home, config.llama_build)
-    known = None if recipe.defaults else profile.load(config.home, ref, describe(provider))
-    choices = known.choices if known else Choices()
+    provider, known = tuned(config, ref)
+    choices = known.choices if known and not recipe.defaults else Choices()
     report("bandwidth", 0, 0, "")
     bandwidth = await asyncio.to_thread(read_bandwidth)
     weights = await asyncio.to_thread(bytes_per_token, ref)

@@ -34,8 +34,6 @@ CRASHES, CRASH_WINDOW_S = 3, 60.0
 """So many crashes in so many seconds, and a model is not started again until they are that long ago."""
 SECONDS_A_PLACE = 2.0
 """How long a request takes, as long as none has ended; for Retry-After."""
-AUTO_SLOTS = 4
-"""Slots that are enough where nobody chose: each costs the memory of a whole context. A guess, not studied."""
 
 Report = Callable[[Progress], None]
 
@@ -305,7 +303,8 @@ class Pool:
     async def _load(self, ref: ModelRef, place: _Place) -> Engine:
         await self._bury(place)
         self._check_crashes(ref, place)
-        n_slots = await self._make_room(ref, place)
+        wanted = self._settings.n_slots or await asyncio.to_thread(self._tuner.n_slots, ref)
+        n_slots = await self._make_room(ref, place, wanted)
 
         def report(progress: Progress) -> None:
             for each in list(place.reports):
@@ -356,14 +355,14 @@ class Pool:
 
     # ---- memory ----
 
-    async def _make_room(self, ref: ModelRef, place: _Place) -> int:
+    async def _make_room(self, ref: ModelRef, place: _Place, wanted: int) -> int:
         """See that the model fits, others leaving for it; the number of its slots.
 
         Where nobody chose that number, it is what fits once there is room for one, and a notice says when that is
-        less than would be good. Raises TooLarge.
+        less than `wanted`. Raises TooLarge.
         """
         async with self._deciding:
-            needs = await asyncio.to_thread(self._needs, ref)
+            needs = await asyncio.to_thread(self._needs, ref, wanted)
             least = min(needs.values())
             guests = self._guests(place)
             leaving = room.leavers(least, self._left(guests), guests)
@@ -378,13 +377,12 @@ class Pool:
             n_slots = max(number for number, bytes_ in needs.items() if bytes_ <= left)
             place.needs = needs[n_slots]
         short = len(needs) > n_slots and ref.kind in ("chat", "base")
-        place.notices = (say("engine.few_slots", n_slots=n_slots, wanted=AUTO_SLOTS),) if short else ()
+        place.notices = (say("engine.few_slots", n_slots=n_slots, wanted=wanted),) if short else ()
         return n_slots
 
-    def _needs(self, ref: ModelRef) -> dict[int, int]:
+    def _needs(self, ref: ModelRef, wanted: int) -> dict[int, int]:
         """Bytes of memory by the number of slots, as far as there is a choice."""
-        chosen = self._settings.n_slots
-        numbers = (chosen,) if chosen else range(1, AUTO_SLOTS + 1)
+        numbers = (wanted,) if self._settings.n_slots else range(1, wanted + 1)
         return {number: self._models.memory(ref, self._settings.n_ctx, number).total for number in numbers}
 
     def _guests(self, newcomer: _Place) -> list[room.Guest]:

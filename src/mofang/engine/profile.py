@@ -14,6 +14,8 @@ from typing import Any, Literal
 from mofang.models.base import ModelRef
 from mofang.platform import cpu_flags, cpu_name, n_cores
 
+AUTO_SLOTS = 4
+"""Slots that are enough where nobody chose and nothing was measured: each costs the memory of a whole context."""
 FlashAttention = Literal["auto", "on", "off"]
 
 
@@ -31,8 +33,10 @@ class Choices:
     cache_type: str = "f16"
     """Of keys and values. Anything but f16 changes answers, and saves memory."""
     speculative: str = ""
-    """Drafts guessed from the text so far, as "type:n:m" ("ngram-map-k:3:8": what followed the last 3 tokens before,
-    at most 8 of it); "": none. Accepted only where the model itself would have said so."""
+    """Drafts guessed from the text so far, as "type:n:m" ("ngram-simple:8:24": what followed the last 8 tokens before,
+    at most 24 of it); "": none. Accepted only where the model itself would have said so."""
+    n_slots: int = 0
+    """Answers at once, where there is memory for them and the setting leaves it open; 0: AUTO_SLOTS."""
 
     def words(self) -> dict[str, Any]:
         """The choices that are not the default."""

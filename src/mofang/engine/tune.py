@@ -1,9 +1,10 @@
 """How a model runs best on this machine: asked of the machine itself, one change at a time.
 
 A champion (what Mofang does by default) meets one challenger after another. Both are loaded, and measured in turn on
-the same work, so that whatever else the machine does hits both alike; a change is taken when the time that a stated
-mix of work takes falls by more than the noise. At the end the champion must be as true as llama.cpp's defaults are: both
-are held against the same model computed in full precision, since the defaults themselves round (flash attention).
+the same work, kind by kind, so that whatever else the machine does hits both alike; a change is taken when the time that
+a stated mix of work takes falls by more than the noise. Then the champion must be as true as llama.cpp's defaults are:
+both are held against the same model computed in full precision, since the defaults themselves round (flash attention).
+Last, how many answers at once bring the most tokens in all.
 Sources of the candidates: llama.cpp tools/server/README.md; what each did here: docs/log.md.
 """
 
@@ -12,7 +13,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
@@ -21,11 +22,11 @@ from mofang.engine import profile
 from mofang.engine.agreement import MAX_MEAN_KL, Agreement, agreement
 from mofang.engine.base import ChatEngine
 from mofang.engine.llama.engine import start
-from mofang.engine.llama.provider import Provider, choose, describe
-from mofang.engine.profile import Choices, Profile, Step, changed
+from mofang.engine.llama.provider import DRAFTS, Provider, choose, describe
+from mofang.engine.profile import AUTO_SLOTS, Choices, Profile, Step, changed
 from mofang.engine.texts import passages
 from mofang.errors import Busy, EngineFailed, Invalid, MofangError
-from mofang.messages import Sampling
+from mofang.messages import Delta, Sampling, Timings
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore
 from mofang.platform import n_cores, n_threads
@@ -53,10 +54,23 @@ measured first changes from round to round; a change that lost even one round is
 CONTEXT, FRESH, ANSWER, QUOTED = 512, 128, 20, 40
 """Tokens of: the context that answers are measured at; a prompt; an answer; an answer that quotes."""
 FORCED = 100
+SOURCE, COPIED = 160, 64
+"""Tokens of a text, and of its beginning that is said again before an answer is measured: models take the hint, and go
+on quoting."""
+CROWDS = (1, 2, 4, 8)
+"""Answers at once."""
+CROWD_ROUNDS = 2
+CROWD_CONTEXT = 64
+LEAST_SLOTS = 2
+"""A short question need not wait for a long answer, whatever two at once cost."""
+SLOT_WORTH = 0.05
+"""More slots that bring less than this part of the speed in all are not worth the memory of their contexts."""
 BUDGET_S, BUDGET_BYTES = 90.0, 500_000_000
 BRIEF = 0.4
 """Part of the budget that a tuning takes which nobody asked for."""
-NGRAM = "ngram-map-k:3:8"
+NGRAM = f"{DRAFTS}:8:24"
+"""Of real grounded answers in Chinese, 8 tokens that were said before went on as before in 93 of 100; with 3 or 4 more
+guesses are wrong, and of longer guesses little more is right (docs/log.md)."""
 EXACT = Choices(flash_attn="off", cache_type="f32")
 """Nothing is rounded but the weights."""
 
@@ -64,7 +78,11 @@ EXACT = Choices(flash_attn="off", cache_type="f32")
 class Contestant(Protocol):
     """A model, loaded with certain choices."""
 
-    async def measure(self, kinds: Sequence[str]) -> Speeds: ...
+    async def measure(self, kind: str) -> float: ...
+    async def together(self, count: int) -> float:
+        """Tokens a second of `count` answers at once, in all."""
+        ...
+
     async def agrees(self, other: "Contestant") -> Agreement: ...
 
 
@@ -108,16 +126,19 @@ def seconds_of(mix: Mapping[str, int], speeds: Speeds) -> float:
 
 
 async def duel(champion: Contestant, challenger: Contestant, change: dict[str, Any], mix: Mapping[str, int], *,
-               usual: Speeds) -> Step:  # fmt: skip
+               usual: Speeds, rounds: int = ROUNDS[1]) -> Step:  # fmt: skip
     """Measure both in turn. `usual`: the champion's speeds so far, for the kinds of work that the change leaves alone."""
     kinds = kinds_of(change, mix)
     gains: list[float] = []
-    ours: list[Speeds] = []
-    theirs: list[Speeds] = []
-    while len(gains) < ROUNDS[1]:
+    ours: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    while len(gains) < rounds:
         order = [(champion, ours), (challenger, theirs)]
-        for contestant, speeds in order if len(gains) % 2 == 0 else reversed(order):
-            speeds.append({**usual, **await contestant.measure(kinds)})
+        for speeds in (ours, theirs):
+            speeds.append(dict(usual))
+        for kind in kinds:
+            for contestant, speeds in order if len(gains) % 2 == 0 else reversed(order):
+                speeds[-1][kind] = await contestant.measure(kind)
         gains.append(seconds_of(mix, ours[-1]) / seconds_of(mix, theirs[-1]))
         gain, noise = _middle(gains), _spread(gains)
         if len(gains) >= ROUNDS[0] and abs(gain - 1 - WORTH) > 2 * noise:
@@ -143,6 +164,33 @@ def _medians(rounds: Sequence[Speeds]) -> dict[str, float]:
 # ---- a tuning ----
 
 
+@dataclass(slots=True)
+class _Costs:
+    """Seconds of wall time, as the first contestant took them: what a question will take can be told before it is
+    asked."""
+
+    load: float = 0.0
+    first: dict[str, float] = field(default_factory=dict)
+    """Of each kind of work, what it reads once included."""
+    again: dict[str, float] = field(default_factory=dict)
+
+    def duel(self, kinds: Sequence[str], rounds: int) -> float:
+        return self.load + sum(self.first[kind] + 2 * rounds * self.again[kind] for kind in kinds)
+
+    def rounds(self, kinds: Sequence[str], left_s: float) -> int:
+        """As many as there is time for; 0: too few to learn from."""
+        return max((count for count in range(ROUNDS[0], ROUNDS[1] + 1) if self.duel(kinds, count) <= left_s), default=0)
+
+    def proof(self, speeds: Speeds) -> float:
+        """Four loads, and four times the forced tokens."""
+        return 4 * (self.load + FORCED / speeds["answer"])
+
+    def crowd(self, speeds: Speeds) -> float:
+        """As if several at once were no faster in all than one."""
+        read = max(CROWDS) * CROWD_CONTEXT / speeds["prompt"]
+        return self.load + read + CROWD_ROUNDS * sum(CROWDS) * ANSWER / speeds["answer"]
+
+
 async def tune(
     arena: Arena,
     *,
@@ -156,53 +204,90 @@ async def tune(
 ) -> Profile:
     """The best choices, and how they were found. `model` and `provider` of the profile are the caller's to fill in.
 
-    Ends its questions when `budget_s` is nearly over: the proof at the end is always made, and what was not asked is
-    said in the notes.
+    What `budget_s` leaves no time for is not asked, and that is said in the notes; the proof is always made.
     """
     work, began = MIXES[mix], clock()
-    champion, steps, notes = Choices(), [], []
-    longest = 0.0
+    champion, steps, notes, found = Choices(), [], [], {}
     async with _Corner(arena) as corner:
-        first = await corner.get(champion)
         tell(say("engine.tune_start"))
         try:
             async with asyncio.timeout(budget_s / 2):
-                speeds = await first.measure(list(work))
+                speeds, costs = await _first(corner, champion, work, clock)
         except TimeoutError as error:
             raise Busy("engine.tune_too_busy", seconds=round(budget_s), retry_after_s=60.0) from error
-        proof_s = 0.0
+        plain = speeds
         for change in questions(champion, cores=cores, threads=threads, cache_types=cache_types):
-            if champion != Choices() and not proof_s:
-                proof_s = longest  # another load of the defaults and the forced tokens take about a duel
-            if clock() - began + max(longest, 1.0) + max(proof_s, longest) > budget_s:
-                notes.append(say("engine.tune_not_asked", change=words(change)))
-                continue
             if all(getattr(champion, name) == value for name, value in change.items()) or _settled(change, champion):
                 continue
-            asked = clock()
+            rounds = costs.rounds(kinds_of(change, work), budget_s - (clock() - began) - costs.proof(plain))
+            if not rounds:
+                notes.append(say("engine.tune_not_asked", change=words(change)))
+                continue
             try:
-                step = await _ask(corner, champion, change, work, speeds)
+                ours, theirs = await corner.get(champion), await corner.get(changed(champion, change))
+                step = await duel(ours, theirs, change, work, usual=speeds, rounds=rounds)
             except EngineFailed as error:
                 notes.append(say("engine.tune_failed", change=words(change), why=error.message().split("\n")[0]))
                 continue
-            longest = max(longest, clock() - asked)
             steps.append(step)
             tell(told(step))
             if step.taken:
                 champion, speeds = changed(champion, change), step.challenger
                 await corner.keep(champion)
-        found: dict[str, Any] = {}
         if champion != Choices():
             tell(say("engine.tune_proof"))
             found = await _true(corner, arena, champion)
             if not found["passed"] and champion.cache_type == "f16":
                 notes.append(say("engine.tune_differs", **found))
-                champion, speeds = Choices(), steps[0].champion
+                champion, speeds = Choices(), plain
+        if clock() - began + costs.crowd(speeds) > budget_s:
+            notes.append(say("engine.tune_not_asked", change="n_slots"))
+        else:
+            await corner.empty()
+            step, note = await _crowd(arena, champion)
+            steps.append(step)
+            notes.append(note)
+            tell(note)
+            if step.taken:
+                champion = changed(champion, step.change)
     return Profile(
         "", champion, mix, "", made_at=datetime.now(UTC).isoformat(timespec="seconds"), steps=steps,
         seconds=round(clock() - began, 1), speeds={kind: round(speed, 2) for kind, speed in speeds.items()},
         agreement=found, notes=notes,
     )  # fmt: skip
+
+
+async def _first(
+    corner: "_Corner", champion: Choices, work: Mapping[str, int], clock: Callable[[], float]
+) -> tuple[Speeds, _Costs]:
+    """The champion's speeds, and how long things take. Each kind is done twice: the first time also reads a context."""
+    costs, speeds, at = _Costs(), {}, clock()
+    first = await corner.get(champion)
+    costs.load, at = clock() - at, clock()
+    for seconds in (costs.first, costs.again):
+        for kind in work:
+            speeds[kind] = await first.measure(kind)
+            seconds[kind], at = clock() - at, clock()
+    return speeds, costs
+
+
+async def _crowd(arena: Arena, champion: Choices) -> tuple[Step, str]:
+    """How many slots, and what was measured in a sentence."""
+    rates: dict[int, list[float]] = {count: [] for count in CROWDS}
+    async with arena.enter(changed(champion, {"n_slots": max(CROWDS)})) as crowd:
+        await crowd.together(max(CROWDS))  # reads what they answer to
+        for number in range(CROWD_ROUNDS):
+            for count in CROWDS if number % 2 == 0 else reversed(CROWDS):
+                rates[count].append(await crowd.together(count))
+    speeds = {count: _middle(found) for count, found in rates.items()}
+    enough = (1 - SLOT_WORTH) * max(speeds.values())
+    chosen = min(count for count in CROWDS if count >= LEAST_SLOTS and speeds[count] >= enough)
+    gain = speeds[chosen] / speeds[AUTO_SLOTS]
+    noise = max(_spread(found) / speeds[count] for count, found in rates.items())
+    usual, found = ({"together": round(speeds[count], 2)} for count in (AUTO_SLOTS, chosen))
+    step = Step({"n_slots": chosen}, usual, found, round(gain, 4), round(noise, 4), chosen != AUTO_SLOTS)
+    listed = ", ".join(f"{count}: {speed:.4g}" for count, speed in speeds.items())
+    return step, say("engine.tune_slots", listed=listed, n_slots=chosen)
 
 
 async def _true(corner: "_Corner", arena: Arena, champion: Choices) -> dict[str, Any]:
@@ -226,14 +311,6 @@ async def _true(corner: "_Corner", arena: Arena, champion: Choices) -> dict[str,
 def _settled(change: Mapping[str, Any], champion: Choices) -> bool:
     """A smaller batch need not be asked about where a larger one has won."""
     return champion.n_batch > int(change.get("n_batch", champion.n_batch + 1))
-
-
-async def _ask(
-    corner: "_Corner", champion: Choices, change: dict[str, Any], work: Mapping[str, int], usual: Speeds
-) -> Step:
-    return await duel(
-        await corner.get(champion), await corner.get(changed(champion, change)), change, work, usual=usual
-    )
 
 
 class _Corner:
@@ -291,19 +368,23 @@ def told(step: Step) -> str:
 # ---- real servers ----
 
 
+KIND_SLOTS = {"answer": 0, "prompt": 1, "quoting": 2}
+"""Each kind of work has a slot of its own, so that its context is read once."""
+
+
 class Servers:
     """mofang.engine.tune.Arena over llama.cpp servers of one model."""
 
     def __init__(self, ref: ModelRef, config: Settings, provider: Provider) -> None:
         self._ref = ref
-        # Slot 0 holds the long context that answers are measured at, slot 1 the prompts.
-        self._config = config.model_copy(update={"n_ctx": 2 * CONTEXT, "n_slots": 2, "save_slots": False})
+        self._config = config.model_copy(update={"n_ctx": 2 * CONTEXT, "save_slots": False})
         self._provider = provider
 
     @asynccontextmanager
     async def enter(self, choices: Choices) -> AsyncIterator[Contestant]:
+        config = self._config.model_copy(update={"n_slots": choices.n_slots or len(KIND_SLOTS)})
         engine = await start(
-            self._ref, self._config, self._provider, choices, progress=lambda progress: None, log_name="tune"
+            self._ref, config, self._provider, choices, progress=lambda progress: None, log_name="tune"
         )
         try:
             yield await Loaded.of(cast(ChatEngine, engine))
@@ -327,8 +408,18 @@ class Loaded:
             ids += await engine.tokenize("\n\n".join(passages()))
         return cls(engine, ids)
 
-    async def measure(self, kinds: Sequence[str]) -> Speeds:
-        return {kind: await self._works[kind]() for kind in kinds}
+    async def measure(self, kind: str) -> float:
+        return await self._works[kind]()
+
+    async def together(self, count: int) -> float:
+        async def answer(slot: int) -> int:
+            start = 31 * slot
+            last = await self._last(self._ids[start : start + CROWD_CONTEXT], ANSWER, slot=slot)
+            return last.usage.completion_tokens if last.usage else 0
+
+        began = time.perf_counter()
+        said = await asyncio.gather(*(answer(slot) for slot in range(count)))
+        return sum(said) / (time.perf_counter() - began)
 
     async def agrees(self, other: Contestant) -> Agreement:
         assert isinstance(other, Loaded)
@@ -337,32 +428,39 @@ class Loaded:
         return await agreement(other.engine, self.engine, ids)
 
     async def _prompt(self) -> float:
-        """A prompt that no cache knows."""
+        last = await self._last(self._new(FRESH), 1, slot=KIND_SLOTS["prompt"], cached=False)
+        return _timings(last).prompt_per_second
+
+    def _new(self, n_tokens: int) -> list[int]:
+        """A text that has not been measured with: speculation knows an old one by heart."""
         self._fresh += 1
-        start = 7 * self._fresh
-        prompt = [self._ids[start % FRESH], *self._ids[start : start + FRESH]]
-        return await self._speed(prompt, 1, slot=1, cached=False, of_prompt=True)
+        start = 37 * self._fresh % (len(self._ids) - n_tokens)
+        return self._ids[start : start + n_tokens]
 
     async def _answer(self) -> float:
         """The continuation of a long text."""
-        return await self._speed(self._ids[:CONTEXT], ANSWER, slot=0)
+        last = await self._last(self._ids[:CONTEXT], ANSWER, slot=KIND_SLOTS["answer"])
+        return _timings(last).predicted_per_second
 
     async def _quoting(self) -> float:
         """A text that stands in the prompt, said again: what an answer from documents does."""
-        quoted = self._ids[: CONTEXT // 2]
-        return await self._speed([*quoted, *quoted[:12]], QUOTED, slot=1)
+        source = self._new(SOURCE)
+        last = await self._last([*source, *source[:COPIED]], QUOTED, slot=KIND_SLOTS["quoting"], cached=False)
+        return _timings(last).predicted_per_second
 
-    async def _speed(
-        self, prompt: list[int], n: int, *, slot: int, cached: bool = True, of_prompt: bool = False
-    ) -> float:
-        """Tokens a second, as the server measured them."""
+    async def _last(self, prompt: list[int], n: int, *, slot: int, cached: bool = True) -> Delta:
+        """The last piece of an answer: what the server counted and measured."""
         options = {"id_slot": slot, "cache_prompt": cached, "ignore_eos": True}
-        last = None
+        last = Delta()
         async for delta in self.engine.complete(prompt, Sampling(max_tokens=n, temperature=0.0, options=options)):
             last = delta
-        if last is None or last.timings is None:
-            raise MofangError("engine.no_timings")
-        return last.timings.prompt_per_second if of_prompt else last.timings.predicted_per_second
+        return last
+
+
+def _timings(last: Delta) -> Timings:
+    if last.timings is None:
+        raise MofangError("engine.no_timings")
+    return last.timings
 
 
 # ---- for people and for the pool ----

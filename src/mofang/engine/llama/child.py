@@ -65,7 +65,7 @@ def _as(xllamacpp: Any, name: str, present: Any, value: Any) -> Any:
 
 
 def _member(enumeration: Any, value: Any) -> Any:
-    """The member that llama.cpp's command line calls `value`: "off", "q8_0", "ngram-map-k"; numbers as they are."""
+    """The member that llama.cpp's command line calls `value`: "off", "q8_0", "ngram-simple"; numbers as they are."""
     if isinstance(value, int):
         return enumeration(value)
     word = {"on": "ENABLED", "off": "DISABLED"}.get(value, value.replace("-", "_").upper())

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mofang.engine import profile
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama import slots
 from mofang.engine.llama.answer import Answer, as_bytes
 from mofang.engine.llama.forced import as_calls, forcing, is_forced
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
-from mofang.engine.llama.provider import Launch, Provider, choose, describe
+from mofang.engine.llama.provider import Launch, Provider, describe, tuned
 from mofang.engine.profile import Choices
 from mofang.errors import EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
@@ -53,10 +52,8 @@ TEXTS_A_REQUEST = 16
 
 async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progress], None]) -> Engine:
     """Start a server for `ref`, by the build and the profile that suit this machine, and wait until it answers."""
-    provider = choose(settings.home, settings.llama_build)
-    known = profile.load(settings.home, ref, describe(provider))
-    choices = known.choices if known else Choices()
-    return await start(ref, settings, provider, choices, progress=progress)
+    provider, known = tuned(settings, ref)
+    return await start(ref, settings, provider, known.choices if known else Choices(), progress=progress)
 
 
 async def start(
@@ -73,6 +70,9 @@ async def start(
     maker = _KINDS["chat" if ref.kind == "base" else ref.kind]
     n_ctx, n_slots = maker.size(settings, facts)
     held = await asyncio.to_thread(_adapters, ref, settings) if maker.kind == "chat" else {}
+    choices = replace(choices, n_slots=0)  # decided before, by how much memory there is
+    if settings.n_threads:
+        choices = replace(choices, n_threads=0, n_threads_batch=0)
     launch = Launch(
         path=str(ref.path),
         name=ref.name,
@@ -83,7 +83,7 @@ async def start(
         n_threads=settings.n_threads or n_cores(),
         embedding=maker.kind == "embedding",
         reranking=maker.kind == "reranker",
-        choices=replace(choices, n_threads=0, n_threads_batch=0) if settings.n_threads else choices,
+        choices=choices,
         projector=str(projectors.of(ref, facts) or ""),
         adapters=tuple(str(adapter.file) for adapter in held.values() if adapter.file),
     )
