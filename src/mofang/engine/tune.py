@@ -54,7 +54,7 @@ measured first changes from round to round; a change that lost even one round is
 CONTEXT, FRESH, ANSWER, QUOTED = 512, 128, 20, 40
 """Tokens of: the context that answers are measured at; a prompt; an answer; an answer that quotes."""
 FORCED = 100
-SOURCE, COPIED = 160, 64
+SOURCE, COPIED = 96, 32
 """Tokens of a text, and of its beginning that is said again before an answer is measured: models take the hint, and go
 on quoting."""
 CROWDS = (1, 2, 4, 8)
@@ -99,11 +99,11 @@ def questions(
     champion: Choices, *, cores: int, threads: int, cache_types: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
     """The changes that may pay, those that usually pay most first. `champion` is asked anew after each answer."""
-    yield {"flash_attn": "off"}
     yield {"speculative": NGRAM}
-    for n_batch in (512, 256):
-        yield {"n_batch": n_batch}
-    for number in sorted({threads, cores - 1} - {cores, 0}):
+    yield {"flash_attn": "off"}
+    yield {"n_batch": 512}
+    fewer = {cores - 1} if cores > 2 else set()  # half the machine was never faster (docs/log.md)
+    for number in sorted({threads, *fewer} - {cores}):
         yield {"n_threads": number}
         yield {"n_threads_batch": number}
     for cache_type in cache_types:
@@ -217,7 +217,7 @@ async def tune(
             raise Busy("engine.tune_too_busy", seconds=round(budget_s), retry_after_s=60.0) from error
         plain = speeds
         for change in questions(champion, cores=cores, threads=threads, cache_types=cache_types):
-            if all(getattr(champion, name) == value for name, value in change.items()) or _settled(change, champion):
+            if all(getattr(champion, name) == value for name, value in change.items()):
                 continue
             rounds = costs.rounds(kinds_of(change, work), budget_s - (clock() - began) - costs.proof(plain))
             if not rounds:
@@ -306,11 +306,6 @@ async def _true(corner: "_Corner", arena: Arena, champion: Choices) -> dict[str,
         defaults = await plain.agrees(exact)
     passed = ours.mean_kl <= max(MAX_MEAN_KL, defaults.mean_kl)
     return {**ours.as_dict(), "defaults_mean_kl": round(defaults.mean_kl, 7), "passed": passed}
-
-
-def _settled(change: Mapping[str, Any], champion: Choices) -> bool:
-    """A smaller batch need not be asked about where a larger one has won."""
-    return champion.n_batch > int(change.get("n_batch", champion.n_batch + 1))
 
 
 class _Corner:
