@@ -63,6 +63,9 @@ def grounded(number: int) -> list[dict[str, str]]:
 class Server:
     """A llama.cpp server, by its address."""
 
+    said = ""
+    """The last answer."""
+
     def __init__(self, address: str, key: str = "", pid: int = 0) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_keepalive_connections=0)  # a server may hang up while the other is measured
@@ -80,14 +83,16 @@ class Server:
         body = {"messages": messages, "max_tokens": n, "temperature": 0, "stream": True, **more}
         body["stream_options"] = {"include_usage": True}
         began, first, tokens, pieces = time.perf_counter(), 0.0, 0, 0
+        self.said = ""
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if not line.startswith("data: {"):
                     continue
                 event = json.loads(line[6:])
-                said = any((choice.get("delta") or {}).get("content") for choice in event.get("choices", ()))
-                pieces += said
+                said = "".join((choice.get("delta") or {}).get("content") or "" for choice in event.get("choices", ()))
+                self.said += said
+                pieces += bool(said)
                 first = first or (time.perf_counter() - began if said else 0.0)
                 tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
         return first, time.perf_counter() - began, tokens or pieces
@@ -152,6 +157,7 @@ class Bench:
     async def gateway(self, **env: str) -> AsyncIterator[Server]:
         port = free_port()
         own = {"MOFANG_PORT": str(port), "MOFANG_UI_PORT": "0", "MOFANG_LLAMA_BUILD": self.options.build, **env}
+        own["MOFANG_CHAT_MODEL"] = self.ref.name  # or the default one would be loaded, too
         command = [sys.executable, "-m", "mofang", "serve"]
         async with child(command, port, {**own, "MOFANG_AUTO_TUNE": "0"}) as server:
             yield server
@@ -211,16 +217,19 @@ class Bench:
 
     async def reuse(self) -> None:
         """Second turn on a prompt of 2,000 tokens through the gateway: seconds to the first token."""
-        async with self.gateway() as gateway:
+        async with self.gateway(MOFANG_SAVE_SLOTS="0") as gateway:  # or an earlier run's prompts would come back
             colds, warms = [], []
-            for number in range(self.options.rounds):
-                long = f"{number} {text()}"[: 2600 if "qwen" in self.ref.name else 2100]
+            body = {"model": self.ref.name}
+            asked = {**body, "text": text()}
+            ids = (await gateway.http.post("/v1/tokenize", json=asked)).json()["tokens"]
+            for number in range(self.options.rounds + 1):
+                part = {**body, "tokens": ids[150 * number :][:1960]}
+                long = (await gateway.http.post("/v1/detokenize", json=part)).json()["text"]
                 turns = [{"role": "user", "content": f"{long}\n\n这段文字说了什么？"}]
-                body = {"model": self.ref.name}
                 first, _, _ = await gateway.chat(turns, 8, **body)
-                answer = {"role": "assistant", "content": "说了一些事。"}
+                answer = {"role": "assistant", "content": gateway.said}
                 again, _, _ = await gateway.chat([*turns, answer, {"role": "user", "content": "还有呢？"}], 8, **body)
-                if number or self.options.rounds == 1:  # the first also loads the model
+                if number:  # the first also loads the model
                     colds.append(first), warms.append(again)
         one, other = statistics.median(warms), statistics.median(colds)
         self.show("second turn, first token after, ms", 1000 * one, 1000 * other, "cold", other / one)

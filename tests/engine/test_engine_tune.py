@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from mofang.engine import profile
 from mofang.engine.agreement import Agreement, divergence
 from mofang.engine.profile import AUTO_SLOTS, Choices
-from mofang.engine.tune import ANSWER, EXACT, FORCED, MIXES, ROUNDS, WORTH, duel, kinds_of, questions, seconds_of, tune
+from mofang.engine.tune import (
+    ANSWER,
+    EXACT,
+    FORCED,
+    FRESH,
+    MIXES,
+    ROUNDS,
+    WORTH,
+    duel,
+    kinds_of,
+    questions,
+    seconds_of,
+    tune,
+)
 from mofang.errors import Busy, EngineFailed
 from mofang.messages import Candidate, NextToken
 from mofang.models.base import ModelRef
@@ -84,7 +97,7 @@ async def tuned_whole(machine: Scripted, **options):
     return await tune(machine, **given_)
 
 
-FLASH_OFF, DRAFTS, BATCH = ("flash_attn", "off"), ("speculative", "ngram-simple:8:24"), ("n_batch", 512)
+FLASH_OFF, DRAFTS, BATCH = ("flash_attn", "off"), ("speculative", "ngram-simple:8:24"), ("n_batch", FRESH)
 
 
 async def test_takes_what_the_machine_is_faster_with() -> None:
@@ -217,7 +230,7 @@ async def test_a_smaller_cache_is_tried_only_on_request() -> None:
 
 
 def test_each_change_is_measured_only_where_it_can_matter() -> None:
-    assert kinds_of({"n_batch": 512}, MIXES["both"]) == ["prompt"]
+    assert kinds_of({"n_batch": FRESH}, MIXES["both"]) == ["prompt"]
     assert kinds_of({"speculative": "x"}, MIXES["both"]) == ["answer", "quoting"]
     assert kinds_of({"flash_attn": "off"}, MIXES["chat"]) == ["prompt", "answer"]
 

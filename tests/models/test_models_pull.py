@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+import tiny_eye
 from mofang.errors import Conflict, Denied, Invalid, MofangError, NoSpace, NotFound, TooLarge, Unreachable, Unreadable
+from mofang.models import projectors
 from mofang.models import pull as pull_module
 from mofang.models.catalogue import CatalogueEntry
 from mofang.models.pull import pull, pull_default
@@ -78,6 +80,19 @@ async def test_a_repository_that_is_a_folder(kind: str, store: ModelStore, hub: 
     assert (ref.format, ref.kind, ref.runnable, ref.sha256) == ("hf", "base", True, sha256(weights))
     assert ref.path == store.folder / "folder" and store.facts(ref).n_ctx_train == 77
     assert [file["name"] for file in ref.manifest["files"]] == sorted(brought)
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
+async def test_a_model_and_what_it_sees_with(
+    kind: str, store: ModelStore, hub: Hub, content: bytes, told: Told, tmp_path: Path
+) -> None:
+    eye = tiny_eye.write(tmp_path / "eye.gguf").read_bytes()
+    hub.files = {FILE: content, "mmproj-f16.gguf": eye, "other.gguf": content}
+    ref = await pull(store, "seer", source=f"{kind}:{REPO}/{FILE},mmproj-f16.gguf", progress=told)
+    assert (ref.path.name, ref.kind, ref.size_bytes) == (FILE, "chat", len(content) + len(eye))
+    assert ref.path.with_name("mmproj-f16.gguf").read_bytes() == eye
+    assert _left(store) == sorted(["seer/manifest.json", f"seer/{FILE}", "seer/mmproj-f16.gguf"])
+    assert projectors.beside_bytes(ref, ref.path.with_name("mmproj-f16.gguf")) == 0, "it is in the model's own size"
 
 
 async def test_a_repository_of_pickles_is_refused_in_words(store: ModelStore, hub: Hub, told: Told) -> None:

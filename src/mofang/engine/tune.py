@@ -51,9 +51,9 @@ WORTH = 0.03
 ROUNDS = (3, 5)
 """Rounds of a duel: at least, at most. It ends early when the gain is beyond the noise, or clearly not there. Who is
 measured first changes from round to round; a change that lost even one round is not taken."""
-CONTEXT, FRESH, ANSWER, QUOTED = 512, 128, 20, 40
+CONTEXT, FRESH, ANSWER, QUOTED = 512, 256, 20, 40
 """Tokens of: the context that answers are measured at; a prompt; an answer; an answer that quotes."""
-FORCED = 100
+FORCED = 60
 SOURCE, COPIED = 96, 32
 """Tokens of a text, and of its beginning that is said again before an answer is measured: models take the hint, and go
 on quoting."""
@@ -63,8 +63,9 @@ CROWD_ROUNDS = 2
 CROWD_CONTEXT = 64
 LEAST_SLOTS = 2
 """A short question need not wait for a long answer, whatever two at once cost."""
-SLOT_WORTH = 0.05
-"""More slots that bring less than this part of the speed in all are not worth the memory of their contexts."""
+SLOT_WORTH = 0.2
+"""More slots that bring less than this part of the speed in all are not worth the memory of their contexts, nor the time
+in which it is cleared: eight instead of four cost SmolLM2 750 MB and 1.6 s of its start (docs/log.md)."""
 BUDGET_S, BUDGET_BYTES = 90.0, 500_000_000
 BRIEF = 0.4
 """Part of the budget that a tuning takes which nobody asked for."""
@@ -101,7 +102,7 @@ def questions(
     """The changes that may pay, those that usually pay most first. `champion` is asked anew after each answer."""
     yield {"speculative": NGRAM}
     yield {"flash_attn": "off"}
-    yield {"n_batch": 512}
+    yield {"n_batch": FRESH}
     fewer = {cores - 1} if cores > 2 else set()  # half the machine was never faster (docs/log.md)
     for number in sorted({threads, *fewer} - {cores}):
         yield {"n_threads": number}

@@ -81,13 +81,11 @@ class ModelStore:
             return adapters.get(self, name)
         if _NAME.match(name) and (self.folder / name / MANIFEST).is_file():
             return self._managed(self.folder / name)
-        models = {ref.name: ref for ref in self.list()}
-        if name in models:
-            return models[name]
-        made = self.made_by(name, "gguf")
-        if made:
-            return made
-        known = [*models, *(entry.name for entry in catalogue.load().entries)]
+        found = next((ref for ref in self._survey() if isinstance(ref, ModelRef) and ref.name == name), None)
+        found = found or self.made_by(name, "gguf")
+        if found:
+            return found
+        known = [*(ref.name for ref in self.list()), *(entry.name for entry in catalogue.load().entries)]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
         raise NotFound("models.model_not_found", name=name, near=near[0] if near else "-")
 

@@ -54,9 +54,9 @@ class Hub:
         name, _, path = rest.partition("/")
         name, _, revision = name.partition("@")
         repo = f"{owner}/{name}"
-        plain = ".." not in (*repo.split("/"), *path.split("/"))
         whole = not rest.partition("/")[1]
         files = [] if whole else path.split(",")
+        plain = not any(".." in part.split("/") for part in (repo, *files))
         if not (plain and _REPO.match(repo) and all(_FILE.match(file) and file.endswith(".gguf") for file in files)):
             raise Invalid("models.bad_source", param="source", source=address)
         return {"repo": repo, "files": files, **({"revision": revision} if revision else {})}
