@@ -11,21 +11,9 @@ from hypothesis import strategies as st
 
 from mofang.engine import profile
 from mofang.engine.agreement import Agreement, divergence
+from mofang.engine.contestants import ANSWER, FORCED, FRESH
 from mofang.engine.profile import AUTO_SLOTS, Choices
-from mofang.engine.tune import (
-    ANSWER,
-    EXACT,
-    FORCED,
-    FRESH,
-    MIXES,
-    ROUNDS,
-    WORTH,
-    duel,
-    kinds_of,
-    questions,
-    seconds_of,
-    tune,
-)
+from mofang.engine.tune import EXACT, MIXES, ROUNDS, WORTH, duel, kinds_of, questions, seconds_of, tune
 from mofang.errors import Busy, EngineFailed
 from mofang.messages import Candidate, NextToken
 from mofang.models.base import ModelRef

@@ -11,22 +11,19 @@ Sources of the candidates: llama.cpp tools/server/README.md; what each did here:
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from mofang import settings
 from mofang.engine import profile
-from mofang.engine.agreement import MAX_MEAN_KL, Agreement, agreement
-from mofang.engine.base import ChatEngine
-from mofang.engine.llama.engine import start
-from mofang.engine.llama.provider import DRAFTS, Provider, choose, describe
+from mofang.engine.agreement import MAX_MEAN_KL, Agreement
+from mofang.engine.contestants import ANSWER, CROWD_CONTEXT, FORCED, FRESH, Servers
+from mofang.engine.llama.provider import DRAFTS, choose, describe
 from mofang.engine.profile import AUTO_SLOTS, Choices, Profile, Step, changed
-from mofang.engine.texts import passages
-from mofang.errors import Busy, EngineFailed, Invalid, MofangError
-from mofang.messages import Delta, Sampling, Timings
+from mofang.errors import Busy, EngineFailed, Invalid
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore
 from mofang.platform import n_cores, n_threads
@@ -51,16 +48,9 @@ WORTH = 0.03
 ROUNDS = (3, 5)
 """Rounds of a duel: at least, at most. It ends early when the gain is beyond the noise, or clearly not there. Who is
 measured first changes from round to round; a change that lost even one round is not taken."""
-CONTEXT, FRESH, ANSWER, QUOTED = 512, 256, 20, 40
-"""Tokens of: the context that answers are measured at; a prompt; an answer; an answer that quotes."""
-FORCED = 60
-SOURCE, COPIED = 96, 32
-"""Tokens of a text, and of its beginning that is said again before an answer is measured: models take the hint, and go
-on quoting."""
 CROWDS = (1, 2, 4, 8)
 """Answers at once."""
 CROWD_ROUNDS = 2
-CROWD_CONTEXT = 64
 LEAST_SLOTS = 2
 """A short question need not wait for a long answer, whatever two at once cost."""
 SLOT_WORTH = 0.2
@@ -359,104 +349,6 @@ def told(step: Step) -> str:
         if step.champion[kind] != step.challenger[kind]
     )
     return say(key, change=words(step.change), percent=percent, noise=f"{100 * step.noise:.1f}", speeds=speeds)
-
-
-# ---- real servers ----
-
-
-KIND_SLOTS = {"answer": 0, "prompt": 1, "quoting": 2}
-"""Each kind of work has a slot of its own, so that its context is read once."""
-
-
-class Servers:
-    """mofang.engine.tune.Arena over llama.cpp servers of one model."""
-
-    def __init__(self, ref: ModelRef, config: Settings, provider: Provider) -> None:
-        self._ref = ref
-        self._config = config.model_copy(update={"n_ctx": 2 * CONTEXT, "save_slots": False})
-        self._provider = provider
-
-    @asynccontextmanager
-    async def enter(self, choices: Choices) -> AsyncIterator[Contestant]:
-        config = self._config.model_copy(update={"n_slots": choices.n_slots or len(KIND_SLOTS)})
-        engine = await start(
-            self._ref, config, self._provider, choices, progress=lambda progress: None, log_name="tune"
-        )
-        try:
-            yield await Loaded.of(cast(ChatEngine, engine))
-        finally:
-            await engine.close()
-
-
-class Loaded:
-    """mofang.engine.tune.Contestant over an engine."""
-
-    def __init__(self, engine: ChatEngine, ids: list[int]) -> None:
-        self.engine = engine
-        self._ids = ids
-        self._fresh = 0
-        self._works = {"prompt": self._prompt, "answer": self._answer, "quoting": self._quoting}
-
-    @classmethod
-    async def of(cls, engine: ChatEngine) -> "Loaded":
-        ids: list[int] = []
-        while len(ids) < 2 * CONTEXT:
-            ids += await engine.tokenize("\n\n".join(passages()))
-        return cls(engine, ids)
-
-    async def measure(self, kind: str) -> float:
-        return await self._works[kind]()
-
-    async def together(self, count: int) -> float:
-        async def answer(slot: int) -> int:
-            start = 31 * slot
-            last = await self._last(self._ids[start : start + CROWD_CONTEXT], ANSWER, slot=slot)
-            return last.usage.completion_tokens if last.usage else 0
-
-        began = time.perf_counter()
-        said = await asyncio.gather(*(answer(slot) for slot in range(count)))
-        return sum(said) / (time.perf_counter() - began)
-
-    async def agrees(self, other: Contestant) -> Agreement:
-        assert isinstance(other, Loaded)
-        # A text that neither has in its cache: what is there was rounded by the batch that it was computed in.
-        ids = (await self.engine.tokenize(passages()[2]))[: FORCED + 8]
-        return await agreement(other.engine, self.engine, ids)
-
-    async def _prompt(self) -> float:
-        last = await self._last(self._new(FRESH), 1, slot=KIND_SLOTS["prompt"], cached=False)
-        return _timings(last).prompt_per_second
-
-    def _new(self, n_tokens: int) -> list[int]:
-        """A text that has not been measured with: speculation knows an old one by heart."""
-        self._fresh += 1
-        start = 37 * self._fresh % (len(self._ids) - n_tokens)
-        return self._ids[start : start + n_tokens]
-
-    async def _answer(self) -> float:
-        """The continuation of a long text."""
-        last = await self._last(self._ids[:CONTEXT], ANSWER, slot=KIND_SLOTS["answer"])
-        return _timings(last).predicted_per_second
-
-    async def _quoting(self) -> float:
-        """A text that stands in the prompt, said again: what an answer from documents does."""
-        source = self._new(SOURCE)
-        last = await self._last([*source, *source[:COPIED]], QUOTED, slot=KIND_SLOTS["quoting"], cached=False)
-        return _timings(last).predicted_per_second
-
-    async def _last(self, prompt: list[int], n: int, *, slot: int, cached: bool = True) -> Delta:
-        """The last piece of an answer: what the server counted and measured."""
-        options = {"id_slot": slot, "cache_prompt": cached, "ignore_eos": True}
-        last = Delta()
-        async for delta in self.engine.complete(prompt, Sampling(max_tokens=n, temperature=0.0, options=options)):
-            last = delta
-        return last
-
-
-def _timings(last: Delta) -> Timings:
-    if last.timings is None:
-        raise MofangError("engine.no_timings")
-    return last.timings
 
 
 # ---- for people and for the pool ----
