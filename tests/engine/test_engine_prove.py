@@ -48,8 +48,8 @@ async def test_a_sound_build_proves_itself(native: build.Build, model: ModelRef,
 
 
 async def test_one_that_computes_wrongly_does_not(native: build.Build, model: ModelRef, home: Path) -> None:
-    """A frequency of the rotary embedding that is 2 % off: what a miscompiled kernel might do."""
-    proof = await prove(_spoilt(native, home, "--rope-freq-base", "98000"), model, Settings(home=home), _quiet)
+    """A frequency of the rotary embedding that is off: what a miscompiled kernel might do. It still speaks well."""
+    proof = await prove(_spoilt(native, home, "--rope-freq-base", "50000"), model, Settings(home=home), _quiet)
     assert not proof["passed"] and proof["mean_kl"] > MAX_MEAN_KL and str(proof["mean_kl"]) in proof["why"]
 
 

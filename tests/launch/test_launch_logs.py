@@ -11,11 +11,11 @@ from mofang.server.journal import LOGGER
 
 def test_words_and_requests_lie_apart(tmp_path: Path) -> None:
     with kept_in(tmp_path / "logs"):
-        logging.getLogger("uvicorn.error").info("started")
+        logging.getLogger("uvicorn").info("started")
         logging.getLogger("mofang.server").warning("careful")
         logging.getLogger(LOGGER).info(json.dumps({"event": "request"}))
     words = (tmp_path / "logs" / "gateway.log").read_text(encoding="utf-8")
-    assert "INFO uvicorn.error started" in words and "WARNING mofang.server careful" in words
+    assert "INFO uvicorn started" in words and "WARNING mofang.server careful" in words
     assert (tmp_path / "logs" / "requests.jsonl").read_text(encoding="utf-8") == '{"event": "request"}\n'
 
 

@@ -95,7 +95,8 @@ def test_metrics_measured_after_the_last_checkpoint_are_measured_again(training:
 
 
 def test_packed_is_unpacked(training: Training) -> None:
-    packed, alone, narrow = training(), training(packing=False), training(row_tokens=64)
+    exact = {"dtype": "float32"}  # where the CPU computes bfloat16, sums of another order differ by a thousandth
+    packed, alone, narrow = training(**exact), training(**exact, packing=False), training(**exact, row_tokens=64)
     for run in (packed, alone, narrow):
         go(run)
     for other in (alone, narrow):
