@@ -71,6 +71,8 @@ ENGINE = {
                  "challenger": {"prompt": 130.0, "answer": 31.0, "quoting": 31.0}, "gain": 1.21, "noise": 0.01, "taken": True},
                 {"change": {"n_batch": 512}, "champion": {"prompt": 130.0}, "challenger": {"prompt": 128.0}, "gain": 0.99,
                  "noise": 0.02, "taken": False},
+                {"change": {"n_slots": 8}, "champion": {"together": 60.0}, "challenger": {"together": 72.0}, "gain": 1.2,
+                 "noise": 0.03, "taken": True},
             ],
         }
     ],

@@ -254,7 +254,8 @@ def test_the_engine_shows_each_choice_with_its_figures(page: AppTest) -> None:
     shown = text_of(page)
     assert "native 20b1d7d27fe5" in shown and "flash_attn=off · speculative=ngram-simple:8:24" in shown
     table = page.dataframe[0].value
-    assert list(table["快多少"]) == ["+21.0 % ± 1.0", "-1.0 % ± 2.0"] and list(table["采用"]) == ["✓", ""]
+    assert list(table["快多少"]) == ["+21.0 % ± 1.0", "-1.0 % ± 2.0", "+20.0 % ± 3.0"]
+    assert list(table["采用"]) == ["✓", "", "✓"] and list(table["同时合计 token/s"])[-1] == "60 → 72"
     assert next(iter(table["回答 token/s"])) == "24 → 31"
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from mofang.client import Client
+from mofang.engine.tune import MIXES
 from mofang.ui import curve, figures, prose, run, shell, style, theme, tree, watch, words
 
 UI = Path(words.__file__).parent
@@ -198,6 +199,11 @@ def test_code_is_left_alone() -> None:
         "```python\na[1] = '![x](http://evil/)'\n```\n和 `b[1]` 与[1](#s-1)"
     )
     assert prose.to_markdown("```\nopen [1]", {1}, "s-") == "```\nopen [1]"
+
+
+def test_every_kind_of_work_that_tuning_measures_has_a_name() -> None:
+    kinds = {kind for mix in MIXES.values() for kind in mix} | {"together"}
+    assert all(words.word(lang, f"engine_speed_{kind}") for lang in ("zh", "en") for kind in kinds)
 
 
 def test_an_image_is_never_fetched() -> None:

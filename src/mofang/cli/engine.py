@@ -47,7 +47,7 @@ def _show_build(one: dict[str, Any]) -> None:
     place = "" if one["fits"] else say("cli.engine_elsewhere", cpu=one["cpu"])
     render.show(say("cli.engine_build_line", **{k: one[k] for k in ("key", "backend", "compiler", "seconds")}) + place)
     render.show(f"  {words}")
-    for note in [*one["notes"], proof.get("why", "")]:
+    for note in [*one["notes"], proof.get("why", ""), proof.get("no_wheel", "")]:
         if note:
             render.note(f"  · {note}")
 
