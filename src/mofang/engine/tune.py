@@ -57,8 +57,8 @@ SLOT_WORTH = 0.2
 """More slots that bring less than this part of the speed in all are not worth the memory of their contexts, nor the time
 in which it is cleared: eight instead of four cost SmolLM2 750 MB and 1.6 s of its start (docs/log.md)."""
 BUDGET_S, BUDGET_BYTES = 90.0, 500_000_000
-BRIEF = 0.4
-"""Part of the budget that a tuning takes which nobody asked for."""
+BRIEF = 0.6
+"""Part of the budget that a tuning takes which nobody asked for: enough for the question that gains most."""
 NGRAM = f"{DRAFTS}:8:24"
 """Of real grounded answers in Chinese, 8 tokens that were said before went on as before in 93 of 100; with 3 or 4 more
 guesses are wrong, and of longer guesses little more is right (docs/log.md)."""

@@ -287,19 +287,25 @@ def _engine() -> None:
     st.code("mofang engine build\nmofang engine tune MODEL", language="bash")
 
 
+def _from_to(before: float | None, after: float | None) -> str:
+    """Nothing where the change left this kind of work alone."""
+    return "" if before is None or after is None or before == after else f"{before:.4g} → {after:.4g}"
+
+
 def _profile(profile: dict[str, Any]) -> None:
     with st.container(border=True, key=f"profile_{profile['model']}"):
         chosen = {name: value for name, value in profile["choices"].items() if value not in ("", 0, "auto", "f16")}
         words = " · ".join(f"{name}={value}" for name, value in chosen.items()) or t("engine_defaults")
         how = t("engine_brief" if profile["brief"] else "engine_asked", seconds=f"{profile['seconds']:.0f}")
         st.html(f'<div class="mf-card"><b>{escape(profile["model"])}</b>{badges((words, "good"), (how, ""))}</div>')
+        kinds = dict.fromkeys(kind for step in profile["steps"] for kind in step["challenger"])
         rows = [
             {
                 t("engine_change"): " · ".join(f"{name}={value}" for name, value in step["change"].items()),
-                t("engine_gain"): f"{100 * (step['gain'] - 1):+.1f} % ± {100 * step['noise']:.1f}",
-                **{t(f"engine_speed_{kind}"): f"{step['champion'][kind]:.4g} → {speed:.4g}"
-                   for kind, speed in step["challenger"].items()},
                 t("engine_taken"): "✓" if step["taken"] else "",
+                t("engine_gain"): f"{100 * (step['gain'] - 1):+.1f} % ± {100 * step['noise']:.1f}",
+                **{t(f"engine_speed_{kind}"): _from_to(step["champion"].get(kind), step["challenger"].get(kind))
+                   for kind in kinds},
             }
             for step in profile["steps"]
         ]  # fmt: skip
