@@ -2,7 +2,7 @@
 
 Each part starts both sides and measures them in turn on the same work; the table shows medians and the ratio. Parts:
 decode, quoting, prompt, reuse, gateway, llama_cpp, start. `--build wheel` measures what everybody has,
-`native` what `mofang engine build` made in `--home`. Tune the model there first (`mofang engine tune`), or ours are the
+`native` what `mofang engine build` made in MOFANG_HOME. Tune the model there first (`mofang engine tune`), or ours are the
 defaults, too. llama_cpp needs `--peer-python`, a Python that has llama-cpp-python[server].
 """
 
@@ -66,7 +66,7 @@ class Server:
     said = ""
     """The last answer."""
 
-    def __init__(self, address: str, key: str = "", pid: int = 0) -> None:
+    def __init__(self, address: str, key: str = "") -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_keepalive_connections=0)  # a server may hang up while the other is measured
         self.http = httpx.AsyncClient(base_url=address, headers=headers, timeout=600, trust_env=False, limits=limits)

@@ -75,7 +75,8 @@ class Profile:
     speeds: dict[str, float] = field(default_factory=dict)
     """Of the choices: prompt, answer, quoting; tokens a second."""
     agreement: dict[str, float] = field(default_factory=dict)
-    """mean_kl, same_top, n_tokens against llama.cpp's defaults."""
+    """mean_kl, same_top, n_tokens against the model with nothing rounded, and `defaults_mean_kl`: how far the defaults are
+    from it; empty where the defaults were kept."""
     notes: list[str] = field(default_factory=list)
 
 

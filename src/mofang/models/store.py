@@ -54,6 +54,9 @@ class ModelStore:
         """Which hubs answered: asked once, remembered as long as this store lives."""
         self._kinds: dict[tuple[Path, int, int], Kind] = {}
         """Kinds of files in MOFANG_MODEL_PATH by (path, size, modification time in ns)."""
+        self._facts: dict[tuple[tuple[Path, int, int], ...], ModelFacts] = {}
+        """What GGUF files say of themselves, by the same key of each part: a vocabulary takes 50 ms to walk over, and a
+        load asks once for each number of slots."""
         self._digests: dict[tuple[Path, int, int], str] = {}
         """Digests that no manifest has, by the same key."""
 
@@ -128,8 +131,13 @@ class ModelStore:
         if ref.path.is_dir() and ref.format == "gguf":
             engine = str(ref.manifest.get("engine", ""))
             return ModelFacts(engine, 0, None, None, None, None, None, None, "", "", None, None)
-        facts: ModelFacts = FORMATS.get(ref.format).facts(ref.path)
-        return facts
+        if ref.format != "gguf":
+            facts: ModelFacts = FORMATS.get(ref.format).facts(ref.path)
+            return facts
+        key = tuple(_stamp(part) for part in gguf.parts(ref.path))
+        if key not in self._facts:
+            self._facts[key] = gguf.facts(ref.path)
+        return self._facts[key]
 
     def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate:
         """Bytes that the model will take when it is loaded, with `n_ctx` tokens for each of `n_slots`. A base's
