@@ -65,6 +65,10 @@ AMX_CURE = '    asm volatile("" : : "r"(&tc) : "memory"); // GCC 12 drops the st
 """GCC 12 takes the stores into the tile configuration for dead and drops them; the first matrix product then dies."""
 COMPILERS = (("cc", "c++"), ("gcc", "g++"), ("clang", "clang++"))
 ZIG = "zig"
+ZIG_FLAGS = {
+    "GGML_OPENMP": "OFF",  # it brings no OpenMP
+    "BUILD_SHARED_LIBS": "OFF",  # it links its own libc++ into each library; what one makes another must not free
+}
 SOURCE_BYTES = 700_000_000
 """Room that source and build folder take; measured 2026-11-24 (CPU build)."""
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
@@ -198,7 +202,9 @@ def plan(home: Path, *, backend: str = "auto", compiler: str = "auto", amx: bool
     if AMX in cpu_flags():
         notes.append("engine.note_amx_cured" if amx else "engine.note_amx_off")
     environment, version = _compiler(home, compiler, tell)
-    if version.startswith(ZIG) or (not has_library("libgomp.so.1") and sys.platform == "linux"):
+    if version.startswith(ZIG):
+        flags |= ZIG_FLAGS
+    elif not has_library("libgomp.so.1") and sys.platform == "linux":
         flags["GGML_OPENMP"] = "OFF"
     cmake, ninja = _cmake(home, tell), _ninja(home, tell)
     return Plan(chosen, flags, version, {**environment, **cmake[1]}, cmake[0], ninja, notes)
