@@ -7,8 +7,15 @@ from pathlib import Path
 
 import mofang
 
-HEAVY = ("torch", "transformers", "peft", "ray", "langchain_core", "chromadb")
-NEED_TORCH = ("mofang.train.", "mofang.export.", "mofang.engine.transformers.core", "mofang.engine.llama_cpp.core")
+HEAVY = ("torch", "onnxruntime", "onnx", "transformers", "peft", "ray", "langchain_core", "chromadb")
+HEAVY_WORKERS = (
+    "mofang.train.",
+    "mofang.export.",
+    "mofang.engine.transformers.core",
+    "mofang.engine.llama_cpp.core",
+    "mofang.engine.onnx.core",
+    "mofang.engine.onnx.graph",
+)
 """Workers of trainings and exports, and of engines with libraries of their own: only child processes import them."""
 LAZY = ("streamlit", "fastapi", "uvicorn", "xllamacpp", "numpy", "rich")
 """Not needed to print `mofang --help`."""
@@ -16,7 +23,7 @@ LAZY = ("streamlit", "fastapi", "uvicorn", "xllamacpp", "numpy", "rich")
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages([str(Path(mofang.__file__).parent)], prefix="mofang.")
-    if not info.name.startswith(NEED_TORCH)
+    if not info.name.startswith(HEAVY_WORKERS)
     and not info.name.endswith("__main__")
     and ".ui.pages." not in info.name
     and info.name != "mofang.ui.app"

@@ -58,6 +58,8 @@ ONLY_IN = {
     "streamlit": "ui/",
     "xllamacpp": "engine/llama/",
     "llama_cpp": "engine/llama_cpp/",
+    "onnxruntime": "engine/onnx/",
+    "onnx": "engine/onnx/",
     "torch": "train/ export/ engine/transformers",
 }
 

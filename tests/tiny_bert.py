@@ -6,22 +6,30 @@ import gguf
 import numpy as np
 
 N_EMBD, N_FF, N_CTX = 32, 64, 128
+LETTERS = "abcdefghijklmnopqrstuvwxyz长城中国天气"
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def write(path: Path, *, reranker: bool, letters: str = "abcdefghijklmnopqrstuvwxyz长城中国天气") -> None:
+def write(
+    path: Path,
+    *,
+    reranker: bool,
+    letters: str = LETTERS,
+    n_ctx: int = N_CTX,
+    pooling: gguf.PoolingType = gguf.PoolingType.MEAN,
+) -> None:
     """One layer; a token is a letter. With `reranker` a head that gives one score, and pooling by rank."""
     rng = np.random.default_rng(7)
     tokens = [*SPECIAL, *(f"▁{letter}" for letter in letters), *letters]
     out = gguf.GGUFWriter(path, "bert")
     out.add_block_count(1)
-    out.add_context_length(N_CTX)
+    out.add_context_length(n_ctx)
     out.add_embedding_length(N_EMBD)
     out.add_feed_forward_length(N_FF)
     out.add_head_count(2)
     out.add_layer_norm_eps(1e-12)
     out.add_causal_attention(False)
-    out.add_pooling_type(gguf.PoolingType.RANK if reranker else gguf.PoolingType.MEAN)
+    out.add_pooling_type(gguf.PoolingType.RANK if reranker else pooling)
     out.add_tokenizer_model("bert")
     out.add_token_list(tokens)
     out.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
@@ -35,7 +43,7 @@ def write(path: Path, *, reranker: bool, letters: str = "abcdefghijklmnopqrstuvw
         out.add_tensor(name, rng.normal(0, 0.3, shape).astype(np.float32))
 
     tensor("token_embd.weight", len(tokens), N_EMBD)
-    tensor("position_embd.weight", N_CTX, N_EMBD)
+    tensor("position_embd.weight", n_ctx, N_EMBD)
     tensor("token_types.weight", 2, N_EMBD)
     layers = {"attn_q": (N_EMBD, N_EMBD), "attn_k": (N_EMBD, N_EMBD), "attn_v": (N_EMBD, N_EMBD)}
     layers |= {"attn_output": (N_EMBD, N_EMBD), "ffn_up": (N_FF, N_EMBD), "ffn_down": (N_EMBD, N_FF)}

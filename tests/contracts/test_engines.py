@@ -42,7 +42,7 @@ CHAT = [
 ]
 ECHOES = {"echo", "remote"}
 """They say what they were told, and take no options: behind `remote` stands `echo`."""
-EMBEDDERS = ["hash", pytest.param("e5", marks=pytest.mark.model)]
+EMBEDDERS = ["hash", "onnx", *(pytest.param(name, marks=pytest.mark.model) for name in ("e5", "e5-llama"))]
 PREFIXES = {"query": "query: ", "passage": "passage: "}
 
 
@@ -130,10 +130,15 @@ async def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     home = tmp_path_factory.mktemp("home")
     if request.param == "hash":
         ref = _ref("hash", home, "embedding", engine="hash")
+    elif request.param == "onnx":
+        tiny_bert.write(home / "tiny.gguf", reranker=False, n_ctx=512)
+        ref = _ref("tiny", home / "tiny.gguf", "embedding")
     else:
-        ref = _ref("e5", request.getfixturevalue("e5"), "embedding", prefixes=PREFIXES, normalizer="nfkc")
+        by = {"engine": "llama"} if request.param == "e5-llama" else {}
+        ref = _ref("e5", request.getfixturevalue("e5"), "embedding", prefixes=PREFIXES, normalizer="nfkc", **by)
     engine = await _load(ref, home)
     assert isinstance(engine, Embedder)
+    assert engine.info().engine == {"hash": "hash", "e5-llama": "llama"}.get(request.param, "onnx")
     yield engine
     await engine.close()
 
@@ -150,7 +155,9 @@ def _say(text: str) -> list[Message]:
 
 
 async def test_every_engine_is_tried_here() -> None:
-    assert set(ENGINES.names()) == {"llama", "hash", *TINY} - {"native"}, "a new engine takes part in this suite"
+    assert set(ENGINES.names()) == {"llama", "hash", "onnx", *TINY} - {"native"}, (
+        "a new engine takes part in this suite"
+    )
 
 
 # ---- chat ----

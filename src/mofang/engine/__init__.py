@@ -7,6 +7,7 @@ ENGINES = Registry(
     "engine",
     {
         "llama": Entry("mofang.engine.llama.engine:load", "GGUF models, in a llama.cpp server of their own"),
+        "onnx": Entry("mofang.engine.onnx.engine:load", "BERT embedders in GGUF, by onnxruntime, in a child process"),
         "transformers": Entry(
             "mofang.engine.transformers.engine:load",
             "Hugging Face folders, in PyTorch, in a child process",
@@ -28,8 +29,11 @@ ENGINES = Registry(
 
 BY_FORMAT = {"gguf": "llama", "hf": "transformers"}
 """Which engine reads a format, where the manifest names none."""
+BY_KIND = {("gguf", "embedding"): "onnx"}
+"""The same for models of one kind; goes before."""
 
 
 def engine_name(ref: ModelRef) -> str:
     """The engine that holds this model: its manifest's word, else its format's."""
-    return str(ref.manifest.get("engine") or BY_FORMAT.get(ref.format, ref.format))
+    by_format = BY_KIND.get((ref.format, ref.kind)) or BY_FORMAT.get(ref.format, ref.format)
+    return str(ref.manifest.get("engine") or by_format)

@@ -8,8 +8,6 @@ import asyncio
 import base64
 import copy
 import re
-import tomllib
-import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from mofang.engine.llama.answer import Answer, as_bytes
 from mofang.engine.llama.forced import as_calls, forcing, is_forced
 from mofang.engine.llama.process import LlamaProcess, Refusal, new_key
 from mofang.engine.llama.provider import Launch, Provider, describe, tuned
+from mofang.engine.prefixes import normalised, prefixes
 from mofang.engine.profile import Choices
 from mofang.errors import EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling
@@ -427,8 +426,8 @@ class LlamaEmbedder(_LlamaEngine):
 
     def __init__(self, ref: ModelRef, process: LlamaProcess, launch: Launch, settings: Settings, provider: str) -> None:
         super().__init__(ref, process, launch, settings, provider)
-        self._prefixes = _prefixes(ref)
-        self._normalizer = str(ref.manifest.get("normalizer", ""))
+        self._ref = ref
+        self._prefixes = prefixes(ref)
         self._dimensions = 0
 
     @classmethod
@@ -445,17 +444,13 @@ class LlamaEmbedder(_LlamaEngine):
         self._dimensions = len((await self._embed(["a"]))[0])
 
     async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors:
-        prefixed = [self._prefixes[purpose] + self._normalised(text) for text in texts]
+        prefixed = [self._prefixes[purpose] + normalised(self._ref, text) for text in texts]
         vectors = np.zeros((len(texts), self._dimensions), dtype=np.float32)
         for start in range(0, len(prefixed), TEXTS_A_REQUEST):
             batch = prefixed[start : start + TEXTS_A_REQUEST]
             vectors[start : start + len(batch)] = await self._embed(batch, first=start)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
-
-    def _normalised(self, text: str) -> str:
-        """What the model's own tokenizer would make of a text, where the tokenizer in the GGUF does not."""
-        return " ".join(unicodedata.normalize("NFKC", text).split()) if self._normalizer == "nfkc" else text
 
     async def _embed(self, texts: list[str], *, first: int = 0) -> Vectors:
         """Rows as llama.cpp made them. `first` is the number of texts[0] in the caller's list."""
@@ -499,12 +494,3 @@ def _is_encoder(facts: ModelFacts) -> bool:
 
 def _capped(n_ctx: int, facts: ModelFacts) -> int:
     return min(n_ctx, facts.n_ctx_train or n_ctx)
-
-
-def _prefixes(ref: ModelRef) -> dict[Purpose, str]:
-    """What this embedder wants before queries and passages: its manifest's word, else its family's, else nothing."""
-    stated: dict[str, str] | None = ref.manifest.get("prefixes")
-    if stated is None:
-        families = tomllib.loads((Path(__file__).parent / "families.toml").read_text(encoding="utf-8"))["family"]
-        stated = next((family for family in families if family["match"] in ref.name.lower()), {})
-    return {"query": str(stated.get("query", "")), "passage": str(stated.get("passage", ""))}

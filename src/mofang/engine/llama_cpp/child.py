@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from mofang.engine.worker.core import Core
+from mofang.engine.worker.calls import ChatCalls
 from mofang.engine.worker.serve import main
 
 
-def _load(configuration: dict[str, Any]) -> Core:
+def _load(configuration: dict[str, Any]) -> ChatCalls:
     from mofang.engine.llama_cpp.core import LlamaCppCore  # the library, only here
 
-    return LlamaCppCore(configuration)
+    return ChatCalls(LlamaCppCore(configuration), configuration["engine"])
 
 
 if __name__ == "__main__":

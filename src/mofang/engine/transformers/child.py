@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from mofang.engine.worker.core import Core
+from mofang.engine.worker.calls import ChatCalls
 from mofang.engine.worker.serve import main
 
 
-def _load(configuration: dict[str, Any]) -> Core:
+def _load(configuration: dict[str, Any]) -> ChatCalls:
     from mofang.engine.transformers.core import TransformersCore  # torch, only here
 
-    return TransformersCore(configuration)
+    return ChatCalls(TransformersCore(configuration), configuration["engine"])
 
 
 if __name__ == "__main__":
