@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from mofang.engine.base import Embedder, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
+from mofang.server.access import Access, Guarded
 from mofang.server.gate import Gate
 from mofang.server.generate import Generations
 from mofang.server.jobs import Jobs
@@ -33,6 +34,8 @@ class Backend(Rooms, Protocol):
 
     @property
     def engines(self) -> Gate: ...
+    @property
+    def library(self) -> Guarded: ...
     @property
     def models(self) -> Models: ...
     @property
@@ -83,8 +86,8 @@ class LocalBackend:
         self.leaving = False
         self.models = models or _models(settings)
         pool = engines or _engines(settings, self.models)
-        self.library = library or _library(settings, pool)
         self.store = Store(settings.home / "server.db")
+        self.library = Guarded(library or _library(settings, pool), Access(self.store.database))
         self.keys = Keys(self.store.database)
         self.metrics, self.journal = Metrics(), Journal()
         self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())

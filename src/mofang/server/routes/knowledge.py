@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
-from mofang.errors import MofangError, NotFound
+from mofang.errors import MofangError
 from mofang.messages import Progress
 from mofang.server import uploads
 from mofang.server.routes.here import Here, Lang
@@ -57,7 +57,7 @@ def documents(name: str, backend: Here) -> dict[str, Any]:
 async def add_documents(name: str, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
     """Take files in (multipart field "files", any number). The job's result says what happened to each of them."""
     try:
-        await asyncio.to_thread(backend.library.info, name)
+        await asyncio.to_thread(backend.library.check, name, write=True)
     except MofangError:
         await uploads.drain(request)
         raise
@@ -94,10 +94,7 @@ def text(
 @router.get("/v1/knowledge/{name}/documents/{document_id}/file", response_class=FileResponse)
 def original(name: str, document_id: str, backend: Here) -> FileResponse:
     """The document as it was uploaded, as a download: a browser must never run it as a page of ours."""
-    find = getattr(backend.library, "file", None)
-    if find is None:
-        raise NotFound("server.no_originals", id=document_id)
-    path: Path = find(name, document_id)
+    path = backend.library.file(name, document_id)
     title = next((doc.name for doc in backend.library.documents(name) if doc.id == document_id), path.name)
     return FileResponse(
         path,
