@@ -537,6 +537,18 @@ class KnowledgeRequest(Request):
     embedding_model: str = "auto"
 
 
+class AskRequest(Request):
+    """POST /v1/knowledge/{name}/ask: one question, answered from one base."""
+
+    question: str = Field(min_length=1, max_length=4096)
+    model: str = "auto"
+    stream: bool = False
+    max_tokens: int | None = Field(default=None, ge=1, le=MANY)
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    seed: int | None = Field(default=None, ge=-1, lt=1 << 32)
+    keep_alive: KeepAlive | None = None
+
+
 class SearchRequest(Request):
     query: str = Field(min_length=1, max_length=4096)
     knowledge: list[str] = Field(min_length=1)
