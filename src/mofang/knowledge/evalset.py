@@ -302,3 +302,29 @@ def find_quote(quote: str, text: str) -> tuple[int, int] | None:
     wanted = "".join(quote.split())
     at = bare.find(wanted)
     return None if at < 0 or not wanted else (places[at], places[at + len(wanted) - 1] + 1)
+
+
+# ---- a set on this machine's disk ----
+
+
+def files_of(path: Path) -> list[tuple[str, Path]]:
+    """What of a set is to be read: the file itself, or a folder's queries and qrels. Raises Invalid."""
+    if path.is_file():
+        return [(path.name, path)]
+    found = [path / "queries.jsonl", *sorted((path / "qrels").glob("*.tsv"))]
+    if not path.is_dir() or not all(one.is_file() for one in found) or len(found) < 2:
+        raise Invalid("evaluate.no_such_set", param="set", path=path)
+    return [(one.relative_to(path).as_posix(), one) for one in found]
+
+
+def corpus(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, title and text) of each document of a BEIR folder's corpus.jsonl. Raises Invalid."""
+    file = path / "corpus.jsonl"
+    if not file.is_file():
+        raise Invalid("evaluate.no_corpus", param="set", path=path)
+    for where, row in _json_rows(file.name, file):
+        title = str(row.get("title") or "").strip()
+        text = str(row.get("text") or "").strip()
+        if not title and not text:
+            raise Invalid("evaluate.bad_field", where=where, field="text", wanted=say("evaluate.a_text"))
+        yield _text(row, "_id", where), "\n\n".join(part for part in (title, text) if part)

@@ -88,6 +88,7 @@ class Access:
 def _drop(db: sqlite3.Connection, base: str) -> None:
     db.execute("DELETE FROM bases WHERE name = ?", (base,))
     db.execute("DELETE FROM readers WHERE base = ?", (base,))
+    db.execute("DELETE FROM attachments WHERE base = ?", (base,))
 
 
 class Guarded:
