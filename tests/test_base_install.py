@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mofang
 
-HEAVY = ("torch", "transformers", "peft", "ray", "langchain_core", "chromadb")
+HEAVY = ("torch", "transformers", "peft", "ray", "langchain_core", "chromadb", "mcp")
 NEED_TORCH = ("mofang.train.", "mofang.export.", "mofang.engine.transformers.core", "mofang.engine.llama_cpp.core")
 """Workers of trainings and exports, and of engines with libraries of their own: only child processes import them."""
 LAZY = ("streamlit", "fastapi", "uvicorn", "xllamacpp", "numpy", "rich")

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"knowledge", "engine"},
     "launch": {"server", "train", "export", "knowledge", "engine", "data", "models"},
     "api": {
+        "integrations",
         "launch",
         "server",
         "train",
@@ -59,6 +60,7 @@ ONLY_IN = {
     "xllamacpp": "engine/llama/",
     "llama_cpp": "engine/llama_cpp/",
     "torch": "train/ export/ engine/transformers",
+    "mcp": "integrations/mcp.py",
 }
 
 

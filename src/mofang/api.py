@@ -333,6 +333,22 @@ def draft_questions(
     return {"kept": len(rows), "dropped": dict(dropped)}
 
 
+def serve_mcp(knowledge: Sequence[str] = (), *, url: str | None = None) -> None:
+    """Offer bases over the Model Context Protocol on standard input and output, until they are closed.
+
+    url: a gateway elsewhere; None: this machine's, begun when none runs. Raises MissingExtra.
+    """
+    from mofang.integrations import mcp
+
+    if url is None:
+        with gateway() as client:
+            asyncio.run(mcp.serve(client, knowledge))
+        return
+    key = _settings.load().api_key
+    with Client(url, key.get_secret_value() if key else None) as client:
+        asyncio.run(mcp.serve(client, knowledge))
+
+
 def key_id(client: Client, key: str) -> str:
     """The id of a key that was given by its id or, to whoever may list keys, by a name that only one key has."""
     if key.startswith("key-"):
