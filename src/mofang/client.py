@@ -325,7 +325,7 @@ class Client:
     def unshare_knowledge(self, name: str, key_id: str) -> None:
         self.request("DELETE", f"/v1/knowledge/{quoted(name)}/readers/{quoted(key_id)}")
 
-    def search(self, knowledge: Sequence[str], query: str, k: int = 8) -> list[dict[str, Any]]:
+    def search(self, knowledge: Sequence[str], query: str, k: int | None = 8) -> list[dict[str, Any]]:
         body = {"knowledge": list(knowledge), "query": query, "k": k}
         return self.request("POST", "/v1/knowledge/search", body)["data"]  # type: ignore[no-any-return]
 

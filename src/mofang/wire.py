@@ -552,7 +552,8 @@ class AskRequest(Request):
 class SearchRequest(Request):
     query: str = Field(min_length=1, max_length=4096)
     knowledge: list[str] = Field(min_length=1)
-    k: int = Field(default=8, ge=1, le=100)
+    k: int | None = Field(default=8, ge=1, le=100)
+    """None: every candidate of both legs, each with its rank in either, for who compares them."""
 
 
 class AutoChunking(Request):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from served import Gateway, serving, wait_until
 from typer.testing import CliRunner, Result
@@ -292,3 +294,26 @@ def test_ask_answers_with_sources(client: Client, gateway: Gateway, engine: Repl
         client.ask("手册", "几年", temprature=0)
     assert field.value.status == 400
     wait_until(lambda: engine.open == 0)
+
+
+def test_the_official_client_finds_the_sources_on_the_last_chunk(gateway: Gateway, engine: Replying) -> None:
+    engine.reply = lambda messages: "保修期为两年[1]。"
+    with openai.OpenAI(
+        base_url=f"{gateway.url}/v1", api_key="none", http_client=httpx.Client(trust_env=False), max_retries=0
+    ) as official:
+        messages: Any = [{"role": "user", "content": "保修期几年？"}]
+        whole = official.chat.completions.create(model="auto", messages=messages, extra_body={"knowledge": ["手册"]})
+        chunks = list(
+            official.chat.completions.create(
+                model="auto", messages=messages, stream=True, extra_body={"knowledge": ["手册"]}
+            )
+        )
+    sources: Any = whole.model_extra and whole.model_extra["sources"]
+    assert sources[0]["cited"] and sources[0]["title"] in DOCUMENTS
+    assert chunks[-1].model_extra and chunks[-1].model_extra["sources"] == sources
+    assert all("sources" not in (chunk.model_extra or {}) for chunk in chunks[:-1])
+
+
+def test_a_search_can_show_every_candidate_of_both_legs(client: Client) -> None:
+    every = client.search(["手册"], "保修期几年", k=None)
+    assert sorted(hit["dense_rank"] for hit in every) == [1, 2, 3] and every[0]["bm25_rank"] == 1

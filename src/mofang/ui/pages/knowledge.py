@@ -32,9 +32,13 @@ def page() -> None:
         return
     _facts(base)
     documents, search = st.tabs([t("documents_n", n=base.get("n_documents") or 0), t("search_test")])
+    writable = base.get("writable", True)
     with documents:
-        _upload(base["name"])
-        _documents(base["name"])
+        if writable:
+            _upload(base["name"])
+        else:
+            quiet(t("base_read_only"))
+        _documents(base["name"], writable)
     with search:
         _search(base["name"])
 
@@ -82,9 +86,10 @@ def _facts(base: Base) -> None:
             t("base_since", when=figures.moment(base.get("created_at"))),
         ]
         st.html(f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>')
-        with st.popover(t("delete"), icon=":material/delete:", key="delete_base"):
-            st.write(t("delete_base_text"))
-            st.button(t("delete_sure"), key="delete_base_sure", type="primary", on_click=_remove, args=(name,))
+        if base.get("writable", True):
+            with st.popover(t("delete"), icon=":material/delete:", key="delete_base"):
+                st.write(t("delete_base_text"))
+                st.button(t("delete_sure"), key="delete_base_sure", type="primary", on_click=_remove, args=(name,))
 
 
 def _remove(name: str) -> None:
@@ -155,7 +160,7 @@ def _report(name: str, job_id: str) -> None:
     )
 
 
-def _documents(name: str) -> None:
+def _documents(name: str, writable: bool) -> None:
     documents = client().documents(name)
     if not documents:
         quiet(t("no_documents"))
@@ -176,6 +181,8 @@ def _documents(name: str) -> None:
                 f'<div class="mf-card"><b>{escape(document["name"])}</b>{more}</div>'
                 f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>{notes}'
             )
+            if not writable:
+                continue
             with st.popover(t("delete"), icon=":material/delete:", key=f"doc_delete_{own}"):
                 st.write(t("delete_document_text"))
                 st.button(
