@@ -327,3 +327,28 @@ def test_nothing_of_the_library_passes_by_itself(gateway: Gateway) -> None:
     with pytest.raises(AttributeError):
         _ = gateway.backend.library.folder
     assert create_app(gateway.backend).state.backend.library is gateway.backend.library
+
+
+def test_a_kill_while_a_base_goes_leaves_rights_to_nothing(
+    mine: Person, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base is gone and its rights are not yet: whoever makes the next one of that name owns it alone."""
+    library = gateway.backend.library
+    monkeypatch.setattr(library.access, "forget", lambda base: None)
+    assert mine.http.delete(f"/v1/knowledge/{HIDDEN}").status_code == 204
+    assert library.access.owner(HIDDEN) == mine.key_id, "what the kill left"
+    assert mine.http.get(f"/v1/knowledge/{HIDDEN}").status_code == 404
+    with gateway.client() as owner:
+        owner.create_knowledge(HIDDEN)
+    assert library.access.owner(HIDDEN) == "" and mine.http.get(f"/v1/knowledge/{HIDDEN}").status_code == 404
+
+
+def test_a_base_that_cannot_be_removed_stays_its_owners(
+    mine: Person, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(name: str) -> None:
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(gateway.backend.library._library, "remove", full)
+    assert mine.http.delete(f"/v1/knowledge/{HIDDEN}").status_code in (500, 507)
+    assert mine.http.get(f"/v1/knowledge/{HIDDEN}").json()["writable"] is True

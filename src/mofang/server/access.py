@@ -5,8 +5,9 @@ key that may not read a base it does not exist: the error, its list of known nam
 what that key can see. The machine's own user (CALLER "") sees and may do everything.
 
 Rights are rows of the server's file, where the keys are, and not of the base's: a base that is copied to another
-machine must not bring rights of keys that mean nothing, or someone else, there. A row is written before a base is made
-and deleted before the base is, so a crash in between leaves a base to the machine's own user, never to a stranger.
+machine must not bring rights of keys that mean nothing, or someone else, there. A base's making takes its name: all
+rights that the name had are dropped and the maker's written before the base is there, and its rights go after it went,
+so a crash in between leaves rights to nothing, never a base to a stranger.
 """
 
 import builtins
@@ -141,8 +142,8 @@ class Guarded:
     def remove(self, name: str) -> None:
         with self._making:
             self.check(name, write=True)
-            self.access.forget(name)
             self._library.remove(name)
+            self.access.forget(name)
 
     # ---- documents ----
 
