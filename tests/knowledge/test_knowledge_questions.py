@@ -24,7 +24,11 @@ def passage(
     ("question", "answer", "asked", "why"),
     [
         ("擦外壳要用什么布？", "用干布擦拭外壳", [], ""),
-        ("布？", "干布", [], "short"),
+        ("布？", "干布", [], "unasked"),
+        ("MOFANG_CHAT_MODEL", "先拔掉电源", [], "unasked"),
+        ("要用多大的力气拔掉电源", "先拔掉电源", [], ""),
+        ("Which cloth is right", "干布擦拭外壳", [], ""),
+        ("清洁设备前先拔掉电源？", "先拔掉电源", [], "copied"),
         ("这段说了什么？", "先拔掉电源", [], "points"),
         ("What does the passage say?", "先拔掉电源", [], "points"),
         ("《清洁注意事项》有哪些？", "先拔掉电源", [], "title"),
@@ -56,8 +60,9 @@ def test_reading_a_reply(said: str, found: tuple[str, str] | None) -> None:
 
 
 def test_the_prompt_holds_the_passage_and_no_more() -> None:
-    system, user = questions.prompt(passage(), "zh")
+    system, _, example, user = questions.prompt(passage(), "zh")
     assert system.role == "system" and "JSON" in system.text
+    assert questions.read(example.text), "the example is in the form that is asked for"
     assert TEXT in user.text and "设备手册.md > 清洁 > 清洁注意事项" in user.text
 
 

@@ -33,6 +33,11 @@ SCHEMA: dict[str, Any] = {
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
+_ASKS = re.compile(
+    r"[?？]\s*$|什么|怎么|怎样|如何|哪|几|多少|多长|多久|多大|谁|吗|为何|是否|能否|可否|有无"
+    r"|^\s*(?:what|how|why|when|where|which|who|can|does|do|is|are|should)\b",
+    re.IGNORECASE,
+)
 _POINTS = re.compile(
     r"(?:本文|本段|本节|这段|该段|此段|上文|上述|下文|文中|文章中|段落|原文|根据(?:资料|文档|段落))"
     r"|\b(?:this|the|above|following) (?:passage|text|paragraph|document|section|excerpt)\b",
@@ -44,7 +49,13 @@ def prompt(passage: Hit, lang: str) -> list[Message]:
     """What to ask a model, whose answer should be an object of SCHEMA."""
     title = " > ".join((passage.title, *passage.headings))
     asked = say("evaluate.draft_passage", title=title, text=passage.text.strip(), lang=lang)
-    return [Message("system", say("evaluate.draft_rules", lang=lang)), Message("user", asked)]
+    example = say("evaluate.draft_example", lang=lang), say("evaluate.draft_example_reply", lang=lang)
+    return [
+        Message("system", say("evaluate.draft_rules", lang=lang)),
+        Message("user", example[0]),  # a small model needs to be shown (as in answer.py)
+        Message("assistant", example[1]),
+        Message("user", asked),
+    ]
 
 
 def is_worth_asking(passage: Hit) -> bool:
@@ -63,14 +74,16 @@ def read(said: str) -> tuple[str, str] | None:
 
 
 def fault(passage: Hit, question: str, answer: str, asked: Iterable[str]) -> str:
-    """Why a draft is dropped: short, points, title, repeated, unsupported; "" when it is kept."""
-    if len(question) < MIN_QUESTION:
-        return "short"
+    """Why a draft is dropped: unasked, points, title, copied, repeated, unsupported; "" when it is kept."""
+    if len(question) < MIN_QUESTION or not _ASKS.search(question):
+        return "unasked"
     if _POINTS.search(question):
         return "points"
     titles = (passage.title.rsplit("/", 1)[-1].rsplit(".", 1)[0], *passage.headings)
     if any(len(title) >= MIN_TITLE and _bare(title) in _bare(question) for title in titles):
         return "title"
+    if _bare(question) in _bare(passage.text):
+        return "copied"
     mine = _pairs(question)
     if any(len(mine & other) >= SAME * len(mine | other) for other in map(_pairs, asked)):
         return "repeated"
