@@ -37,6 +37,8 @@ def passage(
         ("擦外壳要用什么布", "用干布擦拭外壳", ["擦外壳要用什么布？"], "repeated"),
         ("保修多长时间？", "保修期为两年", [], "unsupported"),
         ("保修多长时间？", "。", [], "unsupported"),
+        ("保修多长时间？", "无", [], "unsupported"),
+        ("擦完等多久？", "十", [], ""),
     ],
 )
 def test_why_a_draft_is_dropped(question: str, answer: str, asked: list[str], why: str) -> None:

@@ -87,10 +87,14 @@ def fault(passage: Hit, question: str, answer: str, asked: Iterable[str]) -> str
     mine = _pairs(question)
     if any(len(mine & other) >= SAME * len(mine | other) for other in map(_pairs, asked)):
         return "repeated"
+    return "" if _is_supported(answer, passage.text) else "unsupported"
+
+
+def _is_supported(answer: str, text: str) -> bool:
     said = _pairs(answer)
-    if len(said & _pairs(passage.text)) < MIN_SUPPORT * len(said) or not _bare(answer):
-        return "unsupported"
-    return ""
+    if not said:  # one character, such as a number
+        return bool(_bare(answer)) and _bare(answer) in _bare(text)
+    return len(said & _pairs(text)) >= MIN_SUPPORT * len(said)
 
 
 def row(passage: Hit, question: str, answer: str, number: int) -> dict[str, Any]:
