@@ -120,16 +120,20 @@ def test_a_store_made_with_files_and_lists_in_pages(client: openai.OpenAI) -> No
 
 def test_a_file_that_cannot_be_read_says_why(client: openai.OpenAI) -> None:
     store = client.vector_stores.create()
-    for name, content, code in (("a.xyz", b"x", "unsupported_file"), ("b.pdf", b"%PDF-1.7 broken", "invalid_file")):
+    for name, content, code in (
+        ("a.xyz", b"x", "unsupported_file"),
+        ("c.ZIP", b"PK", "unsupported_file"),
+        ("b.pdf", b"%PDF-1.7 broken", "invalid_file"),
+    ):
         file = client.vector_stores.files.upload_and_poll(
             vector_store_id=store.id, file=(name, content), poll_interval_ms=20
         )
         assert file.status == "failed" and file.last_error
         assert file.last_error.code == code and name in file.last_error.message
     counts = client.vector_stores.retrieve(store.id).file_counts
-    assert (counts.failed, counts.completed) == (2, 0)
+    assert (counts.failed, counts.completed) == (3, 0)
     assert client.vector_stores.files.delete(file.id, vector_store_id=store.id).deleted
-    assert client.vector_stores.retrieve(store.id).file_counts.failed == 1
+    assert client.vector_stores.retrieve(store.id).file_counts.failed == 2
 
 
 def test_what_has_no_counterpart_is_refused_by_name(client: openai.OpenAI) -> None:

@@ -19,6 +19,7 @@ from mofang.server.files import Attachment
 from mofang.server.routes.here import Here, Lang
 from mofang.server.routes.pages import After, Before, Limit, Order, page, unix
 from mofang.server.store import new_id
+from mofang.strings import say
 from mofang.wire import (
     VectorStoreChange,
     VectorStoreFileRequest,
@@ -30,6 +31,8 @@ router = APIRouter(tags=["vector_stores"])
 
 UNSUPPORTED = ("unknown_format", "format_later")
 """Codes of files whose format is not read; other faults are the file's own."""
+
+ARCHIVES = (".zip",)
 
 Status = Literal["in_progress", "completed", "failed", "cancelled"]
 
@@ -221,7 +224,9 @@ async def _attach(base: str, file_id: str, backend: Backend, lang: str) -> None:
 async def _ingest(
     base: str, name: str, path: Path, backend: Backend, report: Callable[[Progress], None]
 ) -> dict[str, str]:
-    """What was wrong with the file; {} when it is in."""
+    """What was wrong with the file; {} when it is in. A file of a store is one document: an archive is not."""
+    if name.lower().endswith(ARCHIVES):
+        return {"code": "unsupported_file", "message": say("server.archive_attached", name=name)}
     added: FileReport = (await backend.library.add(base, [(name, path)], progress=report)).files[0]
     if added.status != "failed":
         return {}
