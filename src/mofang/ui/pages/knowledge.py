@@ -15,6 +15,8 @@ from mofang.ui.session import client, t
 
 TYPES = ["txt", "md", "html", "pdf"]
 K = 8
+ORDERS = ("fused", "bm25", "dense")
+"""What the search test is ordered by: the search itself, or one of its legs alone."""
 
 Base = dict[str, Any]
 
@@ -204,13 +206,24 @@ def _try(call: partial[None]) -> None:
 # ---- search ----
 
 
+def _found(name: str, query: str, order: str) -> list[dict[str, Any]]:
+    """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it."""
+    if order == ORDERS[0]:
+        return client().search([name], query, K)
+    found = [hit for hit in client().search([name], query, None) if hit.get(f"{order}_rank")]
+    return sorted(found, key=lambda hit: int(hit[f"{order}_rank"]))[:K]
+
+
 @fragment()
 def _search(name: str) -> None:
     query = st.text_input(t("search_label"), placeholder=t("search_placeholder"), key=f"query_{name}", max_chars=4096)
     quiet(t("search_help"))
     if not query.strip():
         return
-    hits = client().search([name], query.strip(), K)
+    order = st.segmented_control(
+        t("search_order"), ORDERS, default=ORDERS[0], format_func=lambda one: t(f"order_{one}"), key=f"order_{name}"
+    )
+    hits = _found(name, query.strip(), order or ORDERS[0])
     if not hits:
         quiet(t("nothing_found"))
     for rank, hit in enumerate(hits, 1):
