@@ -4,6 +4,7 @@ They keep the contracts of engine/base.py and server/rooms.py, and remember what
 """
 
 import asyncio
+import builtins
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -256,6 +257,12 @@ class FakeLibrary:
     def list(self) -> Sequence[KnowledgeInfo]:
         return [self.info(name) for name in self.bases]
 
+    def names(self) -> builtins.list[str]:
+        return sorted(self.bases)
+
+    def retitle(self, name: str, title: str) -> None:
+        self.infos[name] = replace(self.infos[name], title=title)
+
     def info(self, name: str) -> KnowledgeInfo:
         documents = self._base(name)
         return replace(self.infos[name], n_documents=len(documents))
@@ -302,7 +309,13 @@ class FakeLibrary:
             report.files.append(FileReport(relative, "added", 1, 1))
         return report
 
-    async def search(self, names: Sequence[str], query: str, *, k: int = 8) -> Sequence[Hit]:
+    def passages(self, name: str, *, n: int, seed: int = 0) -> Sequence[Hit]:
+        return [
+            Hit(name, document_id, info.title, text, 0, len(text), None, (), 0.0, None, None, None)
+            for document_id, (info, text) in self._base(name).items()
+        ][:n]
+
+    async def search(self, names: Sequence[str], query: str, *, k: int | None = 8) -> Sequence[Hit]:
         hits = []
         for name in names:
             for document_id, (info, text) in self._base(name).items():

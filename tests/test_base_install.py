@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mofang
 
-HEAVY = ("torch", "onnxruntime", "onnx", "transformers", "peft", "ray", "langchain_core", "chromadb")
+HEAVY = ("torch", "onnxruntime", "onnx", "transformers", "peft", "ray", "langchain_core", "chromadb", "mcp")
 HEAVY_WORKERS = (
     "mofang.train.",
     "mofang.export.",

@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "integrations": {"knowledge", "engine"},
     "launch": {"server", "train", "export", "knowledge", "engine", "data", "models"},
     "api": {
+        "integrations",
         "launch",
         "server",
         "train",
@@ -61,6 +62,7 @@ ONLY_IN = {
     "onnxruntime": "engine/onnx/",
     "onnx": "engine/onnx/",
     "torch": "train/ export/ engine/transformers",
+    "mcp": "integrations/mcp.py",
 }
 
 

@@ -7,7 +7,10 @@ own (mofang.runs), with or without a gateway.
 """
 
 import asyncio
+import json
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mofang import settings as _settings
 from mofang.client import ApiError, Client
-from mofang.errors import EngineFailed, MofangError
+from mofang.errors import EngineFailed, MofangError, NotFound
 from mofang.messages import Message, NextToken
 from mofang.settings import Settings
 
@@ -219,6 +222,17 @@ class KnowledgeBase:
         """The nearest passages, best first."""
         return self._client.search([self.name], query, k)
 
+    def evaluate(
+        self, path: str | Path, *, split: str | None = None, answers: bool = False, model: str = "auto"
+    ) -> dict[str, Any]:
+        """Measure search, and with `answers` the answers of `model`, on a set (docs/knowledge.md); the figures.
+
+        Raises Invalid for a set that cannot be used, with file and line.
+        """
+        files = set_files(Path(path).expanduser())
+        job = self._client.evaluate_knowledge(self.name, files, split=split, answers=answers, model=model)
+        return dict(_result(self._client, job))
+
     def ask(self, question: str, *, model: str = "auto", **choices: Any) -> Answer:
         """An answer with its numbered sources."""
         with Model(model) as asked:
@@ -239,6 +253,111 @@ def document_suffixes() -> frozenset[str]:
     from mofang.knowledge import LOADERS
 
     return frozenset(f".{name}" for name in LOADERS)
+
+
+def set_files(path: Path) -> list[tuple[str, Path]]:
+    """What of a set of questions is sent to the gateway: (relative name, path). Raises Invalid."""
+    from mofang.knowledge import evalset
+
+    return evalset.files_of(path.expanduser())
+
+
+def corpus_files(path: Path, folder: Path) -> list[tuple[str, Path]]:
+    """The documents of a BEIR folder's corpus.jsonl, written into `folder`: (name, path). Raises Invalid."""
+    from mofang.knowledge import evalset
+
+    files = []
+    for number, (key, text) in enumerate(evalset.corpus(path.expanduser())):
+        file = folder / f"{number}.txt"
+        file.write_text(text, encoding="utf-8")
+        files.append((f"{key}.txt", file))
+    return files
+
+
+def draft_questions(
+    client: Client,
+    name: str,
+    out: Path,
+    *,
+    n: int = 50,
+    model: str = "auto",
+    seed: int = 0,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Let a model draft up to n questions about a base's passages into a file of lines; goes on where one is there.
+
+    Returns {"kept", "dropped": {why: how many of this run}}. Raises Invalid for a file that is something else, NotFound
+    for a base or model that is not there, Conflict for a base without passages.
+    """
+    from mofang.errors import Conflict
+    from mofang.knowledge import questions
+    from mofang.knowledge.answer import language_of
+    from mofang.knowledge.base import Hit
+
+    rows, whole = questions.drafted(out, out.read_bytes()) if out.exists() else ([], 0)
+    drawn = [Hit(**{**one, "headings": tuple(one["headings"])}) for one in client.passages(name, 3 * n + 50, seed)]
+    if not drawn:
+        raise Conflict("evaluate.nothing_to_draft", name=name)
+    dropped: Counter[str] = Counter()
+    began, before = time.monotonic(), len(rows)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("ab") as file:
+        file.truncate(whole)
+        for place, passage in questions.remaining(drawn, rows):
+            if len(rows) >= n:
+                break
+            body = {
+                "model": model,
+                "messages": [message.to_openai() for message in questions.prompt(passage, language_of(passage.text))],
+                "temperature": 0,
+                "max_tokens": 400,
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "draft", "schema": questions.SCHEMA},
+                },
+            }
+            said = client.request("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"] or ""
+            draft = questions.read(said)
+            why = questions.fault(passage, *draft, [row["question"] for row in rows]) if draft else "unreadable"
+            if draft and not why:
+                rows.append(questions.row(passage, *draft, place))
+                file.write(json.dumps(rows[-1], ensure_ascii=False).encode() + b"\n")
+                file.flush()
+            else:
+                dropped[why] += 1
+            if tell:
+                rate = (len(rows) - before) / (time.monotonic() - began)
+                left = (n - len(rows)) / rate if rate else None
+                step = {"stage": "draft", "done": len(rows), "total": n, "unit": "questions", "rate": rate}
+                tell({**step, "seconds_left": left, "detail": rows[-1]["question"] if rows else ""})
+    return {"kept": len(rows), "dropped": dict(dropped)}
+
+
+def serve_mcp(knowledge: Sequence[str] = (), *, url: str | None = None) -> None:
+    """Offer bases over the Model Context Protocol on standard input and output, until they are closed.
+
+    url: a gateway elsewhere; None: this machine's, begun when none runs. Raises MissingExtra.
+    """
+    from mofang.integrations import mcp
+
+    if url is None:
+        with gateway() as client:
+            asyncio.run(mcp.serve(client, knowledge))
+        return
+    key = _settings.load().api_key
+    with Client(url, key.get_secret_value() if key else None) as client:
+        asyncio.run(mcp.serve(client, knowledge))
+
+
+def key_id(client: Client, key: str) -> str:
+    """The id of a key that was given by its id or, to whoever may list keys, by a name that only one key has."""
+    if key.startswith("key-"):
+        return key
+    known = client.keys()
+    named = [found["id"] for found in known if found["name"] == key and found["state"] == "active"]
+    if len(named) != 1:
+        raise NotFound("keys.no_such_name" if not named else "keys.same_name", name=key)
+    return str(named[0])
 
 
 # ---- models ----

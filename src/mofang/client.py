@@ -6,7 +6,7 @@ it can do, any HTTP client can do.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -287,7 +287,45 @@ class Client:
         path = f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}/text"
         return self.request("GET", path, params=params)  # type: ignore[no-any-return]
 
-    def search(self, knowledge: Sequence[str], query: str, k: int = 8) -> list[dict[str, Any]]:
+    def passages(self, name: str, n: int = 20, seed: int = 0) -> list[dict[str, Any]]:
+        """n passages drawn by `seed`; see Library.passages."""
+        path = f"/v1/knowledge/{quoted(name)}/passages"
+        return self.request("GET", path, params={"n": n, "seed": seed})["data"]  # type: ignore[no-any-return]
+
+    def ask(self, name: str, question: str, **choices: Any) -> dict[str, Any]:
+        """{"answer", "sources", …} of one question to one base; `choices`: see wire.AskRequest."""
+        return dict(self.request("POST", f"/v1/knowledge/{quoted(name)}/ask", {"question": question, **choices}))
+
+    def evaluate_knowledge(
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        split: str | None = None,
+        answers: bool = False,
+        model: str = "auto",
+    ) -> dict[str, Any]:
+        """Start an evaluation on a set's files; the job's result holds the figures."""
+        params: dict[str, Any] = {"answers": answers, "model": model} | ({"split": split} if split else {})
+        with ExitStack() as stack:
+            parts = [
+                ("files", (relative, stack.enter_context(path.open("rb")), "application/octet-stream"))
+                for relative, path in files
+            ]
+            path = f"/v1/knowledge/{quoted(name)}/evaluate"
+            return dict(self.request("POST", path, params=params, files=parts))
+
+    def readers(self, name: str) -> list[dict[str, Any]]:
+        """The keys that may read a base beside its owner: {"key", "name"}."""
+        return list(self.request("GET", f"/v1/knowledge/{quoted(name)}/readers")["data"])
+
+    def share_knowledge(self, name: str, key_id: str) -> None:
+        self.request("PUT", f"/v1/knowledge/{quoted(name)}/readers/{quoted(key_id)}")
+
+    def unshare_knowledge(self, name: str, key_id: str) -> None:
+        self.request("DELETE", f"/v1/knowledge/{quoted(name)}/readers/{quoted(key_id)}")
+
+    def search(self, knowledge: Sequence[str], query: str, k: int | None = 8) -> list[dict[str, Any]]:
         body = {"knowledge": list(knowledge), "query": query, "k": k}
         return self.request("POST", "/v1/knowledge/search", body)["data"]  # type: ignore[no-any-return]
 

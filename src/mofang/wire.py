@@ -537,10 +537,66 @@ class KnowledgeRequest(Request):
     embedding_model: str = "auto"
 
 
+class AskRequest(Request):
+    """POST /v1/knowledge/{name}/ask: one question, answered from one base."""
+
+    question: str = Field(min_length=1, max_length=4096)
+    model: str = "auto"
+    stream: bool = False
+    max_tokens: int | None = Field(default=None, ge=1, le=MANY)
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    seed: int | None = Field(default=None, ge=-1, lt=1 << 32)
+    keep_alive: KeepAlive | None = None
+
+
 class SearchRequest(Request):
     query: str = Field(min_length=1, max_length=4096)
     knowledge: list[str] = Field(min_length=1)
-    k: int = Field(default=8, ge=1, le=100)
+    k: int | None = Field(default=8, ge=1, le=100)
+    """None: every candidate of both legs, each with its rank in either, for who compares them."""
+
+
+class AutoChunking(Request):
+    type: Literal["auto"]
+
+
+class VectorStoreRequest(Request):
+    """POST /v1/vector_stores. `name` becomes the base's title."""
+
+    name: str | None = Field(default=None, max_length=200)
+    file_ids: list[str] = Field(default_factory=list, max_length=500)
+    chunking_strategy: AutoChunking | None = None
+
+
+class VectorStoreChange(Request):
+    """POST /v1/vector_stores/{id}."""
+
+    name: str | None = Field(default=None, max_length=200)
+
+
+class VectorStoreFileRequest(Request):
+    """POST /v1/vector_stores/{id}/files."""
+
+    file_id: str = Field(min_length=1)
+    chunking_strategy: AutoChunking | None = None
+
+
+class RankingOptions(Request):
+    ranker: Literal["auto", "none"] = "auto"
+
+
+class VectorStoreSearch(Request):
+    """POST /v1/vector_stores/{id}/search."""
+
+    query: (
+        Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+        | Annotated[
+            list[Annotated[str, StringConstraints(min_length=1, max_length=4096)]], Field(min_length=1, max_length=1)
+        ]
+    )
+    max_num_results: int = Field(default=10, ge=1, le=50)
+    ranking_options: RankingOptions | None = None
+    rewrite_query: Literal[False] = False
 
 
 class Fault(BaseModel):

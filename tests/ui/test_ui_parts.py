@@ -56,6 +56,7 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "field_",
         "method_",
         "train_welcome_",
+        "order_",
     )
     spoken = set(re.findall(r"""['\"]([a-z0-9_]+)['\"]""", code))
     fields = {*spoken, *(f"{name}_help" for name in spoken), *(f"{name}_version" for name in spoken)}

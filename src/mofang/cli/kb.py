@@ -85,7 +85,7 @@ def add(
         reports: list[dict[str, Any]] = []
         stopped = False
         for batch in files.batches(chosen.files):
-            done, stopped = _ingest(client, name, batch)
+            done, stopped = ingest(client, name, batch)
             if not as_json:
                 for report in done:
                     _show_file(report)
@@ -120,7 +120,7 @@ def _create_when_missing(client: "Client", name: str) -> bool:
     return True
 
 
-def _ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tuple[list[dict[str, Any]], bool]:
+def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tuple[list[dict[str, Any]], bool]:
     """Upload and read one batch: the files' reports, and whether Ctrl-C ended it.
 
     When a batch of several is refused as a whole, its files are tried one by one, so that one bad file costs only
@@ -150,7 +150,7 @@ def _ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> t
             return [{"name": batch[0][0], "status": "failed", "error": why, "hint": "", "code": "unreadable"}], False
     reports: list[dict[str, Any]] = []
     for file in batch:
-        done, stopped = _ingest(client, name, [file])
+        done, stopped = ingest(client, name, [file])
         reports += done
         if stopped:
             return reports, True

@@ -36,7 +36,7 @@ def _show_version(wanted: bool) -> None:
 
 def build() -> typer.Typer:
     """The whole command tree, its help in the language of this process."""
-    from mofang.cli import chat, data, doctor, engine, evaluate, kb, keys, models, runs, train, up
+    from mofang.cli import chat, data, doctor, engine, evaluate, kb, kb_quality, keys, mcp, models, runs, train, up
     from mofang.strings import say
 
     app = typer.Typer(
@@ -60,6 +60,7 @@ def build() -> typer.Typer:
     app.command("chat", help=say("main.chat"))(chat.chat)
     app.add_typer(models.app, name="models", help=say("main.models"))
     app.add_typer(engine.app, name="engine", help=say("main.engine"))
+    kb_quality.add_to(kb.app)
     app.add_typer(kb.app, name="kb", help=say("main.kb"))
     train.add_import(models.app)
     app.add_typer(train.train, name="train", help=say("main.train"))
@@ -68,6 +69,7 @@ def build() -> typer.Typer:
     app.command("eval", help=say("main.eval"))(evaluate.evaluate)
     app.add_typer(data.app, name="data", help=say("main.data"))
     app.add_typer(keys.app, name="keys", help=say("main.keys"))
+    app.command("mcp", help=say("mcp.about"))(mcp.mcp)
     app.command("doctor", help=say("main.doctor"))(doctor.doctor)
     return app
 

@@ -6,6 +6,7 @@ Methods that are not async block; whoever serves many calls them from a worker t
 import asyncio
 import builtins
 import difflib
+import random
 import re
 import shutil
 import uuid
@@ -61,10 +62,22 @@ class Library:
 
     def list(self) -> builtins.list[KnowledgeInfo]:
         """Every base, by name."""
-        return [Store(self.folder / name).info() for name in self._names()]
+        return [Store(self.folder / name).info() for name in self.names()]
+
+    def names(self) -> builtins.list[str]:
+        """Of every base, sorted."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(
+            path.name for path in self.folder.iterdir() if not path.name.startswith(".") and (path / FILE).is_file()
+        )
 
     def info(self, name: str) -> KnowledgeInfo:
         return self._store(name).info()
+
+    def retitle(self, name: str, title: str) -> None:
+        """Another title for people; the name stays."""
+        self._store(name).retitle(title)
 
     def remove(self, name: str) -> None:
         """The base with all its documents: gone at once, also when deleting takes long or is interrupted."""
@@ -120,10 +133,22 @@ class Library:
         )
         return await ingest.run(files)
 
+    def passages(self, name: str, *, n: int, seed: int = 0) -> builtins.list[Hit]:
+        """n passages drawn by `seed` from all of the base, in the order of the draw: the same ones for the same base
+        and seed, and the first of a longer draw are the shorter one's."""
+        store = self._store(name)
+        with store.read() as connection:
+            ids = [row[0] for row in connection.execute("SELECT id FROM chunks ORDER BY id")]
+            random.Random(seed).shuffle(ids)
+            return [retrieve.passage_hit(store, connection, chunk_id) for chunk_id in ids[:n]]
+
     # ---- search and answers ----
 
-    async def search(self, names: Sequence[str], query: str, *, k: int = 8) -> builtins.list[Hit]:
-        """The k passages nearest to `query` in all of the bases, best first. Raises Invalid for an empty query."""
+    async def search(self, names: Sequence[str], query: str, *, k: int | None = 8) -> builtins.list[Hit]:
+        """The k passages nearest to `query` in all of the bases, best first; None: every candidate of both legs.
+
+        Raises Invalid for an empty query.
+        """
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
         stores = [self._store(name) for name in dict.fromkeys(names)]
@@ -160,19 +185,17 @@ class Library:
         mean = vectors.mean(axis=0)
         return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
 
-    def _names(self) -> builtins.list[str]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            path.name for path in self.folder.iterdir() if not path.name.startswith(".") and (path / FILE).is_file()
-        )
-
     def _store(self, name: str) -> Store:
         """Raises NotFound with the nearest name."""
-        known = self._names()
+        known = self.names()
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-            raise NotFound(
-                "knowledge.knowledge_not_found", name=name, known=", ".join(known) or "-", near=near[0] if near else "-"
-            )
+            raise not_found(name, known)
         return Store(self.folder / name)
+
+
+def not_found(name: str, known: Sequence[str]) -> NotFound:
+    """The error for a base that is not among `known`, which holds what may be told to whoever asked."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+    return NotFound(
+        "knowledge.knowledge_not_found", name=name, known=", ".join(known) or "-", near=near[0] if near else "-"
+    )

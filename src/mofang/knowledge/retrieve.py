@@ -90,13 +90,13 @@ class _Legs:
 
 
 def search(
-    stores: Sequence[Store], query: str, vectors: Mapping[str, Vector], *, k: int, cache: VectorCache
+    stores: Sequence[Store], query: str, vectors: Mapping[str, Vector], *, k: int | None, cache: VectorCache
 ) -> list[Hit]:
-    """The k best passages of all bases, best first.
+    """The k best passages of all bases, best first; None: all that either leg found, for who compares the legs.
 
     `vectors`: the query's vector by embedding model; a base whose model is not among them is searched by keywords only.
     """
-    depth = max(MIN_CANDIDATES, 4 * k)
+    depth = max(MIN_CANDIDATES, 4 * (k or 0))
     with ExitStack() as views:
         connections = [views.enter_context(store.read()) for store in stores]
         legs = _Legs()
@@ -229,6 +229,11 @@ def _interleave(lists: Sequence[Sequence[Key]]) -> list[Key]:
 
 
 # ---- results ----
+
+
+def passage_hit(store: Store, connection: sqlite3.Connection, chunk_id: int) -> Hit:
+    """A passage that nobody searched for."""
+    return _hit(store, connection, chunk_id, 0.0, None, None, None)
 
 
 def _hit(

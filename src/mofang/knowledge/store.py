@@ -168,6 +168,10 @@ class Store:
             created_at=row["created_at"],
         )
 
+    def retitle(self, title: str) -> None:
+        with self.write() as connection:
+            connection.execute("UPDATE base SET title = ?", (title,))
+
     def embedder(self) -> tuple[str, int | None]:
         """The embedding model, and the dimensions of its vectors once there are any."""
         with self.read() as connection:

@@ -13,6 +13,8 @@ from typing import Protocol, cast
 from mofang.engine.base import Embedder, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
+from mofang.server.access import Access, Guarded
+from mofang.server.files import Files
 from mofang.server.gate import Gate
 from mofang.server.generate import Generations
 from mofang.server.jobs import Jobs
@@ -34,6 +36,8 @@ class Backend(Rooms, Protocol):
     @property
     def engines(self) -> Gate: ...
     @property
+    def library(self) -> Guarded: ...
+    @property
     def models(self) -> Models: ...
     @property
     def keys(self) -> Keys: ...
@@ -45,6 +49,8 @@ class Backend(Rooms, Protocol):
     def store(self) -> Store: ...
     @property
     def generations(self) -> Generations: ...
+    @property
+    def files(self) -> Files: ...
     @property
     def jobs(self) -> Jobs: ...
     @property
@@ -83,9 +89,10 @@ class LocalBackend:
         self.leaving = False
         self.models = models or _models(settings)
         pool = engines or _engines(settings, self.models)
-        self.library = library or _library(settings, pool)
         self.store = Store(settings.home / "server.db")
+        self.library = Guarded(library or _library(settings, pool), Access(self.store.database))
         self.keys = Keys(self.store.database)
+        self.files = Files(settings.home / "files", self.store.database)
         self.metrics, self.journal = Metrics(), Journal()
         self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())
         self.metrics.watch(self.engines, self.engines.busy)
@@ -93,6 +100,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         await self.generations.start()
+        await asyncio.to_thread(self.files.start)
         await asyncio.to_thread(shutil.rmtree, self.uploads, ignore_errors=True)  # what a killed process left
 
     async def close(self) -> None:

@@ -116,6 +116,7 @@ class Generations:
 
     async def stop(self, generation_id: str) -> dict[str, Any]:
         """Stop it, its text kept, and wait until it has; one that has ended stays as it ended."""
+        await self.get(generation_id)  # NotFound: it is not, or not the asker's
         running = self._running.get(generation_id)
         if running:
             running.stopped_by_user = True
@@ -130,6 +131,7 @@ class Generations:
         """Its events after number `after`: from memory while it runs, from the store afterwards. Raises NotFound."""
         running = self._running.get(generation_id)
         if running:
+            await self.get(generation_id)
             return running.events.follow(after)
         events = await asyncio.to_thread(self._store.events, generation_id)
         if events is None:  # interrupted, or the log was dropped: what the store knows, as short a log as can be

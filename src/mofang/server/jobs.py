@@ -9,8 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mofang.engine.base import CALLER
 from mofang.errors import NotFound
 from mofang.messages import Progress
+from mofang.server.access import may_see
 from mofang.server.answer import progress_shape
 from mofang.server.events import Event, EventLog, on_this_loop, thinned
 from mofang.server.faults import fault, internal
@@ -30,6 +32,8 @@ class Job:
     kind: str
     title: str
     id: str = field(default_factory=lambda: new_id("job"))
+    owner: str = field(default_factory=CALLER.get)
+    """The key that started it; "": the machine's own user."""
     status: str = "running"
     created_at: str = field(default_factory=now)
     progress: dict[str, Any] | None = None
@@ -44,23 +48,24 @@ class Job:
 
 
 class Jobs:
-    """Every job of this process, newest last."""
+    """Every job of this process, newest last. A key sees its own, the machine's own user all."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._jobs: dict[str, Job] = {}
 
     def all(self) -> list[Job]:
-        return list(self._jobs.values())
+        return [job for job in self._jobs.values() if may_see(job.owner)]
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound."""
-        if job_id not in self._jobs:
+        job = self._jobs.get(job_id)
+        if job is None or not may_see(job.owner):
             raise NotFound("server.job_not_found", id=job_id)
-        return self._jobs[job_id]
+        return job
 
     def find_running(self, kind: str, title: str) -> Job | None:
-        same = (job for job in self._jobs.values() if (job.kind, job.title) == (kind, title))
+        same = (job for job in self.all() if (job.kind, job.title) == (kind, title))
         return next((job for job in same if job.status == "running"), None)
 
     def start(self, kind: str, title: str, work: Work, *, lang: str) -> Job:

@@ -102,6 +102,13 @@ class Keys:
         keys = [replace(key, last_used_at=self._used.get(key.id, key.last_used_at)) for key in self._by_hash.values()]
         return sorted(keys, key=lambda key: key.created_at)
 
+    def get(self, key_id: str) -> Key:
+        """By its id, the ended ones too. Raises NotFound."""
+        for key in self._by_hash.values():
+            if key.id == key_id:
+                return key
+        raise NotFound("keys.key_not_found", id=key_id)
+
     def create(
         self, name: str, *, limits: Limits, models: Sequence[str] = (), expires_in_s: float | None = None
     ) -> tuple[Key, str]:
@@ -131,10 +138,7 @@ class Keys:
         with self._database.transaction() as db:
             db.execute("UPDATE keys SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (self.now(), key_id))
         self._read()
-        for key in self._by_hash.values():
-            if key.id == key_id:
-                return key
-        raise NotFound("keys.key_not_found", id=key_id)
+        return self.get(key_id)
 
     def find(self, given: str) -> Key:
         """The key that was given. Raises Denied: unknown, revoked or expired.

@@ -7,9 +7,10 @@ relative paths are all understood (RFC 7578, WHATWG HTML 4.10.21.8).
 import asyncio
 import re
 import shutil
+from collections.abc import Collection
 from contextlib import closing, suppress
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -18,36 +19,41 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from mofang.errors import Invalid, MofangError, TooLarge
 from mofang.server.store import new_id
 
-FIELD = b"files"
+FIELD = "files"
+VALUE_BYTES = 1000
+"""Of a field beside the files."""
 NAME_CHARS = 200
 """Of one part of a path; file systems end at 255 bytes, and these names are only labels."""
 FILES_LIMIT = 10_000
 
-STREAMED = re.compile("/v1/(knowledge/[^/]+/documents|datasets)")
+STREAMED = re.compile("/v1/(knowledge/[^/]+/(documents|evaluate)|datasets|files)")
 """Paths of the routes that take files with `receive`, which counts by itself; every other body has `body_limit_mb`."""
 
-OPENAPI = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["files"],
-                    "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            }
-        },
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def openapi(field: str, *values: str, many: bool = True) -> dict[str, Any]:
+    """What a route declares that takes files in `field`, and text in `values`."""
+    properties = {field: {"type": "array", "items": _BINARY} if many else _BINARY}
+    schema = {
+        "type": "object",
+        "required": [field, *values],
+        "properties": properties | {name: {"type": "string"} for name in values},
     }
-}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+OPENAPI = openapi(FIELD)
 
 
 class Upload:
-    """A folder of uploaded files. `files` holds (relative name, path on disk) in the order of their arrival."""
+    """A folder of uploaded files. `files` holds (relative name, path on disk) in the order of their arrival, `values`
+    the fields of text beside them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: list[tuple[str, Path]] = []
+        self.values: dict[str, str] = {}
         folder.mkdir(parents=True)
 
     def path(self, name: str) -> Path:
@@ -59,15 +65,19 @@ class Upload:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-async def receive(request: Request, folder: Path, *, limit_mb: int) -> Upload:
+async def receive(
+    request: Request, folder: Path, *, limit_mb: int, field: str = FIELD, values: Collection[str] = ()
+) -> Upload:
     """All files of a multipart request. Raises TooLarge or Invalid, after which nothing is left on disk.
+
+    field: the name of the parts that are files; values: those of parts that are text.
 
     The rest of a refused request is read and thrown away: a client that is still sending would otherwise see a cut
     connection instead of the reason.
     """
     upload = await asyncio.to_thread(Upload, folder / new_id("upload"))
     try:
-        with closing(_Parts(upload, _boundary(request), limit_mb)) as parts:
+        with closing(_Parts(upload, _boundary(request), limit_mb, field, values)) as parts:
             async for chunk in request.stream():
                 await asyncio.to_thread(parts.feed, chunk)
         parts.check_complete()
@@ -97,8 +107,13 @@ def _boundary(request: Request) -> bytes:
 class _Parts:
     """python-multipart's callbacks, each writing on. Blocking: fed from a worker thread."""
 
-    def __init__(self, upload: Upload, boundary: bytes, limit_mb: int) -> None:
+    def __init__(self, upload: Upload, boundary: bytes, limit_mb: int, field: str, values: Collection[str]) -> None:
         self._upload = upload
+        self._field = field
+        self._values = values
+        self._value_of = ""
+        """The field of text whose part this is."""
+        self._text = b""
         self._limit_mb = limit_mb
         self._name = ""
         self._file: BinaryIO | None = None
@@ -131,7 +146,7 @@ class _Parts:
         if not self._complete:
             raise Invalid("server.bad_upload", why="no closing boundary")
         if not self._upload.files:
-            raise Invalid("server.no_files", param="files")
+            raise Invalid("server.no_files", param=self._field, field=self._field)
 
     def _begin(self) -> None:
         self._disposition = b""
@@ -148,9 +163,13 @@ class _Parts:
         self._header = self._value = b""
 
     def _open(self) -> None:
-        field, name = read_disposition(self._disposition)
-        if field != FIELD or name is None:
-            raise Invalid("server.unknown_part", param="files", field=field.decode("utf-8", "replace"))
+        raw, name = read_disposition(self._disposition)
+        field = raw.decode("utf-8", "replace")
+        self._value_of = field if name is None and field in self._values else ""
+        if self._value_of:
+            return
+        if field != self._field or name is None:
+            raise Invalid("server.unknown_part", param=self._field, field=field, wanted=self._field)
         if len(self._upload.files) >= FILES_LIMIT:
             raise Invalid("server.too_many_files", param="files", limit=FILES_LIMIT)
         self._name, self._size = safe_name(name), 0
@@ -159,6 +178,9 @@ class _Parts:
         self._upload.files.append((self._name, path))
 
     def _write(self, data: bytes, start: int, end: int) -> None:
+        if self._value_of:
+            self._text = (self._text + data[start:end])[:VALUE_BYTES]
+            return
         self._size += end - start
         if self._size > self._limit_mb * 1_000_000:
             raise TooLarge("server.upload_too_large", name=self._name, limit_mb=self._limit_mb)
@@ -166,6 +188,10 @@ class _Parts:
         self._file.write(memoryview(data)[start:end])
 
     def close(self) -> None:
+        """The end of a part."""
+        if self._value_of:
+            self._upload.values[self._value_of] = self._text.decode("utf-8", "replace")
+            self._value_of, self._text = "", b""
         if self._file is not None:
             self._file.close()
             self._file = None

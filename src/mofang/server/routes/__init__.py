@@ -10,6 +10,7 @@ from mofang.server.routes import (
     conversations,
     embeddings,
     engine,
+    files,
     generations,
     jobs,
     keys,
@@ -21,6 +22,7 @@ from mofang.server.routes import (
     runs,
     system,
     tokens,
+    vector_stores,
 )
 
 ROUTERS = tuple(
@@ -37,6 +39,8 @@ ROUTERS = tuple(
         conversations,
         jobs,
         knowledge,
+        files,
+        vector_stores,
         keys,
         engine,
         runs,

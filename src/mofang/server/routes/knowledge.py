@@ -1,33 +1,50 @@
-"""Knowledge bases: their documents, search in them. Answers from them are in chat and generations."""
+"""Knowledge bases: their documents, who may read them, search, questions, and how good they are.
+
+What a key may not read does not exist for it: `backend.library` sees to that (server/access.py), not these routes.
+"""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
 
-from mofang.errors import MofangError, NotFound
-from mofang.messages import Progress
-from mofang.server import uploads
+from mofang.errors import MofangError
+from mofang.knowledge import evalset
+from mofang.knowledge.base import KnowledgeInfo
+from mofang.messages import Delta, Message, Progress, Sampling
+from mofang.server import evaluation, sse, uploads
+from mofang.server.answer import Answer, Question, answering
+from mofang.server.backend import Backend
+from mofang.server.events import Event
+from mofang.server.faults import fault, internal, interrupted
 from mofang.server.routes.here import Here, Lang
-from mofang.wire import KnowledgeRequest, SearchRequest
+from mofang.wire import AskRequest, KnowledgeRequest, SearchRequest
 
 router = APIRouter(tags=["knowledge"])
 
 
+def _shape(info: KnowledgeInfo, backend: Backend) -> dict[str, Any]:
+    """`writable`: whether the one who asks may change it, or only read."""
+    return {**asdict(info), "writable": backend.library.access.may_write(info.name)}
+
+
 @router.get("/v1/knowledge")
 def list_knowledge(backend: Here) -> dict[str, Any]:
-    return {"object": "list", "data": [asdict(info) for info in backend.library.list()]}
+    """Those that the key may read."""
+    return {"object": "list", "data": [_shape(info, backend) for info in backend.library.list()]}
 
 
 @router.post("/v1/knowledge", status_code=201)
 def create(body: KnowledgeRequest, backend: Here) -> dict[str, Any]:
-    """An empty base. Its embedding model is chosen now and stays: "auto" is this machine's default of today."""
+    """An empty base of the key's own. Its embedding model is chosen now and stays: "auto" is this machine's default
+    of today."""
     model = backend.models.resolve(body.embedding_model, "embedding").name
-    return asdict(backend.library.create(body.name, title=body.title or "", embedding_model=model))
+    return _shape(backend.library.create(body.name, title=body.title or "", embedding_model=model), backend)
 
 
 @router.post("/v1/knowledge/search")
@@ -39,13 +56,41 @@ async def search(body: SearchRequest, request: Request, backend: Here) -> dict[s
 
 @router.get("/v1/knowledge/{name}")
 def info(name: str, backend: Here) -> dict[str, Any]:
-    return asdict(backend.library.info(name))
+    return _shape(backend.library.info(name), backend)
 
 
 @router.delete("/v1/knowledge/{name}", status_code=204)
 def remove(name: str, backend: Here) -> None:
     """With all its documents."""
     backend.library.remove(name)
+
+
+# ---- who may read it ----
+
+
+@router.get("/v1/knowledge/{name}/readers")
+def readers(name: str, backend: Here) -> dict[str, Any]:
+    """The keys that may read it beside its owner; only the owner is told."""
+    backend.library.check(name, write=True)
+    keys = sorted(backend.library.access.readers(name))
+    return {"object": "list", "data": [{"key": key, "name": backend.keys.get(key).name} for key in keys]}
+
+
+@router.put("/v1/knowledge/{name}/readers/{key_id}", status_code=204)
+def share(name: str, key_id: str, backend: Here) -> None:
+    """Let a key read it: search, answers, documents."""
+    backend.library.check(name, write=True)
+    backend.library.access.share(name, backend.keys.get(key_id).id)
+
+
+@router.delete("/v1/knowledge/{name}/readers/{key_id}", status_code=204)
+def unshare(name: str, key_id: str, backend: Here) -> None:
+    """The key can read it no more."""
+    backend.library.check(name, write=True)
+    backend.library.access.unshare(name, backend.keys.get(key_id).id)
+
+
+# ---- documents ----
 
 
 @router.get("/v1/knowledge/{name}/documents")
@@ -56,11 +101,7 @@ def documents(name: str, backend: Here) -> dict[str, Any]:
 @router.post("/v1/knowledge/{name}/documents", status_code=202, openapi_extra=uploads.OPENAPI)
 async def add_documents(name: str, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
     """Take files in (multipart field "files", any number). The job's result says what happened to each of them."""
-    try:
-        await asyncio.to_thread(backend.library.info, name)
-    except MofangError:
-        await uploads.drain(request)
-        raise
+    await _admit(name, request, backend, write=True)
     upload = await uploads.receive(request, backend.uploads, limit_mb=backend.settings.upload_limit_mb)
 
     async def work(report: Callable[[Progress], None]) -> Any:
@@ -71,6 +112,15 @@ async def add_documents(name: str, request: Request, backend: Here, lang: Lang) 
             await asyncio.to_thread(upload.discard)
 
     return backend.jobs.start("ingest", name, work, lang=lang).shape()
+
+
+async def _admit(name: str, request: Request, backend: Backend, *, write: bool) -> None:
+    """Refuse an upload before it is read; what is still sent is thrown away, so that the client hears the reason."""
+    try:
+        await asyncio.to_thread(backend.library.check, name, write=write)
+    except MofangError:
+        await uploads.drain(request)
+        raise
 
 
 @router.delete("/v1/knowledge/{name}/documents/{document_id}", status_code=204)
@@ -94,10 +144,7 @@ def text(
 @router.get("/v1/knowledge/{name}/documents/{document_id}/file", response_class=FileResponse)
 def original(name: str, document_id: str, backend: Here) -> FileResponse:
     """The document as it was uploaded, as a download: a browser must never run it as a page of ours."""
-    find = getattr(backend.library, "file", None)
-    if find is None:
-        raise NotFound("server.no_originals", id=document_id)
-    path: Path = find(name, document_id)
+    path = backend.library.file(name, document_id)
     title = next((doc.name for doc in backend.library.documents(name) if doc.id == document_id), path.name)
     return FileResponse(
         path,
@@ -105,3 +152,100 @@ def original(name: str, document_id: str, backend: Here) -> FileResponse:
         filename=Path(title).name,
         headers={"Content-Security-Policy": "sandbox; default-src 'none'", "X-Content-Type-Options": "nosniff"},
     )
+
+
+@router.get("/v1/knowledge/{name}/passages")
+def passages(
+    name: str, backend: Here, n: int = Query(default=20, ge=1, le=10_000), seed: int = Query(default=0, ge=0)
+) -> dict[str, Any]:
+    """Passages drawn at random by `seed` from all of the base: how it was cut, and what to draft questions from."""
+    return {"object": "list", "data": [asdict(hit) for hit in backend.library.passages(name, n=n, seed=seed)]}
+
+
+# ---- questions ----
+
+
+@router.post("/v1/knowledge/{name}/ask", responses=sse.OPENAPI)
+async def ask(name: str, body: AskRequest, request: Request, backend: Here, lang: Lang) -> Response:
+    """An answer with its numbered sources; streamed, the events of an answer (docs/api.md)."""
+    await asyncio.to_thread(backend.library.check, name)
+    answer = Answer()
+    sampling = Sampling(max_tokens=body.max_tokens, temperature=body.temperature, seed=body.seed)
+    question = Question(body.model, [Message("user", body.question)], sampling, (name,), body.keep_alive)
+    if body.stream:
+        farewell = sse.event({"type": "error", "error": interrupted(lang)})
+        return await sse.opened(_events(backend, question, answer, lang), request.receive, farewell=farewell)
+    async with sse.until_client_leaves(request.receive), aclosing(answering(backend, question, answer)) as deltas:
+        async for _ in deltas:
+            pass
+    return JSONResponse({"object": "knowledge.answer", "knowledge": name, **_answered(answer)})
+
+
+def _answered(answer: Answer) -> dict[str, Any]:
+    choice = answer.choice()
+    return {
+        "model": answer.info.model if answer.info else None,
+        "answer": choice.content,
+        "sources": answer.cited_sources(),
+        "notices": answer.notices,
+        "finish_reason": choice.finish_reason,
+        "usage": answer.usage,
+        "timings": answer.timings_shape,
+    }
+
+
+async def _events(backend: Backend, question: Question, answer: Answer, lang: str) -> AsyncGenerator[bytes, None]:
+    """What an answer tells while it grows: sources, notice, delta, and done or error at the end."""
+    told: list[Event] = []
+    begun = False
+    async with aclosing(answering(backend, question, answer, told.append)) as deltas:
+        try:
+            async for delta in deltas:
+                for event in [*told, *_said(delta)]:
+                    begun = True
+                    yield sse.event(event)
+                told.clear()
+        except Exception as error:
+            if not begun:
+                raise
+            yield sse.event({"type": "error", "error": fault(internal(error, backend.settings), lang)})
+            return
+    for event in [*told, {"type": "done", **_answered(answer)}]:
+        yield sse.event(event)
+
+
+def _said(delta: Delta) -> list[Event]:
+    if not delta.content and not delta.reasoning:
+        return []
+    return [{"type": "delta", "content": delta.content, "reasoning": delta.reasoning}]
+
+
+# ---- how good it is ----
+
+
+@router.post("/v1/knowledge/{name}/evaluate", status_code=202, openapi_extra=uploads.OPENAPI)
+async def evaluate(
+    name: str,
+    request: Request,
+    backend: Here,
+    lang: Lang,
+    split: str | None = Query(default=None, max_length=100),
+    answers: bool = False,
+    model: str = "auto",
+) -> dict[str, Any]:
+    """Measure search, and with `answers` the answers of `model`, on a set of questions (multipart field "files": a
+    BEIR set's queries.jsonl and qrels/*.tsv, or one .jsonl). The job's result holds the figures."""
+    await _admit(name, request, backend, write=False)
+    upload = await uploads.receive(request, backend.uploads, limit_mb=backend.settings.upload_limit_mb)
+    try:
+        questions = await asyncio.to_thread(evalset.load, upload.files, split)
+        judged, missing = await asyncio.to_thread(evaluation.match, backend.library, name, questions)
+    finally:
+        await asyncio.to_thread(upload.discard)
+
+    async def work(report: Callable[[Progress], None]) -> Any:
+        return await evaluation.run(
+            backend, name, judged, missing, model=model if answers else None, report=report, lang=lang
+        )
+
+    return backend.jobs.start("evaluate", name, work, lang=lang).shape()

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from mofang.engine.base import CALLER
 from mofang.errors import Conflict, Invalid, NotFound
 from mofang.messages import Message
 from mofang.server.store.database import Database
@@ -61,7 +62,7 @@ class Store:
         """All of them without their messages, last touched first."""
         with self._database.reading() as db:
             rows = db.execute("SELECT * FROM conversations ORDER BY updated_at DESC, number DESC").fetchall()
-            return [_conversation(row, _running(db, row["id"])) for row in rows]
+            return [_conversation(row, _running(db, row["id"])) for row in rows if _seen(row)]
 
     def conversation(self, conversation_id: str) -> dict[str, Any]:
         """With every message of its tree, in the order of their creation."""
@@ -74,7 +75,8 @@ class Store:
             return {**shape, "messages": [_message(message) for message in messages]}
 
     def create_conversation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        values = {"id": new_id("conv"), "created_at": now(), "updated_at": now(), **_columns(fields)}
+        values = {"id": new_id("conv"), "created_at": now(), "updated_at": now(), "owner": CALLER.get()}
+        values |= _columns(fields)
         with self._database.transaction() as db:
             _insert(db, "conversations", values)
         return self.conversation(values["id"])
@@ -139,6 +141,7 @@ class Store:
                     "model": model,
                     "status": "queued",
                     "created_at": moment,
+                    "owner": CALLER.get(),
                 },
             )
             if conversation_id is not None:
@@ -151,8 +154,9 @@ class Store:
             return _generation(db, generation_id)
 
     def running(self, conversation_id: str) -> list[str]:
-        """Ids of the answers that a conversation is being given."""
+        """Ids of the answers that a conversation is being given. Raises NotFound."""
         with self._database.reading() as db:
+            _find_conversation(db, conversation_id)
             rows = db.execute(
                 "SELECT id FROM generations WHERE conversation_id = ? AND status IN ('queued', 'running')",
                 (conversation_id,),
@@ -162,8 +166,8 @@ class Store:
     def events(self, generation_id: str) -> list[dict[str, Any]] | None:
         """Everything that was told about a finished answer; None when the log was not kept."""
         with self._database.reading() as db:
-            row = db.execute("SELECT events FROM generations WHERE id = ?", (generation_id,)).fetchone()
-        if row is None:
+            row = db.execute("SELECT events, owner FROM generations WHERE id = ?", (generation_id,)).fetchone()
+        if row is None or not _seen(row):
             raise NotFound("server.generation_not_found", id=generation_id)
         return None if row["events"] is None else json.loads(zlib.decompress(row["events"]))
 
@@ -225,7 +229,7 @@ class Store:
 
 
 def _conversation(row: sqlite3.Row, running: str | None) -> dict[str, Any]:
-    shape = {key: row[key] for key in row.keys() if key != "number"}  # noqa: SIM118 (a Row iterates over values)
+    shape = {key: row[key] for key in row.keys() if key not in ("number", "owner")}  # noqa: SIM118 (rows yield values)
     shape |= {name: json.loads(row[name]) for name in JSON_FIELDS}
     return {**shape, "running_generation_id": running}
 
@@ -256,7 +260,7 @@ def _generation(db: sqlite3.Connection, generation_id: str) -> dict[str, Any]:
         " JOIN messages m ON m.id = g.message_id WHERE g.id = ?",
         (generation_id,),
     ).fetchone()
-    if row is None:
+    if row is None or not _seen(row):
         raise NotFound("server.generation_not_found", id=generation_id)
     plain = ("conversation_id", "message_id", "model", "status", "created_at", "finished_at", "finish_reason")
     decoded = ("user_message_ids", "error", "sources", "usage", "timings")
@@ -309,9 +313,14 @@ def _save_message(db: sqlite3.Connection, generation_id: str, fields: Mapping[st
 
 def _find_conversation(db: sqlite3.Connection, conversation_id: str) -> sqlite3.Row:
     row: sqlite3.Row | None = db.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
-    if row is None:
+    if row is None or not _seen(row):
         raise NotFound("server.conversation_not_found", id=conversation_id)
     return row
+
+
+def _seen(row: sqlite3.Row) -> bool:
+    """Whether it is the asker's: a key sees its own conversations and answers, the machine's own user all."""
+    return CALLER.get() in ("", row["owner"])
 
 
 def _running(db: sqlite3.Connection, conversation_id: str) -> str | None:

@@ -15,6 +15,8 @@ from mofang.ui.session import client, t
 
 TYPES = ["txt", "md", "html", "pdf"]
 K = 8
+ORDERS = ("fused", "bm25", "dense")
+"""What the search test is ordered by: the search itself, or one of its legs alone."""
 
 Base = dict[str, Any]
 
@@ -32,9 +34,13 @@ def page() -> None:
         return
     _facts(base)
     documents, search = st.tabs([t("documents_n", n=base.get("n_documents") or 0), t("search_test")])
+    writable = base.get("writable", True)
     with documents:
-        _upload(base["name"])
-        _documents(base["name"])
+        if writable:
+            _upload(base["name"])
+        else:
+            quiet(t("base_read_only"))
+        _documents(base["name"], writable)
     with search:
         _search(base["name"])
 
@@ -82,9 +88,10 @@ def _facts(base: Base) -> None:
             t("base_since", when=figures.moment(base.get("created_at"))),
         ]
         st.html(f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>')
-        with st.popover(t("delete"), icon=":material/delete:", key="delete_base"):
-            st.write(t("delete_base_text"))
-            st.button(t("delete_sure"), key="delete_base_sure", type="primary", on_click=_remove, args=(name,))
+        if base.get("writable", True):
+            with st.popover(t("delete"), icon=":material/delete:", key="delete_base"):
+                st.write(t("delete_base_text"))
+                st.button(t("delete_sure"), key="delete_base_sure", type="primary", on_click=_remove, args=(name,))
 
 
 def _remove(name: str) -> None:
@@ -155,7 +162,7 @@ def _report(name: str, job_id: str) -> None:
     )
 
 
-def _documents(name: str) -> None:
+def _documents(name: str, writable: bool) -> None:
     documents = client().documents(name)
     if not documents:
         quiet(t("no_documents"))
@@ -176,6 +183,8 @@ def _documents(name: str) -> None:
                 f'<div class="mf-card"><b>{escape(document["name"])}</b>{more}</div>'
                 f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>{notes}'
             )
+            if not writable:
+                continue
             with st.popover(t("delete"), icon=":material/delete:", key=f"doc_delete_{own}"):
                 st.write(t("delete_document_text"))
                 st.button(
@@ -197,13 +206,24 @@ def _try(call: partial[None]) -> None:
 # ---- search ----
 
 
+def _found(name: str, query: str, order: str) -> list[dict[str, Any]]:
+    """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it."""
+    if order == ORDERS[0]:
+        return client().search([name], query, K)
+    found = [hit for hit in client().search([name], query, None) if hit.get(f"{order}_rank")]
+    return sorted(found, key=lambda hit: int(hit[f"{order}_rank"]))[:K]
+
+
 @fragment()
 def _search(name: str) -> None:
     query = st.text_input(t("search_label"), placeholder=t("search_placeholder"), key=f"query_{name}", max_chars=4096)
     quiet(t("search_help"))
     if not query.strip():
         return
-    hits = client().search([name], query.strip(), K)
+    order = st.segmented_control(
+        t("search_order"), ORDERS, default=ORDERS[0], format_func=lambda one: t(f"order_{one}"), key=f"order_{name}"
+    )
+    hits = _found(name, query.strip(), order or ORDERS[0])
     if not hits:
         quiet(t("nothing_found"))
     for rank, hit in enumerate(hits, 1):
