@@ -158,3 +158,5 @@ class Source:
     """Fused retrieval score, higher is closer; comparable within one answer only."""
     cited: bool = False
     """The answer carries this source's mark."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """What of the document the marked sentences rest on, within start and end."""

@@ -10,6 +10,7 @@ from typing import Any
 from mofang.engine.base import ChatEngine, EngineInfo
 from mofang.errors import EngineFailed, Invalid
 from mofang.knowledge.answer import mark_cited, marks
+from mofang.knowledge.cite import Citing
 from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
@@ -84,6 +85,8 @@ class Answer:
     choices: dict[int, Choice] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     notices: list[dict[str, str]] = field(default_factory=list)
+    citing: dict[int, Citing] = field(default_factory=dict)
+    """By choice: its marks, judged as they came."""
     usages: dict[int, Usage] = field(default_factory=dict)
     timings: Timings | None = None
     reasoning_tokens: int = 0
@@ -147,7 +150,10 @@ class Answer:
         """The sources, each with whether the answer carries its mark."""
         if not self.sources:
             return []
-        return [asdict(source) for source in mark_cited(self.choice().content, self.sources)]
+        cited = mark_cited(self.choice().content, self.sources)
+        if citing := self.citing.get(0):
+            cited = [replace(source, spans=citing.spans(source.number)) for source in cited]
+        return [asdict(source) for source in cited]
 
 
 def usage_shape(usage: Usage) -> dict[str, Any]:
@@ -183,13 +189,17 @@ async def answering(
         messages = question.messages
         if question.knowledge:
             messages = await _ground(rooms, question, engine, sampling, answer, tell)
+        judge = _judge(question, answer)
         async with closing(engine.chat(messages, sampling)) as deltas:
             async for delta in deltas:
+                delta = judge(delta)
                 if delta.logprobs and question.top_logprobs is not None:
                     delta = replace(delta, logprobs=_trimmed(delta.logprobs, question.top_logprobs))
                 if delta.usage and answer.choices:
                     thoughts = [choice.reasoning for choice in answer.choices.values() if choice.reasoning]
                     answer.reasoning_tokens = sum([len(await engine.tokenize(text)) for text in thoughts])
+                if delta.finish_reason:
+                    _tell_of_marks(answer, delta.index, tell)
                 if delta.finish_reason == "stop" and (forgotten := _forgotten_marks(question, answer, delta, tell)):
                     answer.add(forgotten)
                     yield forgotten
@@ -199,9 +209,27 @@ async def answering(
     answer.check_complete()
 
 
+def _judge(question: Question, answer: Answer) -> Callable[[Delta], Delta]:
+    """Lets through of each piece what may be shown: a mark whose source does not hold its sentence is not.
+
+    Answers of a certain form, and those whose tokens are shown one by one, stay as the model wrote them.
+    """
+    if not answer.sources or question.top_logprobs is not None or question.sampling.options.keys() & STRUCTURED:
+        return lambda delta: delta
+
+    def judged(delta: Delta) -> Delta:
+        citing = answer.citing.setdefault(delta.index, Citing(answer.sources))
+        text = citing.push(delta.content) if delta.content else ""
+        if delta.finish_reason:
+            text += citing.close()
+        return replace(delta, content=text)
+
+    return judged
+
+
 def _forgotten_marks(question: Question, answer: Answer, last: Delta, tell: Callable[[Event], None]) -> Delta | None:
     """The marks of the sources that an answer rests on and does not name; that they were added is said."""
-    said = answer.choice(last.index).content
+    said = answer.choice(last.index).content + last.content
     if not answer.sources or marks(said) or question.sampling.options.keys() & STRUCTURED:
         return None
     numbers = supporting(said, answer.sources)
@@ -210,6 +238,15 @@ def _forgotten_marks(question: Question, answer: Answer, last: Delta, tell: Call
     answer.notices.append({"code": "marks_added", "message": say("knowledge.marks_added")})
     tell({"type": "notice", **answer.notices[-1]})
     return Delta(content=" " + "".join(f"[{number}]" for number in numbers), index=last.index)
+
+
+def _tell_of_marks(answer: Answer, index: int, tell: Callable[[Event], None]) -> None:
+    """That marks were taken away or changed is said."""
+    citing = answer.citing.get(index)
+    if citing and (citing.dropped or citing.moved):
+        said = say("knowledge.marks_judged", dropped=citing.dropped, moved=citing.moved)
+        answer.notices.append({"code": "marks_judged", "message": said})
+        tell({"type": "notice", **answer.notices[-1]})
 
 
 def bounded(sampling: Sampling, max_tokens: int) -> Sampling:

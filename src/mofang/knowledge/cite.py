@@ -1,0 +1,179 @@
+"""Marks of an answer, judged while it is written: a mark stays when its sentence rests on that source.
+
+A small model puts [1] behind what source 1 never said. So a mark is held back until it is whole, its sentence is looked
+for in the source that it names, and a mark without support is not let through; where another source holds the sentence,
+the mark names that one. What is kept tells the span of the source that it rests on, which pages highlight.
+Support is the share of the sentence's character pairs that stand in a few neighbouring sentences of the source.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from mofang.messages import Source
+from mofang.text.fold import fold
+from mofang.text.sentences import sentences
+
+KEEP = 0.4
+"""Share of a sentence's character pairs that its source must hold: below it, a mark is dropped. Chinese sentences on one
+subject that do not say the same share a fifth to a third (support.py)."""
+MOVE = 0.6
+"""Share at which another source takes over a mark that its own does not support."""
+MIN_PAIRS = 4
+"""A sentence of fewer says too little to be judged: its mark stays."""
+WINDOW = 3
+"""Neighbouring sentences of a source that may together support one sentence."""
+WORTH = 0.12
+"""What a further sentence has to add to the share."""
+LONGEST_MARK = 24
+_OPEN = "[【［"
+_MARK = re.compile(
+    r"[\[【［]\s*(?:资料|来源|source)?\s*(\d{1,3}(?:\s*[,，、;；]\s*\d{1,3})*)\s*[\]】］]", re.IGNORECASE
+)
+_MAYBE = re.compile(r"[\[【［]\s*(?:资?料?|来?源?|s?o?u?r?c?e?)\s*[\d\s,，、;；]*", re.IGNORECASE)
+
+_INDEXED = re.compile(r"[A-Za-z0-9_)\]]$")
+
+Pairs = frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A mark that was let through."""
+
+    number: int
+    share: float
+    """Of the sentence's character pairs, those found in the span; 1.0 for sentences too short to be judged."""
+    start: int
+    end: int
+    """The span of the document that supports the sentence, end exclusive."""
+
+
+@dataclass
+class Citing:
+    """One answer's text as it comes. `push` and `close` return what may be shown."""
+
+    sources: Sequence[Source]
+    citations: list[Citation] = field(default_factory=list)
+    dropped: int = 0
+    moved: int = 0
+
+    def __post_init__(self) -> None:
+        self._by_number = {source.number: _Searchable(source) for source in self.sources}
+        self._said = ""
+        """What was let through, without marks: sentences are looked for here."""
+        self._held = ""
+        self._marked: set[int] = set()
+        """Numbers that the sentence under way carries already."""
+
+    def push(self, text: str) -> str:
+        self._held += text
+        shown: list[str] = []
+        while self._held:
+            opening = next((place for place, one in enumerate(self._held) if one in _OPEN), None)
+            if opening is None:
+                shown.append(self.close())
+                break
+            shown.append(self._let(self._held[:opening]))
+            self._held = self._held[opening:]
+            if self._is_index():
+                shown.append(self._let(self._held[0]))
+                self._held = self._held[1:]
+                continue
+            whole = _MARK.match(self._held)
+            if whole:
+                shown.append(self._judge(whole[0], [int(number) for number in re.findall(r"\d+", whole[1])]))
+                self._held = self._held[whole.end() :]
+            elif len(self._held) < LONGEST_MARK and _MAYBE.fullmatch(self._held):
+                break  # it may become one
+            else:
+                shown.append(self._let(self._held[0]))
+                self._held = self._held[1:]
+        return "".join(shown)
+
+    def close(self) -> str:
+        """What was held back when the answer ended: half a mark is text."""
+        rest, self._held = self._held, ""
+        return self._let(rest)
+
+    def spans(self, number: int) -> tuple[tuple[int, int], ...]:
+        """Where in its document a source supports the answer: ascending, apart from each other."""
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted({(one.start, one.end) for one in self.citations if one.number == number}):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+            else:
+                merged.append((start, end))
+        return tuple(merged)
+
+    def _let(self, text: str) -> str:
+        if text:
+            self._said += text
+            self._marked.clear()
+        return text
+
+    def _is_index(self) -> bool:
+        """Whether a bracket at this place is one of code: a[1], or within a block of it."""
+        return bool(_INDEXED.search(self._said)) or self._said.count("```") % 2 == 1
+
+    def _judge(self, mark: str, numbers: Sequence[int]) -> str:
+        """The mark as it may stand: itself, with fewer or other numbers, or nothing."""
+        sentence = _last_sentence(self._said)
+        pairs = _pairs(sentence)
+        kept: list[int] = []
+        for number in numbers:
+            found = self._supported(number, pairs)
+            if found is None:
+                self.dropped += 1
+            elif found.number not in kept and found.number not in self._marked:
+                self.moved += found.number != number
+                self.citations.append(found)
+                kept.append(found.number)
+        self._marked.update(kept)
+        if kept == list(numbers):
+            return mark
+        return "".join(f"[{number}]" for number in kept)
+
+    def _supported(self, number: int, pairs: Pairs) -> Citation | None:
+        named = self._by_number.get(number)
+        if named and len(pairs) < MIN_PAIRS:
+            return Citation(number, 1.0, named.source.start, named.source.end)
+        own = named.best(pairs) if named else None
+        if own and own.share >= KEEP:
+            return own
+        others = [other.best(pairs) for other in self._by_number.values() if other is not named]
+        best = max(others, key=lambda found: found.share, default=None)
+        return best if best and len(pairs) >= MIN_PAIRS and best.share >= MOVE else None
+
+
+class _Searchable:
+    """A source's sentences as character pairs."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._spans = list(sentences(source.text)) or [(0, len(source.text))]
+        self._pairs = [_pairs(source.text[start:end]) for start, end in self._spans]
+
+    def best(self, pairs: Pairs) -> Citation:
+        """The shortest run of sentences, WINDOW at most, that holds most of the pairs."""
+        runs: list[tuple[float, float, int, int]] = []
+        for first in range(len(self._spans)):
+            held: set[tuple[str, str]] = set()
+            for last in range(first, min(first + WINDOW, len(self._spans))):
+                held |= self._pairs[last]
+                share = len(pairs & held) / max(1, len(pairs))
+                runs.append((share - WORTH * (last - first), share, first, last))
+        _, share, first, last = max(runs, key=lambda run: run[0])
+        start, end = self._spans[first][0], self._spans[last][1]
+        return Citation(self.source.number, share, self.source.start + start, self.source.start + end)
+
+
+def _last_sentence(said: str) -> str:
+    """The sentence that a mark behind `said` belongs to: the one that is under way, else the one that has just ended."""
+    spans = list(sentences(said[-1000:]))
+    return said[-1000:][slice(*spans[-1])] if spans else ""
+
+
+def _pairs(text: str) -> Pairs:
+    return frozenset(pairwise(character for character in fold(text) if character.isalnum()))
