@@ -63,6 +63,15 @@ def place(source: Mapping[str, Any], page_word: str) -> str:
     return " · ".join(parts)
 
 
+def _marked(text: str, source: Mapping[str, Any]) -> str:
+    """A source's text with what the answer rests on marked; all of it where the answer does not say what that is."""
+    parts, at, offset = [], 0, int(source.get("start") or 0)
+    for start, end in source.get("spans") or [(offset, offset + len(text))]:
+        parts += [escape(text[at : start - offset]), f"<mark>{escape(text[start - offset : end - offset])}</mark>"]
+        at = end - offset
+    return "".join([*parts, escape(text[at:])])
+
+
 def sources_html(
     sources: Iterable[Mapping[str, Any]],
     contexts: Mapping[int, Mapping[str, Any]],
@@ -98,6 +107,6 @@ def sources_html(
             f'<span class="mf-title">{escape(str(source.get("title", "")))}</span>'
             f'<span class="mf-where">{where}</span>{mark}</summary>'
             f'<div class="mf-passage" id="{anchor_of(message_id, number)}">{escape(str(before))}'
-            f"<mark>{escape(str(text))}</mark>{escape(str(after))}{gone}</div></details>"
+            f"{_marked(str(text), source)}{escape(str(after))}{gone}</div></details>"
         )
     return f'<div class="mf-sources"><div class="mf-label">{escape(title)}</div>{"".join(items)}</div>'
