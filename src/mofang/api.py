@@ -291,8 +291,8 @@ def draft_questions(
     """
     from mofang.errors import Conflict
     from mofang.knowledge import questions
-    from mofang.knowledge.answer import language_of
     from mofang.knowledge.base import Hit
+    from mofang.text.languages import language_of
 
     rows, whole = questions.drafted(out, out.read_bytes()) if out.exists() else ([], 0)
     drawn = [Hit(**{**one, "headings": tuple(one["headings"])}) for one in client.passages(name, 3 * n + 50, seed)]

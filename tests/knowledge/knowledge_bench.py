@@ -9,7 +9,7 @@ from mofang.engine.hashed import HashEmbedder
 from mofang.errors import TooLarge
 from mofang.knowledge.base import AddReport
 from mofang.knowledge.library import Library
-from mofang.messages import Message, Progress
+from mofang.messages import Delta, Message, Sampling
 
 
 class CountingEmbedder(HashEmbedder):
@@ -40,6 +40,11 @@ class TokenCounter:
 
     async def count_tokens(self, messages: Sequence[Message]) -> int:
         return sum(len(message.text) for message in messages)
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
+        """It has nothing to say, so a follow-up question is not rewritten."""
+        return
+        yield
 
 
 class Bench:

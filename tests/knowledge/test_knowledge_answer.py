@@ -1,6 +1,6 @@
 """Grounding: what is searched, what the prompt holds, that documents stay data; and the marks of an answer."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from knowledge_bench import Bench, TokenCounter
 
-from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited, marks, query_of
-from mofang.messages import Message, Source
+from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited, marks
+from mofang.knowledge.rewrite import PRONOUN, Query, checked, query_of
+from mofang.messages import Delta, Message, Sampling, Source
+from mofang.text.fold import fold
+from mofang.text.words import query_words
 
 BIG = 1_000_000
 
@@ -44,11 +47,11 @@ def _prompt(grounding: Grounding) -> str:
         (["  "], "", False),
     ],
 )
-def test_query(turns: Sequence[str], query: str | None, joined: bool) -> None:
+async def test_query(turns: Sequence[str], query: str | None, joined: bool) -> None:
     messages = [message for turn in turns for message in (_user(turn), Message("assistant", "答。"))]
-    found, was_joined = query_of(messages)
-    assert was_joined is joined
-    assert found == (query if query is not None else " ".join(turns) if joined else turns[-1])
+    found = await query_of(messages, None)
+    assert found.how == ("joined" if joined else "asked")
+    assert found.text == (query if query is not None else " ".join(turns) if joined else turns[-1])
 
 
 async def test_a_follow_up_is_shown(bench: Bench, counter: TokenCounter) -> None:
@@ -58,6 +61,54 @@ async def test_a_follow_up_is_shown(bench: Bench, counter: TokenCounter) -> None
     assert grounding.query == "年假有几天？ 满十年呢？"
     assert any(grounding.query in notice for notice in grounding.notices)
     assert _prompt(grounding).endswith("满十年呢？"), "the question itself stays as it was asked"
+
+
+class Writer:
+    """A model that writes one sentence, whatever it is asked."""
+
+    def __init__(self, says: str) -> None:
+        self.says = says
+        self.asked: list[Message] = []
+
+    async def chat(self, messages: Sequence[Message], sampling: Sampling) -> AsyncIterator[Delta]:
+        self.asked = list(messages)
+        assert sampling.temperature == 0.0 and sampling.max_tokens
+        for piece in self.says:
+            yield Delta(content=piece)
+
+
+TALK = (_user("年假有几天？"), Message("assistant", "工作满一年有五天年假[1]。"), _user("满十年呢？"))
+
+
+@pytest.mark.parametrize(
+    ("says", "query"),
+    [
+        ("工作满十年年假有几天？", Query("工作满十年年假有几天？", "rewritten")),
+        ("改写：“工作满十年年假有几天？”", Query("工作满十年年假有几天？", "rewritten")),
+        ("工作满十年年假有几天？\n答：十天。", Query("工作满十年年假有几天？", "rewritten")),
+        # It lost a word of the question: both are searched.
+        ("年假有几天？", Query("年假有几天？ 满十年呢？", "rewritten")),
+        # It put in what nobody said, answered, added nothing, or said nothing.
+        ("满十年的病假有几天？", Query("年假有几天？ 满十年呢？", "joined")),
+        ("满十年有十五天，可以分两次休完，但是需要部门经理批准。" * 3, Query("年假有几天？ 满十年呢？", "joined")),
+        ("满十年呢？", Query("年假有几天？ 满十年呢？", "joined")),
+        ("", Query("年假有几天？ 满十年呢？", "joined")),
+    ],
+)
+async def test_a_follow_up_is_rewritten_with_guard_rails(says: str, query: Query) -> None:
+    writer: Any = Writer(says)
+    assert await query_of(TALK, writer) == query
+    shown = writer.asked[-1].text
+    assert "用户：年假有几天？" in shown and "助手：工作满一年有五天年假" in shown and "满十年呢？" in shown
+
+
+@given(st.text(max_size=40), st.text(max_size=40), st.text(max_size=40))
+def test_a_rewritten_question_never_loses_words_of_the_question(sentence: str, question: str, before: str) -> None:
+    found = checked(sentence, question, [before])
+    if found:
+        searched, told = fold(found.text), fold(f"{before}\n{question}")
+        assert all(word in searched for word in query_words(question) if not PRONOUN.match(word))
+        assert all(word in told or set(word) <= set(told) for word in query_words(found.text))
 
 
 # ---- the prompt ----

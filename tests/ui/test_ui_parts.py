@@ -244,6 +244,9 @@ def test_sources_are_escaped_and_highlighted_in_their_context() -> None:
     assert "前文 <mark>第&lt;一&gt;段</mark> 后文" in html
     assert 'id="s-msg_1-1"' in html and "第 3 页 · 安装 › 离线" in html and "<b>" not in html
     assert "不在了" in prose.sources_html([source], {1: {}}, "m", labels)
+    at = source.get("start") or 0
+    spans = {**source, "start": at, "spans": [[at + 1, at + 4]]}
+    assert "第<mark>&lt;一&gt;</mark>段" in prose.sources_html([spans], {}, "m", labels)
     two = prose.sources_html([source, {**source, "number": 2, "cited": False}], {}, "m", labels)
     assert two.count("未引用") == 1 and "没有引用" not in two
     none = prose.sources_html([{**source, "cited": False}], {}, "m", labels)

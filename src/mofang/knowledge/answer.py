@@ -13,20 +13,12 @@ from mofang.engine.base import ChatEngine
 from mofang.knowledge.base import Hit
 from mofang.messages import Message, Source
 from mofang.strings import say
+from mofang.text.languages import language_of
 
 MAX_SOURCES = 4
 """More than these confuse a small model, and cost it time to read."""
 MAX_GAP = 2
 """Characters of white space between neighbours: an empty line."""
-SHORT_QUESTION = 10
-"""Characters; a question that short may lean on the one before it."""
-_PRONOUN = re.compile(
-    r"(?:它|他|她|这|那|此|其中|该|上述|上面|前面|刚才|还有|另外|然后|所以|为什么呢|怎么做"
-    r"|(?:it|its|this|that|these|those|they|them|and|but|so|then|also|what about|how about|why)\b)",
-    re.IGNORECASE,
-)
-_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
-_LATIN = re.compile(r"[A-Za-z]")
 _MARK = re.compile(
     r"[\[【［]\s*(?:资料|来源|source)?\s*(\d{1,3}(?:\s*[,，、;；\-–~]\s*\d{1,3})*)\s*[\]】］]", re.IGNORECASE
 )
@@ -55,22 +47,6 @@ class Grounding:
     query: str
     """What was searched for."""
     notices: list[str] = field(default_factory=list)
-
-
-def query_of(messages: Sequence[Message]) -> tuple[str, bool]:
-    """What to search for, and whether the previous question was joined because the last one leans on it."""
-    questions = [message.text.strip() for message in messages if message.role == "user" and message.text.strip()]
-    if not questions:
-        return "", False
-    last = questions[-1]
-    if len(questions) > 1 and (len(last) <= SHORT_QUESTION or _PRONOUN.match(last)):
-        return f"{questions[-2]} {last}", True
-    return last, False
-
-
-def language_of(question: str) -> str:
-    """ "en" for a question in Latin letters alone, else "zh"."""
-    return "en" if _LATIN.search(question) and not _HAN.search(question) else "zh"
 
 
 async def compose(

@@ -23,6 +23,7 @@ from mofang.knowledge import answer, retrieve
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.retrieve import VectorCache
+from mofang.knowledge.rewrite import query_of
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import FILE, Store, Vector, check_embedder
 from mofang.messages import Message, Progress
@@ -163,13 +164,14 @@ class Library:
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
     ) -> answer.Grounding:
         """The conversation with numbered sources for its last question, within `max_prompt_tokens`."""
-        query, joined = answer.query_of(messages)
+        asked = await query_of(messages, engine)
+        query = asked.text
         hits = await self.search(names, query, k=CANDIDATES) if query else []
         grounding = await answer.compose(
             messages, hits, query=query, names=names, engine=engine, max_prompt_tokens=max_prompt_tokens
         )
-        if joined:
-            grounding.notices.insert(0, say("knowledge.follow_up", query=query))
+        if asked.how != "asked":
+            grounding.notices.insert(0, say(f"knowledge.query_{asked.how}", query=query))
         return grounding
 
     # ---- inside ----
