@@ -9,7 +9,7 @@ from mofang.engine.hashed import HashEmbedder
 from mofang.errors import TooLarge
 from mofang.knowledge.base import AddReport
 from mofang.knowledge.library import Library
-from mofang.messages import Delta, Message, Sampling
+from mofang.messages import Delta, Message, Progress, Sampling
 
 
 class CountingEmbedder(HashEmbedder):
