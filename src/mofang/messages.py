@@ -137,6 +137,26 @@ class Delta:
     """The stop word that ended the answer, with its finish_reason "stop"; None: the model ended by itself."""
 
 
+Box = tuple[float, float, float, float]
+"""left, bottom, right, top in PDF points, origin at the page's lower left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a span begins in its document's own terms, beside its page and headings. What a format lacks is not set.
+
+    mofang.strings.where says it to people.
+    """
+
+    paragraph: int | None = None
+    """The block's number in the document, from 1."""
+    sheet: str = ""
+    row: int | None = None
+    """From 1, as a spreadsheet shows it; in a text table the record, in JSON Lines the line."""
+    slide: int | None = None
+    """From 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A numbered source of an answer: a span of a document's canonical text, and where a person finds it."""
@@ -153,7 +173,11 @@ class Source:
     """Character span in the canonical text, end exclusive."""
     page: int | None = None
     """From 1, for documents that have pages."""
+    box: Box | None = None
+    place: Place | None = None
     headings: tuple[str, ...] = ()
+    lead: str = ""
+    """What the passage was cut away from and must be read with: the header row of its table, its question."""
     score: float = 0.0
     """Fused retrieval score, higher is closer; comparable within one answer only."""
     cited: bool = False

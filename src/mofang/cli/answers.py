@@ -16,7 +16,7 @@ from mofang.cli import render
 from mofang.cli.follow import following
 from mofang.client import ApiError, Client
 from mofang.errors import EngineFailed
-from mofang.strings import say
+from mofang.strings import say, where
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -297,10 +297,9 @@ _ON: Mapping[str, Callable[[Answer, Screen, Fields], None]] = {
 
 
 def place(source: Fields) -> str:
-    """Where a person finds a source or hit: document · page, or the headings above it."""
+    """Where a person finds a source or hit: document · page (sheet, slide…) · the headings above it."""
     parts = [str(source.get("title") or source.get("document_id") or "")]
-    if source.get("page"):
-        parts.append(say("cli.page", page=source["page"]))
+    parts += where(source)
     if source.get("headings"):
         parts.append(" › ".join(source["headings"]))
     return " · ".join(parts)

@@ -7,12 +7,12 @@ be quoted, not to be followed. Passages go in whole; what does not fit the budge
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from mofang.engine.base import ChatEngine
 from mofang.knowledge.base import Hit
 from mofang.messages import Message, Source
-from mofang.strings import say
+from mofang.strings import say, where
 from mofang.text.languages import language_of
 
 MAX_SOURCES = 4
@@ -126,7 +126,16 @@ def _touch(one: Hit, other: Hit) -> bool:
 def _joined(best: Hit, other: Hit) -> Hit:
     first, second = sorted((best, other), key=lambda hit: hit.start)
     between = "\n" * min(2, second.start - first.end)
-    return replace(best, text=first.text + between + second.text, start=first.start, end=second.end, page=first.page)
+    return replace(
+        best,
+        text=first.text + between + second.text,
+        start=first.start,
+        end=second.end,
+        page=first.page,
+        box=first.box,
+        place=first.place,
+        lead=first.lead,
+    )
 
 
 def _source(number: int, hit: Hit) -> Source:
@@ -139,6 +148,9 @@ def _source(number: int, hit: Hit) -> Source:
         start=hit.start,
         end=hit.end,
         page=hit.page,
+        box=hit.box,
+        place=hit.place,
+        lead=hit.lead,
         headings=hit.headings,
         score=hit.score,
     )
@@ -167,9 +179,10 @@ def _asked(turn: Message, before: str) -> Message:
 
 
 def _shown(source: Source, lang: str) -> str:
-    page = () if source.page is None else (say("knowledge.page", page=source.page, lang=lang),)
-    where = " > ".join((source.title, *page, *source.headings))
-    return f"[{source.number}] {defuse(' '.join(where.split()))}\n{defuse(source.text.strip())}"
+    numbered = replace(source, place=replace(source.place, paragraph=None)) if source.place else source
+    place = " > ".join((source.title, *where(asdict(numbered), lang=lang), *source.headings))
+    body = "\n".join(part for part in (source.lead, source.text.strip()) if part)
+    return f"[{source.number}] {defuse(' '.join(place.split()))}\n{defuse(body)}"
 
 
 def defuse(text: str) -> str:

@@ -1,26 +1,36 @@
 """The words of this room: document, block, chunk, hit, and what an ingest did.
 
-A document has one canonical text. Blocks, chunks and citations are character spans over it, so page, heading and
-highlight can always be derived, also when chunks overlap or cross a page.
+A document has one canonical text. Blocks, chunks and citations are character spans over it, so page, place, heading
+and highlight can always be derived, also when chunks overlap or cross a page.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from mofang.messages import Box, Place
+
+Kind = Literal["heading", "paragraph", "list", "table", "code", "qa"]
+"""A "table" has a row a line. A "qa" is a question with its answers, kept together; `lead` is the question."""
+Span = tuple[int, int]
+"""Of the canonical text, end exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """A piece of structure: text[start:end] of the canonical text, end exclusive."""
 
-    kind: Literal["heading", "paragraph", "list", "table", "code"]
+    kind: Kind
     start: int
     end: int
     headings: tuple[str, ...] = ()
     """Titles from the outermost heading to the one that this block stands under."""
     page: int | None = None
     """From 1."""
-    box: tuple[float, float, float, float] | None = None
-    """left, bottom, right, top in PDF points, origin at the page's lower left."""
+    box: Box | None = None
+    place: Place | None = None
+    """Sheet, row or slide, of its first line."""
+    lead: Span | None = None
+    """What every piece cut out of this block is read with: a table's header row, the question of a "qa"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +47,12 @@ class ParsedDocument:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What is embedded and searched: text[start:end], under `headings`."""
+    """What is embedded and searched: text[start:end], under `headings`, after `lead` when that is not inside it."""
 
     start: int
     end: int
     headings: tuple[str, ...] = ()
+    lead: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,10 @@ class Hit:
     bm25_rank: int | None
     dense_rank: int | None
     cosine: float | None
+    box: Box | None = None
+    place: Place | None = None
+    lead: str = ""
+    """The header row of the table, or the question, that `text` was cut away from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,8 @@ class FileReport:
     """What happened to one file of an ingest."""
 
     name: str
-    status: Literal["added", "replaced", "unchanged", "failed"]
+    status: Literal["added", "replaced", "unchanged", "failed", "unpacked"]
+    """ "unpacked": an archive, whose files have reports of their own."""
     n_chunks: int = 0
     n_embedded: int = 0
     """Chunks that had to be embedded; the others kept their vectors."""

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ class Library:
             "start": start,
             "end": end,
             "page": block.page if block else None,
+            "box": block.box if block else None,
+            "place": asdict(block.place) if block and block.place else None,
             "headings": block.headings if block else (),
             "before": text[max(0, start - CONTEXT_CHARACTERS) : start],
             "after": text[end : end + CONTEXT_CHARACTERS],

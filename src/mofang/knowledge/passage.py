@@ -1,18 +1,25 @@
-"""What is embedded and indexed for a chunk: its headings and its text. One place, so that both legs see the same."""
+"""What is embedded and indexed for a chunk: headings, lead, text. One place, so that both legs see the same."""
 
 import hashlib
 from collections.abc import Sequence
 
 MAX_HEADINGS = 100
 """Characters; of a longer path the innermost headings stay, so that a chunk never outgrows the embedder."""
+MAX_LEAD = 120
+"""Characters of a header row or question that are repeated; splitters leave room for them."""
 
 
-def passage(headings: Sequence[str], text: str) -> str:
-    """The headings, outermost first, on a line of their own, then the text."""
+def passage(headings: Sequence[str], text: str, lead: str = "") -> str:
+    """The headings, outermost first, on a line of their own, what the text was cut away from, then the text."""
     path = " > ".join(headings)
     if len(path) > MAX_HEADINGS:
         path = "…" + path[-MAX_HEADINGS:]
-    return f"{path}\n{text}" if path else text
+    return "\n".join(part for part in (path, short_lead(lead), text) if part)
+
+
+def short_lead(lead: str) -> str:
+    """A header row or question at the length that is repeated."""
+    return lead if len(lead) <= MAX_LEAD else lead[: MAX_LEAD - 1] + "…"
 
 
 def digest(passage: str) -> bytes:

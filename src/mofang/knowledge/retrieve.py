@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofang.knowledge.base import Hit
+from mofang.knowledge.passage import short_lead
 from mofang.knowledge.store import Store, block_at
 from mofang.text.words import query_words
 
@@ -253,6 +254,11 @@ def _hit(
         (chunk_id,),
     ).fetchone()
     block = block_at(connection, row["version_id"], row["start"], row["end"])
+    lead = ""
+    if row["lead"]:
+        first, last = json.loads(row["lead"])
+        query = "SELECT substr(text, ?, ?) FROM versions WHERE id = ?"
+        lead = short_lead(connection.execute(query, (first + 1, last - first, row["version_id"])).fetchone()[0])
     return Hit(
         knowledge=store.folder.name,
         document_id=row["document_id"],
@@ -266,4 +272,7 @@ def _hit(
         bm25_rank=bm25_rank,
         dense_rank=dense_rank,
         cosine=cosine,
+        box=block.box if block else None,
+        place=block.place if block else None,
+        lead=lead,
     )

@@ -48,6 +48,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE VIRTUAL TABLE words USING fts5 (title, body, tokenize = '{_TOKENIZER}');
     CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
     """,
+    # Places within sheets and slides (a JSON object), and the span that pieces of a block are read with ([start, end]).
+    """
+    ALTER TABLE blocks ADD COLUMN place TEXT;
+    ALTER TABLE blocks ADD COLUMN lead TEXT;
+    ALTER TABLE chunks ADD COLUMN lead TEXT;
+    """,
 )
 
 

@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ from mofang.knowledge import schema
 from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
+from mofang.messages import Place
 from mofang.text.words import words
 
 FILE = "base.sqlite"
@@ -57,7 +58,10 @@ class NewVersion:
     def passages(self) -> list[str]:
         """What is to be embedded, one a chunk."""
         text = self.document.text
-        return [passage(chunk.headings, text[chunk.start : chunk.end]) for chunk in self.chunks]
+        return [
+            passage(chunk.headings, text[chunk.start : chunk.end], text[slice(*chunk.lead)] if chunk.lead else "")
+            for chunk in self.chunks
+        ]
 
 
 class Store:
@@ -309,15 +313,35 @@ def check_embedder(name: str, fixed_model: str, fixed_dimensions: int | None, mo
 
 
 def block_at(connection: sqlite3.Connection, version_id: int, start: int, end: int | None = None) -> Block | None:
-    """The block in which `start` lies, or the first one after it (before `end`); None when there is none."""
+    """The block in which `start` lies, or the first one after it (before `end`); None when there is none.
+
+    Its place is that of `start`: further rows of a table are further lines.
+    """
     query = """
         SELECT * FROM blocks WHERE version_id = ? AND "end" > ? AND start < ? ORDER BY n LIMIT 1
     """
     row = connection.execute(query, (version_id, start, (1 << 62) if end is None else end)).fetchone()
     if row is None:
         return None
-    box = tuple(json.loads(row["box"])) if row["box"] else None
-    return Block(row["kind"], row["start"], row["end"], tuple(json.loads(row["headings"])), row["page"], box)
+    return Block(
+        row["kind"],
+        row["start"],
+        row["end"],
+        tuple(json.loads(row["headings"])),
+        row["page"],
+        tuple(json.loads(row["box"])) if row["box"] else None,
+        _place(connection, row, start),
+        tuple(json.loads(row["lead"])) if row["lead"] else None,
+    )
+
+
+def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> Place:
+    place = Place(paragraph=block["n"] + 1, **json.loads(block["place"] or "{}"))
+    if place.row is None or block["kind"] != "table" or start <= block["start"]:
+        return place
+    query = "SELECT substr(text, ?, ?) FROM versions WHERE id = ?"
+    before = connection.execute(query, (block["start"] + 1, start - block["start"], block["version_id"])).fetchone()[0]
+    return replace(place, row=place.row + before.count("\n"))
 
 
 def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVersion) -> int:
@@ -341,7 +365,10 @@ def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVe
     )
     version_id = int(cursor.lastrowid or 0)
     connection.executemany(
-        "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        """
+        INSERT INTO blocks (version_id, n, kind, start, "end", headings, page, box, place, lead)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """,
         (
             (
                 version_id,
@@ -352,11 +379,19 @@ def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVe
                 json.dumps(block.headings, ensure_ascii=False),
                 block.page,
                 json.dumps([round(edge, 1) for edge in block.box]) if block.box else None,
+                _json_of(block.place),
+                json.dumps(block.lead) if block.lead else None,
             )
             for n, block in enumerate(document.blocks)
         ),
     )
     return version_id
+
+
+def _json_of(place: Place | None) -> str | None:
+    """What is set of it; the paragraph is the block's own number."""
+    said = {name: value for name, value in asdict(place).items() if value and name != "paragraph"} if place else {}
+    return json.dumps(said, ensure_ascii=False) if said else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,8 +416,15 @@ def _insert_chunks(
     for row in rows:
         headings = json.dumps(row.chunk.headings, ensure_ascii=False)
         cursor = connection.execute(
-            'INSERT INTO chunks (version_id, start, "end", headings, digest) VALUES (?, ?, ?, ?, ?)',
-            (version_id, row.chunk.start, row.chunk.end, headings, row.digest),
+            'INSERT INTO chunks (version_id, start, "end", headings, digest, lead) VALUES (?, ?, ?, ?, ?, ?)',
+            (
+                version_id,
+                row.chunk.start,
+                row.chunk.end,
+                headings,
+                row.digest,
+                json.dumps(row.chunk.lead) if row.chunk.lead else None,
+            ),
         )
         connection.execute(
             "INSERT OR IGNORE INTO vectors VALUES (?, ?)", (row.digest, vectors[row.digest].astype("<f4").tobytes())

@@ -8,6 +8,7 @@ to the same keys and the same placeholders.
 
 import os
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,3 +36,25 @@ def say(key: str, /, *, part: str = "text", lang: str | None = None, **values: A
     """
     room, name = key.split(".", 1)
     return _room(room, lang or language())[name][part].format(**values)
+
+
+def where(source: Mapping[str, Any], lang: str | None = None) -> list[str]:
+    """A hit's or source's place in words, without its title and headings: ["第 3 页"], ["报销标准!12"], ["第 5 张"].
+
+    `source` is the JSON of messages.Source or of a hit. A paragraph's number is told only where nothing else tells the
+    place.
+    """
+    place = source.get("place") or {}
+    said = [
+        say(f"places.{name}", lang=lang, **{name: value})
+        for name, value in (("page", source.get("page")), ("slide", place.get("slide")))
+        if value
+    ]
+    row, sheet = place.get("row"), place.get("sheet")
+    if sheet:
+        said.append(f"{sheet}!{row}" if row else sheet)
+    elif row:
+        said.append(say("places.row", lang=lang, row=row))
+    if not said and not source.get("headings") and place.get("paragraph"):
+        said.append(say("places.paragraph", lang=lang, paragraph=place["paragraph"]))
+    return said

@@ -9,6 +9,8 @@ from collections.abc import Container, Iterable, Mapping
 from html import escape
 from typing import Any
 
+from mofang.strings import where
+
 _CODE = re.compile(r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)|\Z)|`[^`\n]+`)", re.S | re.M)
 _IMAGE = re.compile(r"!\[([^\]]*)\](?=[(\[])")
 _DIRECTIVE = re.compile(r":(?=[a-z_+-]+[\[/:])")
@@ -55,9 +57,9 @@ def _dollar(found: re.Match[str]) -> str:
     return whole if is_formula and not inner[0].isdigit() else whole.replace("$", r"\$")
 
 
-def place(source: Mapping[str, Any], page_word: str) -> str:
-    """Where in its document a source stands: "第 3 页 · 安装 › 离线". `page_word` has a {n}."""
-    parts = [page_word.format(n=source["page"])] if source.get("page") else []
+def place(source: Mapping[str, Any], lang: str) -> str:
+    """Where in its document a source stands: "第 3 页 · 安装 › 离线"."""
+    parts = where(source, lang)
     if source.get("headings"):
         parts.append(" › ".join(source["headings"]))
     return " · ".join(parts)
@@ -77,11 +79,12 @@ def sources_html(
     contexts: Mapping[int, Mapping[str, Any]],
     message_id: str,
     words: Mapping[str, str],
+    lang: str,
 ) -> str:
     """The numbered sources as <details>: a link to the text inside opens it, without script or round trip.
 
     `contexts` gives, by number, the span with what surrounds it (GET …/text); a source without one shows its span alone.
-    `words`: "title", "title_uncited" (when the answer marks none of them), "page" (with {n}), "not_cited", "gone".
+    `words`: "title", "title_uncited" (when the answer marks none of them), "not_cited", "gone".
     """
     items = []
     sources = list(sources)
@@ -95,7 +98,7 @@ def sources_html(
             source.get("text", ""),
             (context or {}).get("after", ""),
         )
-        where = escape(place(source, words["page"]))
+        stands = escape(place(source, lang))
         mark = (
             ""
             if source.get("cited") or not some_cited
@@ -105,7 +108,7 @@ def sources_html(
         items.append(
             f'<details class="mf-source"><summary><span class="mf-n">{number}</span>'
             f'<span class="mf-title">{escape(str(source.get("title", "")))}</span>'
-            f'<span class="mf-where">{where}</span>{mark}</summary>'
+            f'<span class="mf-where">{stands}</span>{mark}</summary>'
             f'<div class="mf-passage" id="{anchor_of(message_id, number)}">{escape(str(before))}'
             f"{_marked(str(text), source)}{escape(str(after))}{gone}</div></details>"
         )

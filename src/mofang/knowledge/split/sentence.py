@@ -1,14 +1,18 @@
 """Cuts a document into chunks at sentence ends: as full as the limit allows, never across a change of headings.
 
 A heading stays with the text that follows it. A table or a code block stays whole when it fits, and is cut between its
-lines when it does not; a sentence longer than the limit is cut after a comma or a space, and only then anywhere.
-Knows nothing of embedders: the limit is in characters, and the caller knows what its model takes.
+lines when it does not: each further chunk then names the header row as its lead. A question with its answers is a chunk
+of its own, whole up to twice the limit; beyond that its answer is cut, and the question leads each part. A sentence
+longer than the limit is cut after a comma or a space, and only then anywhere. Knows nothing of embedders: the limit is
+in characters, and the caller knows what its model takes.
 """
 
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from mofang.knowledge.base import Block, Chunk, ParsedDocument
+from mofang.knowledge.base import Block, Chunk, ParsedDocument, Span
+from mofang.knowledge.passage import MAX_LEAD
 from mofang.text.sentences import clause_ends, sentence_ends, trim
 
 LIMIT = 350
@@ -17,20 +21,45 @@ LIMIT = 350
 _WHOLE = ("table", "code")
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A span that stays together, and what it is to be read with."""
+
+    start: int
+    end: int
+    lead: Span | None = None
+
+    def led(self) -> Span | None:
+        """The lead, when it stands before the piece and not in it."""
+        return self.lead if self.lead is not None and self.lead[1] <= self.start else None
+
+    def cost(self) -> int:
+        """Characters that the lead takes of the limit."""
+        lead = self.led()
+        return min(lead[1] - lead[0], MAX_LEAD) + 1 if lead else 0
+
+
 def split(document: ParsedDocument, limit: int = LIMIT) -> list[Chunk]:
-    """Chunks in order, none longer than `limit`; together they cover every character that is not white space."""
+    """Chunks in order that together cover every character that is not white space.
+
+    None is longer than `limit`, with its lead as far as there is room; but a "qa" block may have twice that.
+    """
     chunks: list[Chunk] = []
     for section in _sections(document):
         pieces = [piece for block in section for piece in _pieces(document.text, block, limit)]
-        chunks.extend(Chunk(start, end, section[-1].headings) for start, end in _pack(pieces, limit))
+        chunks.extend(Chunk(one.start, one.end, section[-1].headings, one.led()) for one in _pack(pieces, limit))
     return chunks
 
 
 def _sections(document: ParsedDocument) -> Iterator[list[Block]]:
-    """Runs of blocks under one path of headings; a heading without text of its own opens the next run."""
+    """Runs of blocks under one path of headings; a heading without text of its own opens the next run.
+
+    A question with its answers is a run of its own, so that nothing is packed with it.
+    """
     run: list[Block] = []
     for block in document.blocks:
-        if run and run[-1].kind != "heading" and (block.kind == "heading" or block.headings != run[-1].headings):
+        apart = block.kind == "heading" or block.headings != run[-1].headings if run else False
+        if run and ((run[-1].kind != "heading" and apart) or "qa" in (block.kind, run[-1].kind)):
             yield run
             run = []
         run.append(block)
@@ -38,17 +67,20 @@ def _sections(document: ParsedDocument) -> Iterator[list[Block]]:
         yield run
 
 
-def _pieces(text: str, block: Block, limit: int) -> Iterator[tuple[int, int]]:
+def _pieces(text: str, block: Block, limit: int) -> Iterator[_Piece]:
     """The spans of a block that stay together: the whole block, its lines, its sentences, or parts of those."""
     start, end = trim(text, block.start, block.end)
     if start == end:
         return
-    if block.kind in (*_WHOLE, "heading") and end - start <= limit:
-        yield start, end
+    whole = 2 * limit if block.kind == "qa" else limit
+    if block.kind in (*_WHOLE, "heading", "qa") and end - start <= whole:
+        yield _Piece(start, end, block.lead)
         return
     ends = _line_ends(text, start, end) if block.kind in _WHOLE else sentence_ends(text, start, end)
     for piece in _spans(text, start, ends):
-        yield from _fit(text, piece, limit)
+        room = max(limit // 2, limit - _Piece(piece[1], piece[1], block.lead).cost())
+        for part in _fit(text, piece, room):
+            yield _Piece(*part, block.lead)
 
 
 def _line_ends(text: str, start: int, end: int) -> Iterator[int]:
@@ -99,20 +131,22 @@ def _joins(character: str) -> bool:
     )
 
 
-def _pack(pieces: list[tuple[int, int]], limit: int) -> Iterator[tuple[int, int]]:
+def _pack(pieces: list[_Piece], limit: int) -> Iterator[_Piece]:
     """Neighbouring pieces joined as long as they fit, into parts of even length rather than a full one and a rest."""
     if not pieces:
         return
     target = _even(pieces, limit)
-    first, last = pieces[0]
-    for start, end in pieces[1:]:
-        if end - first > limit or last - first >= target:
-            yield first, last
-            first = start
-        last = end
-    yield first, last
+    first, last = pieces[0], pieces[0].end
+    for piece in pieces[1:]:
+        room = max(limit // 2, limit - first.cost())
+        if piece.end - first.start > room or last - first.start >= min(target, room):
+            yield _Piece(first.start, last, first.lead)
+            first = piece
+        last = piece.end
+    yield _Piece(first.start, last, first.lead)
 
 
-def _even(pieces: list[tuple[int, int]], limit: int) -> int:
-    total = pieces[-1][1] - pieces[0][0]
-    return -(-total // -(-total // limit))
+def _even(pieces: list[_Piece], limit: int) -> int:
+    total = pieces[-1].end - pieces[0].start
+    room = max(limit // 2, limit - max(piece.cost() for piece in pieces))
+    return -(-total // -(-total // room))

@@ -214,7 +214,6 @@ def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
     words = {
         "title": t("sources"),
         "title_uncited": t("sources_uncited"),
-        "page": t("page_n", n="{n}"),
         "not_cited": t("not_cited"),
         "gone": t("source_gone"),
     }
@@ -225,7 +224,7 @@ def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
         )
         for source in wanted
     }
-    return sources_html(sources, contexts, message_id, words)
+    return sources_html(sources, contexts, message_id, words, language())
 
 
 @st.cache_data(max_entries=4096, show_spinner=False)

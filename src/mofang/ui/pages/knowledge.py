@@ -11,7 +11,7 @@ from mofang.ui import figures
 from mofang.ui.components import jobs
 from mofang.ui.components.base import badges, fault, flash, fragment, quiet, show_error, show_fault, show_flash
 from mofang.ui.prose import place
-from mofang.ui.session import client, t
+from mofang.ui.session import client, language, t
 
 TYPES = ["txt", "md", "html", "pdf"]
 K = 8
@@ -241,6 +241,6 @@ def _search(name: str) -> None:
         )
         st.html(
             f'<div class="mf-hit"><div class="mf-card"><span class="mf-n">{rank}</span><b>{escape(hit["title"])}</b>'
-            f'<span class="mf-quiet">{escape(place(hit, t("page_n", n="{n}")))}</span></div>'
+            f'<span class="mf-quiet">{escape(place(hit, language()))}</span></div>'
             f'<div class="mf-legs">{legs}</div><div class="mf-passage">{escape(hit["text"].strip())}</div></div>'
         )
