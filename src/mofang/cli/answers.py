@@ -298,11 +298,7 @@ _ON: Mapping[str, Callable[[Answer, Screen, Fields], None]] = {
 
 def place(source: Fields) -> str:
     """Where a person finds a source or hit: document · page (sheet, slide…) · the headings above it."""
-    parts = [str(source.get("title") or source.get("document_id") or "")]
-    parts += where(source)
-    if source.get("headings"):
-        parts.append(" › ".join(source["headings"]))
-    return " · ".join(parts)
+    return " · ".join([str(source.get("title") or source.get("document_id") or ""), *where(source)])
 
 
 def show_sources(answer: Answer) -> None:

@@ -15,7 +15,28 @@ LOADERS = Registry(
         "markdown": Entry("mofang.knowledge.loaders.markdown:load", "the same"),
         "html": Entry("mofang.knowledge.loaders.html:load", "a web page; headings, lists, tables, code"),
         "htm": Entry("mofang.knowledge.loaders.html:load", "the same"),
-        "pdf": Entry("mofang.knowledge.loaders.pdf:load", "PDF with a text layer; pages, boxes, headings by size"),
+        "pdf": Entry(
+            "mofang.knowledge.loaders.pdf:load", "PDF; pages, boxes, headings by size; scans by a reader below"
+        ),
+        "docx": Entry("mofang.knowledge.loaders.docx:load", "Word; headings, numbered lists, tables, footnotes"),
+        "docm": Entry("mofang.knowledge.loaders.docx:load", "the same"),
+        "xlsx": Entry("mofang.knowledge.loaders.xlsx:load", "Excel; sheet!row, header rows, questions with answers"),
+        "xlsm": Entry("mofang.knowledge.loaders.xlsx:load", "the same"),
+        "pptx": Entry("mofang.knowledge.loaders.pptx:load", "PowerPoint; slides, their titles, tables and notes"),
+        "csv": Entry("mofang.knowledge.loaders.csv:load", "CSV in any encoding; rows, questions with answers"),
+        "tsv": Entry("mofang.knowledge.loaders.csv:load", "the same, parted by tabs"),
+        "jsonl": Entry("mofang.knowledge.loaders.jsonl:load", "JSON Lines; questions with answers, texts, records"),
+        "epub": Entry("mofang.knowledge.loaders.epub:load", "books; chapters in the order of reading"),
+    },
+)
+
+READERS = Registry(
+    "ocr",
+    {
+        # Read the pictures of pages that have no text layer.
+        "rapidocr": Entry(
+            "mofang.knowledge.loaders.ocr:RapidReader", "RapidOCR, on this machine", extra="ocr", library="rapidocr"
+        ),
     },
 )
 

@@ -180,7 +180,7 @@ def _asked(turn: Message, before: str) -> Message:
 
 def _shown(source: Source, lang: str) -> str:
     numbered = replace(source, place=replace(source.place, paragraph=None)) if source.place else source
-    place = " > ".join((source.title, *where(asdict(numbered), lang=lang), *source.headings))
+    place = " > ".join((source.title, *where(asdict(numbered), lang, joint=" > ")))
     body = "\n".join(part for part in (source.lead, source.text.strip()) if part)
     return f"[{source.number}] {defuse(' '.join(place.split()))}\n{defuse(body)}"
 

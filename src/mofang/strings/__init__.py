@@ -38,23 +38,25 @@ def say(key: str, /, *, part: str = "text", lang: str | None = None, **values: A
     return _room(room, lang or language())[name][part].format(**values)
 
 
-def where(source: Mapping[str, Any], lang: str | None = None) -> list[str]:
-    """A hit's or source's place in words, without its title and headings: ["第 3 页"], ["报销标准!12"], ["第 5 张"].
+def where(source: Mapping[str, Any], lang: str | None = None, *, joint: str = " › ") -> list[str]:
+    """Where a hit or source stands in its document, in words: ["第 3 页", "安装 › 离线"], ["报销标准!12"].
 
     `source` is the JSON of messages.Source or of a hit. A paragraph's number is told only where nothing else tells the
-    place.
+    place; a sheet that is also the outermost heading is named once.
     """
     place = source.get("place") or {}
-    said = [
-        say(f"places.{name}", lang=lang, **{name: value})
-        for name, value in (("page", source.get("page")), ("slide", place.get("slide")))
-        if value
-    ]
-    row, sheet = place.get("row"), place.get("sheet")
+    numbers = (("page", source.get("page")), ("slide", place.get("slide")))
+    said = [say(f"places.{name}", lang=lang, **{name: number}) for name, number in numbers if number]
+    sheet, row = place.get("sheet") or "", place.get("row")
     if sheet:
         said.append(f"{sheet}!{row}" if row else sheet)
     elif row:
         said.append(say("places.row", lang=lang, row=row))
-    if not said and not source.get("headings") and place.get("paragraph"):
+    headings = list(source.get("headings") or ())
+    if sheet and headings[:1] == [sheet]:
+        del headings[0]
+    if headings:
+        said.append(joint.join(headings))
+    if not said and place.get("paragraph"):
         said.append(say("places.paragraph", lang=lang, paragraph=place["paragraph"]))
     return said

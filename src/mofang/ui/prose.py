@@ -59,10 +59,7 @@ def _dollar(found: re.Match[str]) -> str:
 
 def place(source: Mapping[str, Any], lang: str) -> str:
     """Where in its document a source stands: "第 3 页 · 安装 › 离线"."""
-    parts = where(source, lang)
-    if source.get("headings"):
-        parts.append(" › ".join(source["headings"]))
-    return " · ".join(parts)
+    return " · ".join(where(source, lang))
 
 
 def _marked(text: str, source: Mapping[str, Any]) -> str:

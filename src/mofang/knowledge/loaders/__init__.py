@@ -11,9 +11,7 @@ from mofang.errors import TooLarge, Unreadable
 from mofang.knowledge import LOADERS
 from mofang.knowledge.base import ParsedDocument
 
-LATER = frozenset(
-    ["doc", "docx", "xls", "xlsx", "ppt", "pptx", "wps", "et", "dps", "odt", "ods", "odp", "rtf", "epub", "csv", "zip"]
-)
+LATER = frozenset(["doc", "xls", "ppt", "wps", "et", "dps", "odt", "ods", "odp", "rtf", "mobi", "azw3", "rar", "7z"])
 """Formats that people bring and that we cannot read yet: refused with what to do instead."""
 
 

@@ -1,12 +1,11 @@
 """Assembling a ParsedDocument piece by piece: the text grows, blocks are spans over it, headings form a path."""
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
-from mofang.knowledge.base import Block
-
-Kind = Literal["heading", "paragraph", "list", "table", "code"]
-Box = tuple[float, float, float, float]
+from mofang.knowledge.base import Block, Kind, Span
+from mofang.messages import Box, Place
 
 _CHAPTER = re.compile(r"^第[〇零一二三四五六七八九十百千0-9０-９]{1,6}(?P<unit>[部卷篇编章回节])(?:[\s　:：、.．]|$)")
 _RANK = {"部": 1, "卷": 1, "篇": 1, "编": 1, "章": 2, "回": 2, "节": 3}
@@ -50,27 +49,50 @@ class Builder:
         """The text of the newest block."""
         return self._parts[-1] if self._parts else ""
 
-    def heading(self, rank: int, title: str, *, page: int | None = None, box: Box | None = None) -> None:
+    def heading(
+        self, rank: int, title: str, *, page: int | None = None, box: Box | None = None, place: Place | None = None
+    ) -> None:
         outer = self.outline.enter(rank, title)
-        self._append("heading", title, outer, page, box, "\n\n")
+        self._append(Block("heading", 0, 0, outer, page, box, place), title, "\n\n")
 
     def add(
-        self, kind: Kind, text: str, *, page: int | None = None, box: Box | None = None, separator: str = "\n\n"
-    ) -> None:
-        """A block under the current headings. `separator` stands between it and the block before."""
-        self._append(kind, text, self.outline.path, page, box, separator)
+        self,
+        kind: Kind,
+        text: str,
+        *,
+        page: int | None = None,
+        box: Box | None = None,
+        place: Place | None = None,
+        lead: Span | None = None,
+        separator: str = "\n\n",
+    ) -> Block | None:
+        """A block under the current headings; None when the text is empty. `separator` stands between it and the one
+        before."""
+        return self._append(Block(kind, 0, 0, self.outline.path, page, box, place, lead), text, separator)
 
-    def _append(
-        self, kind: Kind, text: str, headings: tuple[str, ...], page: int | None, box: Box | None, separator: str
-    ) -> None:
+    def table(self, rows: Sequence[str], n_header: int = 1, *, place: Place | None = None) -> Block | None:
+        """Rows, one a line, the first `n_header` of which name the columns."""
+        header = len("\n".join(rows[:n_header])) if 0 < n_header < len(rows) else 0
+        return self._append(Block("table", 0, 0, self.outline.path, place=place), "\n".join(rows), "\n\n", header)
+
+    def question(self, question: str, answers: Sequence[str], *, place: Place | None = None) -> Block | None:
+        """A question on its own line or lines, then what answers it."""
+        text = "\n".join((question, *answers))
+        return self._append(Block("qa", 0, 0, self.outline.path, place=place), text, "\n\n", len(question))
+
+    def _append(self, block: Block, text: str, separator: str, n_lead: int = 0) -> Block | None:
+        """`n_lead`: characters at its beginning that are the block's lead."""
         if not text.strip():
-            return
+            return None
         if self._parts and separator:
             self._parts.append(separator)
             self._length += len(separator)
-        self.blocks.append(Block(kind, self._length, self._length + len(text), headings, page, box))
+        start, end = self._length, self._length + len(text)
+        lead = (start, start + n_lead) if n_lead else block.lead
+        self.blocks.append(replace(block, start=start, end=end, lead=lead))
         self._parts.append(text)
-        self._length += len(text)
+        self._length = end
+        return self.blocks[-1]
 
 
 def chapter_rank(line: str) -> int | None:

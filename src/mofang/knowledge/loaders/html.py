@@ -10,8 +10,8 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from mofang.knowledge.base import ParsedDocument
-from mofang.knowledge.loaders.build import Builder, Kind, stem
+from mofang.knowledge.base import Kind, ParsedDocument
+from mofang.knowledge.loaders.build import Builder, stem
 from mofang.knowledge.loaders.text import encoding_notes
 from mofang.text.encodings import decode
 from mofang.text.lines import WIDE
@@ -44,23 +44,27 @@ def load(path: Path, name: str) -> ParsedDocument:
     data = path.read_bytes()
     declared = _CHARSET.search(data[:4096])
     decoded = decode(data, declared.group(1).decode("ascii") if declared else "")
-    tree = LexborHTMLParser(decoded.text)
-    page = _Page()
+    builder = Builder()
+    title, heading = read(decoded.text, builder)
+    return ParsedDocument(builder.text, builder.blocks, title or heading or stem(name), encoding_notes(decoded))
+
+
+def read(source: str, builder: Builder) -> tuple[str, str]:
+    """Write a page's text with `builder`; returns its <title> and its first heading, "" where there is none."""
+    tree = LexborHTMLParser(source)
+    page = _Page(builder)
     root = tree.css_first("main") or tree.body
     if root is not None:
         page.read(root)
     title = tree.css_first("title")
-    words = _SPACE.sub(" ", title.text()).strip() if title is not None else ""
-    return ParsedDocument(
-        page.builder.text, page.builder.blocks, words or page.title or stem(name), encoding_notes(decoded)
-    )
+    return _SPACE.sub(" ", title.text()).strip() if title is not None else "", page.title
 
 
 class _Page:
     """One walk over the tree, with an explicit stack: pages nest deeper than Python's recursion goes."""
 
-    def __init__(self) -> None:
-        self.builder = Builder()
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
         self.title = ""
         self._line: list[str] = []
         self._list_depth = 0
@@ -97,7 +101,7 @@ class _Page:
             return False
         elif tag == "table" and not _is_layout(node):
             self._flush()
-            self.builder.add("table", _table(node))
+            self.builder.table(*_table(node))
             return False
         elif tag in _LISTS:
             self._open_list(tag)
@@ -179,12 +183,17 @@ def _is_layout(table: LexborNode) -> bool:
     return any(node.mem_id != table.mem_id for node in table.css(_LAYOUT))
 
 
-def _table(table: LexborNode) -> str:
-    """A row a line, cells joined by " | "."""
-    rows = []
+def _table(table: LexborNode) -> tuple[list[str], int]:
+    """A row a line, cells joined by " | "; and how many of the lines name the columns, the caption included."""
+    rows: list[str] = []
+    n_header = 0
     for row in table.css("caption, tr"):
         cells = [row] if row.tag == "caption" else [cell for cell in row.iter() if cell.tag in ("td", "th")]
         texts = [_SPACE.sub(" ", _SOURCE_BREAK.sub("", cell.text(separator=" "))).strip() for cell in cells]
-        if any(texts):
-            rows.append(" | ".join(texts))
-    return "\n".join(rows)
+        if not any(texts):
+            continue
+        rows.append(" | ".join(texts))
+        if row.tag == "tr" and not n_header:
+            # A first row that begins with a <th> and goes on with <td> names itself, not the columns.
+            n_header = len(rows) if len({cell.tag for cell in cells}) == 1 and len(cells) > 1 else -1
+    return rows, n_header

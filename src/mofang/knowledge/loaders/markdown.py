@@ -9,8 +9,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from mofang.knowledge.base import Block, ParsedDocument
-from mofang.knowledge.loaders.build import Kind, Outline, stem
+from mofang.knowledge.base import Block, Kind, ParsedDocument
+from mofang.knowledge.loaders.build import Outline, stem
 from mofang.knowledge.loaders.text import encoding_notes
 from mofang.text.encodings import decode
 
@@ -58,7 +58,9 @@ def _blocks(text: str, skipped: int) -> tuple[list[Block], str]:
             title = title or words
             blocks.append(Block("heading", start, end, outline.enter(int(token.tag[1]), words)))
         elif token.type in _KINDS:
-            blocks.append(Block(_KINDS[token.type], start, end, outline.path))
+            header = text.find("\n", start, end) if token.type == "table_open" else -1
+            lead = (start, header) if header > 0 else None
+            blocks.append(Block(_KINDS[token.type], start, end, outline.path, lead=lead))
     return blocks, title
 
 

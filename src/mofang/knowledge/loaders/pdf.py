@@ -1,8 +1,8 @@
-"""PDF with a text layer, by PDFium. Lines become paragraphs; every block knows its page and its box.
+"""PDF, by PDFium. Lines become paragraphs; every block knows its page and its box.
 
-Headings are told by letters larger than the body's, or by "第三章 …". Repeated page headers and footers stay. A page
-without text is a note; a document without any is refused (text recognition comes as an extra). PDFium is not safe for
-threads: one document is read at a time.
+Headings are told by letters larger than the body's, or by "第三章 …". Repeated page headers and footers stay. Pages
+without a text layer are pictures, which a reader of mofang.knowledge.READERS reads; without one they are a note, and a
+document that has nothing else is refused. PDFium is not safe for threads: one call at a time.
 """
 
 import math
@@ -16,15 +16,21 @@ from ctypes import c_double
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from mofang.errors import Unreadable
+from mofang.errors import MissingExtra, Unreadable
+from mofang.knowledge import READERS
 from mofang.knowledge.base import ParsedDocument
-from mofang.knowledge.loaders.build import Box, Builder, chapter_rank, stem
+from mofang.knowledge.loaders.build import Builder, chapter_rank, stem
+from mofang.messages import Box
 from mofang.strings import say
 from mofang.text.lines import join_lines, joint
+
+if TYPE_CHECKING:
+    from mofang.knowledge.loaders.ocr import RapidReader
 
 _PDFIUM = threading.Lock()
 
@@ -33,6 +39,9 @@ _MARKER = re.compile(
     r"^(?:[•●○▪■◆·–—*-]\s|[（(][一二三四五六七八九十\d]{1,3}[)）]|[一二三四五六七八九十]{1,3}、|\d{1,3}[.、)）]\s?\D"
     r"|第[〇零一二三四五六七八九十百千\d]{1,6}[条章节])"
 )
+_DOTS_PER_POINT = 200 / 72
+"""200 dots an inch: letters of 9 points are then 25 pixels high, and the recognizer was trained on 48."""
+_MAX_PIXELS = 12_000_000
 _LEADERS = re.compile(r"\s*(?:[.·…]\s?){5,}")
 """The dots of a table of contents."""
 _FILE_NAME = re.compile(
@@ -52,21 +61,71 @@ class _Line:
 
 
 def load(path: Path, name: str) -> ParsedDocument:
-    """Raises Unreadable: knowledge.pdf_encrypted, knowledge.pdf_damaged, knowledge.pdf_no_text."""
+    """Raises Unreadable: knowledge.pdf_encrypted, knowledge.pdf_damaged, knowledge.pdf_no_text, knowledge.pdf_no_words."""
     with _PDFIUM:
         document = _open(path, name)
-        try:
+    try:
+        with _PDFIUM:
             pages, broken = _read_pages(document)
             title = document.get_metadata_value("Title").strip()
-        finally:
+        pictures = [i for i, lines in enumerate(pages) if not lines and i + 1 not in broken]
+        reader = _reader() if pictures else None
+        recognized = _recognize(document, pages, pictures, reader) if reader is not None else []
+    finally:
+        with _PDFIUM:
             document.close()
     if not any(pages):
-        raise Unreadable("knowledge.pdf_no_text", name=name, pages=len(pages))
+        code = "knowledge.pdf_no_text" if reader is None else "knowledge.pdf_no_words"
+        raise Unreadable(code, name=name, pages=len(pages))
     builder = _assemble(pages)
     first = next((builder.text[b.start : b.end] for b in builder.blocks if b.kind == "heading"), "")
-    notes = [*_page_notes(pages, broken), *_truncation_note(path)]
+    notes = [*_page_notes(pages, broken, recognized, can_read=reader is not None), *_truncation_note(path)]
     good_title = title if title and not _FILE_NAME.match(title) else ""
     return ParsedDocument(builder.text, builder.blocks, good_title or first or stem(name), tuple(notes), len(pages))
+
+
+def _reader() -> "RapidReader | None":
+    """What reads pictures of pages; None when the extra is not installed."""
+    try:
+        reader: RapidReader = READERS.get("rapidocr")()
+    except MissingExtra:
+        return None
+    return reader
+
+
+def _recognize(
+    document: pypdfium2.PdfDocument, pages: list[list[_Line]], pictures: Sequence[int], reader: "RapidReader"
+) -> list[int]:
+    """Fill in the lines of these pages; returns the numbers of those where there were any."""
+    found = []
+    for i in pictures:
+        with _PDFIUM:
+            page = document[i]
+            scale = min(_DOTS_PER_POINT, (_MAX_PIXELS / max(1.0, page.get_width() * page.get_height())) ** 0.5)
+            bitmap = page.render(scale=scale)
+            picture, place = bitmap.to_numpy().copy(), bitmap.get_posconv(page)
+            bitmap.close()
+        words = reader.read(picture)
+        with _PDFIUM:
+            boxes = [_on_page(place, edges) for _, edges in words]
+            page.close()
+        # Heights of boxes vary by the letters in them: near the page's usual one they are that.
+        usual = statistics.median(box[3] - box[1] for box in boxes) if boxes else 0.0
+        sizes = [box[3] - box[1] for box in boxes]
+        pages[i] = [
+            _Line(text, *box, size=round(2 * (usual if abs(size - usual) < 0.35 * usual else size)) / 2)
+            for (text, _), box, size in zip(words, boxes, sizes, strict=True)
+        ]
+        if words:
+            found.append(i + 1)
+    return found
+
+
+def _on_page(place: pypdfium2.PdfPosConv, edges: tuple[float, float, float, float]) -> Box:
+    """Pixels of the picture → points of the page, whichever way the page is turned."""
+    left, top, right, bottom = (round(edge) for edge in edges)
+    (x1, y1), (x2, y2) = place.to_page(left, top), place.to_page(right, bottom)
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
 
 
 def _open(path: Path, name: str) -> pypdfium2.PdfDocument:
@@ -257,14 +316,14 @@ def _starts_paragraph(paragraph: list[_Line], line: _Line, left: float, right: f
 # ---- notes ----
 
 
-def _page_notes(pages: list[list[_Line]], broken: list[int]) -> list[str]:
+def _page_notes(pages: list[list[_Line]], broken: list[int], recognized: list[int], *, can_read: bool) -> list[str]:
     empty = [number for number, lines in enumerate(pages, start=1) if not lines and number not in broken]
-    notes = []
-    if empty:
-        notes.append(say("knowledge.pages_without_text", pages=_ranges(empty)))
-    if broken:
-        notes.append(say("knowledge.pages_broken", pages=_ranges(broken)))
-    return notes
+    told = (
+        ("knowledge.pages_recognized", recognized),
+        ("knowledge.pages_without_words" if can_read else "knowledge.pages_without_text", empty),
+        ("knowledge.pages_broken", broken),
+    )
+    return [say(key, pages=ranges(numbers)) for key, numbers in told if numbers]
 
 
 def _truncation_note(path: Path) -> list[str]:
@@ -274,7 +333,7 @@ def _truncation_note(path: Path) -> list[str]:
         return [] if b"%%EOF" in file.read() else [say("knowledge.pdf_truncated")]
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """[1, 2, 3, 7] → "1–3, 7"."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -72,14 +72,15 @@ def _pieces(text: str, block: Block, limit: int) -> Iterator[_Piece]:
     start, end = trim(text, block.start, block.end)
     if start == end:
         return
-    whole = 2 * limit if block.kind == "qa" else limit
+    piece = _Piece(start, end, block.lead)
+    whole = 2 * limit if block.kind == "qa" else limit - piece.cost()
     if block.kind in (*_WHOLE, "heading", "qa") and end - start <= whole:
-        yield _Piece(start, end, block.lead)
+        yield piece
         return
     ends = _line_ends(text, start, end) if block.kind in _WHOLE else sentence_ends(text, start, end)
-    for piece in _spans(text, start, ends):
-        room = max(limit // 2, limit - _Piece(piece[1], piece[1], block.lead).cost())
-        for part in _fit(text, piece, room):
+    for span in _spans(text, start, ends):
+        room = max(limit // 2, limit - _Piece(span[1], span[1], block.lead).cost())
+        for part in _fit(text, span, room):
             yield _Piece(*part, block.lead)
 
 
