@@ -249,10 +249,11 @@ class KnowledgeBase:
 
 
 def document_suffixes() -> frozenset[str]:
-    """The suffixes of documents that can be read, lower case with their dot: {".md", ".pdf", …}."""
+    """The suffixes of what can be added, lower case with their dot: {".md", ".pdf", ".zip", …}."""
     from mofang.knowledge import LOADERS
+    from mofang.knowledge.archive import SUFFIX
 
-    return frozenset(f".{name}" for name in LOADERS)
+    return frozenset(f".{name}" for name in (*LOADERS, SUFFIX))
 
 
 def set_files(path: Path) -> list[tuple[str, Path]]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from mofang.knowledge import SPLITTERS
 from mofang.knowledge.base import Block, ParsedDocument
 
-KINDS = ["heading", "paragraph", "list", "table", "code"]
+KINDS = ["heading", "paragraph", "list", "table", "code", "qa"]
 
 
 @st.composite
@@ -22,9 +22,21 @@ def documents(draw: st.DrawFn) -> ParsedDocument:
         if body.strip():
             if kind == "heading":
                 path = draw(st.sampled_from([(), ("甲",), ("甲", "乙"), ("丙",)]))
-            blocks.append(Block(kind, start, len(text), path))
+            blocks.append(Block(kind, start, len(text), path, lead=_lead(draw, kind, blocks, start, text)))
         text += draw(st.sampled_from(["\n\n", "\n", " "]))
     return ParsedDocument(text, blocks)
+
+
+def _lead(draw: st.DrawFn, kind: str, blocks: list[Block], start: int, text: str) -> tuple[int, int] | None:
+    """A table's first line, or the header of the table before it; a question's first character."""
+    if kind == "qa":
+        return start, start + 1
+    if kind != "table":
+        return None
+    if blocks and blocks[-1].kind == "table" and draw(st.booleans()):
+        return blocks[-1].lead
+    line = text.find("\n", start)
+    return (start, line) if line > start else None
 
 
 @pytest.mark.parametrize("name", SPLITTERS.names())
@@ -33,7 +45,11 @@ def test_chunks_cover_the_text_in_order_within_the_limit(name: str, document: Pa
     end = 0
     for chunk in SPLITTERS.get(name)(document, limit):
         assert end <= chunk.start < chunk.end
-        assert chunk.end - chunk.start <= limit
+        questions = [
+            block for block in document.blocks if block.kind == "qa" and block.start <= chunk.start < block.end
+        ]
+        assert chunk.end - chunk.start <= (2 * limit if questions else limit)
+        assert chunk.lead is None or chunk.lead[1] <= chunk.start, "a lead that the chunk holds itself is not repeated"
         assert document.text[end : chunk.start].strip() == "", "lost between chunks"
         assert document.text[chunk.start : chunk.end].strip()
         end = chunk.end

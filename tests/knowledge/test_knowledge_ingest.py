@@ -96,7 +96,7 @@ async def test_what_cannot_be_read_fails_alone(bench: Bench, tmp_path: Path) -> 
         bench.write("空.txt", ""),
         bench.write("程序.txt", b"\x7fELF\0\0\1" * 99),
         bench.write("好.txt", "好的内容。"),
-        bench.write("合同.docx", b"PK\x03\x04"),
+        bench.write("合同.doc", b"PK\x03\x04"),
         bench.write("坏.pdf", "不是 PDF"),
         ("没有.txt", tmp_path / "nowhere.txt"),
         ("夹.txt", tmp_path),

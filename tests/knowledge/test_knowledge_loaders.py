@@ -119,8 +119,8 @@ def test_html_nested_beyond_the_recursion_limit(tmp_path: Path) -> None:
     assert _read(tmp_path, "h.html", "<div>" * 5000 + "深" + "</div>" * 5000).text == "深"
 
 
-@pytest.mark.parametrize("name", ["合同.docx", "表.xlsx", "片.PPTX", "包.zip", "书.epub", "x.csv"])
-def test_office_files_and_archives_are_refused_for_now(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["合同.doc", "表.XLS", "片.ppt", "包.rar", "文.wps", "x.odt"])
+def test_formats_of_before_2007_and_others_are_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
     with pytest.raises(Unreadable) as fault:
         _read(tmp_path, name, b"PK\x03\x04")
     assert fault.value.code == "format_later"

@@ -157,7 +157,7 @@ def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tu
     return reports, False
 
 
-_MARKS = {"added": "+", "replaced": "↻", "unchanged": "=", "failed": "✗"}
+_MARKS = {"added": "+", "replaced": "↻", "unchanged": "=", "failed": "✗", "unpacked": "▤"}
 
 
 def _show_file(report: Mapping[str, Any]) -> None:

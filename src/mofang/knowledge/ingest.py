@@ -10,6 +10,8 @@ import hashlib
 import logging
 import time
 import unicodedata
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
@@ -23,6 +25,7 @@ from mofang import platform
 from mofang.engine.base import Embedder
 from mofang.errors import MofangError, NoSpace, TooLarge, Unreadable
 from mofang.knowledge import SPLITTERS
+from mofang.knowledge.archive import Source, path_of, unpacked
 from mofang.knowledge.base import AddReport, Chunk, FileReport, ParsedDocument
 from mofang.knowledge.loaders import parse
 from mofang.knowledge.passage import digest
@@ -110,21 +113,23 @@ class Ingest:
     async def run(self, files: Sequence[tuple[str, Path]]) -> AddReport:
         """Raises what opening the embedder raises, and Conflict when it is not the base's own."""
         began = time.monotonic()
-        async with self._stack, aclosing(self._windows(files)) as windows:
-            async for window in windows:
-                try:
-                    await self._commit(window)
-                finally:
-                    for work in window:
-                        self.store.discard(work.new.file)
-        reports = [self._reports[place] for place in range(len(files))]
+        with unpacked(files) as given:
+            async with self._stack, aclosing(self._windows(given.files)) as windows:
+                async for window in windows:
+                    try:
+                        await self._commit(window)
+                    finally:
+                        for work in window:
+                            self.store.discard(work.new.file)
+        archives = [_archive(name, told) for name, told in given.told.items()]
+        reports = archives + [self._reports[place] for place in range(len(given.files))]
         if any(report.status == "replaced" for report in reports):
             await asyncio.to_thread(self.store.sweep)
         return AddReport(reports, time.monotonic() - began)
 
     # ---- reading ----
 
-    async def _windows(self, files: Sequence[tuple[str, Path]]) -> AsyncGenerator[list[_Work], None]:
+    async def _windows(self, files: Sequence[tuple[str, Source]]) -> AsyncGenerator[list[_Work], None]:
         await asyncio.to_thread(self.store.sweep)
         known = await asyncio.to_thread(self.store.digests_of_files)
         meter = _Meter(self._report, "read", "files", len(files))
@@ -147,7 +152,7 @@ class Ingest:
             for work in window:
                 self.store.discard(work.new.file)
 
-    def _read(self, place: int, name: str, path: Path, known: str | None) -> _Work | None:
+    def _read(self, place: int, name: str, path: Source, known: str | None) -> _Work | None:
         """Blocking. None when there is nothing left to do: the report says why."""
         staged: StagedFile | None = None
         try:
@@ -160,7 +165,7 @@ class Ingest:
         except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
             if staged is not None:
                 self.store.discard(staged)
-            self._reports[place] = _failed(name, path, error)
+            self._reports[place] = _failed(name, path_of(path), error)
             return None
 
     # ---- embedding and committing ----
@@ -265,9 +270,15 @@ def clean_name(name: str) -> str:
     return "/".join(part for part in kept if part not in ("", ".", ".."))
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Source) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _archive(name: str, told: tuple[str, ...] | MofangError) -> FileReport:
+    if isinstance(told, MofangError):
+        return _failed(name, Path(name), told)
+    return FileReport(name, "unpacked", notes=told)
 
 
 def _failed(name: str, path: Path, error: Exception) -> FileReport:
@@ -283,5 +294,7 @@ def _in_our_words(name: str, path: Path, error: Exception) -> MofangError:
         return NoSpace("core.no_space", path=path, needed=name, free=f"{free // 1_000_000} MB")
     if isinstance(error, OSError):
         return Unreadable("knowledge.file_missing", path=path)
+    if isinstance(error, zipfile.BadZipFile | zlib.error):
+        return Unreadable("knowledge.package_damaged", name=name)
     _log.error("the loader of %s failed", name, exc_info=error)
     return Unreadable("knowledge.loader_failed", name=name, why=f"{type(error).__name__}: {error}")

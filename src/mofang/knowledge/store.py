@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mofang import platform
 from mofang.errors import Busy, Conflict, NoSpace, NotFound, Unreadable
 from mofang.knowledge import schema
+from mofang.knowledge.archive import Source
 from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
@@ -227,7 +228,7 @@ class Store:
 
     # ---- changes ----
 
-    def stage(self, path: Path) -> StagedFile:
+    def stage(self, path: Source) -> StagedFile:
         """A private copy of `path` under the base, so that it cannot change while it is read. `discard` it after."""
         folder = self.folder / "incoming"
         folder.mkdir(exist_ok=True)

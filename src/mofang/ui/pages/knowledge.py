@@ -13,7 +13,11 @@ from mofang.ui.components.base import badges, fault, flash, fragment, quiet, sho
 from mofang.ui.prose import place
 from mofang.ui.session import client, language, t
 
-TYPES = ["txt", "md", "html", "pdf"]
+TYPES = [
+    *("pdf", "docx", "docm", "xlsx", "xlsm", "pptx", "epub", "txt", "text", "md", "markdown", "html", "htm"),
+    *("csv", "tsv", "jsonl", "zip"),
+]
+"""What the gateway reads: a test compares."""
 K = 8
 ORDERS = ("fused", "bm25", "dense")
 """What the search test is ordered by: the search itself, or one of its legs alone."""
@@ -147,9 +151,10 @@ def _report(name: str, job_id: str) -> None:
             )
         else:
             state = badges((t(f"file_{file['status']}"), "good"))
+            chunks = t("chunks_n", n=file["n_chunks"]) if file.get("n_chunks") else ""
             st.html(
                 f'<div class="mf-file">{state}<span>{escape(file["name"])}</span>'
-                f'<span class="mf-quiet">{escape(t("chunks_n", n=file.get("n_chunks") or 0))}</span></div>'
+                f'<span class="mf-quiet">{escape(chunks)}</span></div>'
             )
             for note in file.get("notes") or ():
                 quiet(note)
