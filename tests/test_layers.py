@@ -61,6 +61,12 @@ ONLY_IN = {
     "llama_cpp": "engine/llama_cpp/",
     "onnxruntime": "engine/onnx/",
     "onnx": "engine/onnx/",
+    "docx": "knowledge/loaders/docx",
+    "pptx": "knowledge/loaders/pptx",
+    "openpyxl": "knowledge/loaders/xlsx",
+    "rapidocr": "knowledge/loaders/ocr",
+    "pypdfium2": "knowledge/loaders/pdf",
+    "watchfiles": "cli/watch",
     "torch": "train/ export/ engine/transformers",
     "mcp": "integrations/mcp.py",
 }

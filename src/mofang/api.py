@@ -361,6 +361,14 @@ def key_id(client: Client, key: str) -> str:
     return str(named[0])
 
 
+def document_name(path: str) -> str:
+    """The name under which a file of that relative path is kept: cleaned as an upload's is."""
+    from mofang.knowledge.ingest import clean_name
+    from mofang.server.uploads import safe_name
+
+    return clean_name(safe_name(path))
+
+
 # ---- models ----
 
 

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -227,9 +228,9 @@ class FakeClient:
 
     def documents(self, name: str) -> list[dict[str, Any]]:
         return [
-            {"id": f"id{number}", "name": document, "size_bytes": len(content), "n_chars": len(content) // 3,
+            {"id": f"id-{document}", "name": document, "sha256": sha256(content).hexdigest(), "size_bytes": len(content), "n_chars": len(content) // 3,
              "n_pages": None, "n_chunks": 1, "notes": []}
-            for number, (document, content) in enumerate(self.bases[name].items())
+            for document, content in self.bases[name].items()
         ]  # fmt: skip
 
     def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pdfs import pdf
 
 import office
 from mofang.knowledge import schema
-from mofang.knowledge.loaders import pdf as pdf_loader
 from mofang.knowledge.base import Block, ParsedDocument
+from mofang.knowledge.loaders import pdf as pdf_loader
 from mofang.knowledge.passage import passage
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import FILE

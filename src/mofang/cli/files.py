@@ -44,7 +44,7 @@ def select(paths: Sequence[Path], suffixes: Collection[str]) -> Selection:
         if not path.exists():
             raise Invalid("cli.no_such_path", path=given, param="paths")
         base = path.absolute()
-        for file in _below(path, suffixes, chosen.skipped) if path.is_dir() else [path]:
+        for file in below(path, suffixes, chosen.skipped) if path.is_dir() else [path]:
             real = file.resolve()
             if real not in seen:
                 seen.add(real)
@@ -53,7 +53,8 @@ def select(paths: Sequence[Path], suffixes: Collection[str]) -> Selection:
     return chosen
 
 
-def _below(folder: Path, suffixes: Collection[str], skipped: list[Skipped]) -> Iterator[Path]:
+def below(folder: Path, suffixes: Collection[str], skipped: list[Skipped]) -> Iterator[Path]:
+    """The files of a folder and all below it, in order; what is not taken goes into `skipped`."""
     for where, folders, names in os.walk(folder):
         here = Path(where)
         for name in sorted(folders):

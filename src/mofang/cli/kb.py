@@ -157,7 +157,7 @@ def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tu
     return reports, False
 
 
-_MARKS = {"added": "+", "replaced": "↻", "unchanged": "=", "failed": "✗", "unpacked": "▤"}
+_MARKS = {"added": "+", "replaced": "↻", "unchanged": "=", "failed": "✗", "unpacked": "▤", "removed": "-", "kept": "?"}
 
 
 def _show_file(report: Mapping[str, Any]) -> None:
@@ -204,6 +204,55 @@ def _skipped_words(skipped: Sequence["Skipped"]) -> str:
         for reason, n in counts.items()
     ]
     return " · ".join(words) or "–"
+
+
+# ---- watch ----
+
+
+@app.command("watch", help=say("cli.kb_watch"))
+def watch(
+    name: Base,
+    folder: Annotated[Path, typer.Argument(help=say("cli.argument_folder"), metavar="DIR")],
+    prefix: Annotated[str, typer.Option(help=say("cli.option_prefix"), metavar="NAME")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help=say("cli.option_may_empty"))] = False,
+    as_json: Json = False,
+) -> None:
+    import json
+
+    from mofang import api
+    from mofang.cli import render
+    from mofang.cli import watch as watching
+    from mofang.errors import Invalid, MofangError
+
+    real = folder.expanduser().absolute()
+    if not real.is_dir():
+        raise Invalid("cli.not_a_folder", path=folder, param="folder")
+
+    def tell(report: Mapping[str, Any]) -> None:
+        if as_json:
+            print(json.dumps(report, ensure_ascii=False), flush=True)
+        else:
+            _show_file(report)
+
+    def on_error(error: MofangError) -> None:
+        render.note(say("cli.watch_retries", why=error.message(), seconds=int(watching.RETRY_S)), style="yellow")
+
+    with api.gateway() as client:
+        _create_when_missing(client, name)
+        mirror = watching.Mirror(
+            client=client,
+            base=name,
+            folder=real,
+            prefix=api.document_name(prefix or real.resolve().name),
+            suffixes=api.document_suffixes() - {".zip"},
+            document_name=api.document_name,
+            ingest=lambda batch: _ingest(client, name, batch),
+            tell=tell,
+            may_empty=yes,
+        )
+        render.note(say("cli.watching", path=folder, name=name, prefix=mirror.prefix))
+        watching.watch(mirror, on_error)
+        render.note(say("cli.watch_ended"))
 
 
 # ---- look, search, ask ----

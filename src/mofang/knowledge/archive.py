@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal, cast
 
 from mofang.errors import MofangError, Unreadable
 from mofang.knowledge import LOADERS
@@ -32,8 +32,8 @@ class Member:
     name: str
     path: Path
 
-    def open(self, mode: Literal["rb"]) -> IO[bytes]:
-        return self.archive.open(self.info)
+    def open(self, mode: Literal["rb"]) -> zipfile.ZipExtFile:
+        return cast("zipfile.ZipExtFile", self.archive.open(self.info))
 
 
 Source = Path | Member
