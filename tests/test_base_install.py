@@ -7,7 +7,19 @@ from pathlib import Path
 
 import mofang
 
-HEAVY = ("torch", "onnxruntime", "onnx", "transformers", "peft", "ray", "langchain_core", "chromadb", "mcp")
+HEAVY = (
+    "rapidocr",
+    "torch",
+    "onnxruntime",
+    "onnx",
+    "transformers",
+    "peft",
+    "ray",
+    "langchain_core",
+    "chromadb",
+    "mcp",
+    "cv2",
+)
 HEAVY_WORKERS = (
     "mofang.train.",
     "mofang.export.",

@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import asdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from knowledge_bench import Bench, TokenCounter
 from pdfs import pdf
 
@@ -14,8 +16,9 @@ from mofang.knowledge import schema
 from mofang.knowledge.base import Block, ParsedDocument
 from mofang.knowledge.loaders import pdf as pdf_loader
 from mofang.knowledge.passage import passage
+from mofang.knowledge.schema import TEXT_PART
 from mofang.knowledge.split.sentence import split
-from mofang.knowledge.store import FILE
+from mofang.knowledge.store import FILE, span
 from mofang.messages import Message, Place
 from mofang.strings import where
 
@@ -153,9 +156,13 @@ def test_nothing_is_packed_with_a_question() -> None:
 
 
 async def test_a_base_of_the_first_schema_is_brought_up_to_date_with_all_that_it_holds(bench: Bench) -> None:
-    await bench.put("文.md", "# 甲\n\n年假五天。\n")
+    long = "第一百条 规定的一句话，𠮷野家也在里面。\n\n" * 7_000 + "最后说一句麒麟。"
+    await bench.add(bench.write("文.md", "# 甲\n\n年假五天。\n"), bench.write("长.txt", long))
     path = bench.folder / "knowledge" / "库" / FILE
     with closing(sqlite3.connect(path)) as connection:  # as the first schema left it
+        for version, text in ((1, "# 甲\n\n年假五天。\n"), (2, long)):
+            connection.execute("UPDATE versions SET text = ? WHERE id = ? AND n_chars = ?", (text, version, len(text)))
+        connection.executescript("DROP INDEX blocks_by_end; DROP TABLE texts;")
         for table, column in (("blocks", "place"), ("blocks", "lead"), ("chunks", "lead")):
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
@@ -164,5 +171,24 @@ async def test_a_base_of_the_first_schema_is_brought_up_to_date_with_all_that_it
     assert (hit.text, hit.headings, hit.lead, hit.place) == ("# 甲\n\n年假五天。", ("甲",), "", Place(paragraph=1))
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
+    document = next(one for one in bench.library.documents("库") if one.name == "长.txt")
+    assert document.n_chars == len(long) > 2 * TEXT_PART
+    assert bench.library.text("库", document.id)["text"] == long
+    end = next(hit for hit in await bench.library.search(["库"], "麒麟") if "麒麟" in hit.text)
+    assert end.text.endswith("最后说一句麒麟。") and long[end.start : end.end] == end.text
     report = await bench.add(bench.write("表.csv", "名,值\n甲,1\n"), bench.write("文.md", "# 甲\n\n年假五天。\n"))
     assert [file.status for file in report.files] == ["added", "unchanged"]
+
+
+@given(text=st.text(alphabet="中a\n𠮷", max_size=60), data=st.data())
+def test_spans_are_read_across_the_parts_of_a_text(text: str, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, len(text)))
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE texts (version_id, start, text)")
+        for at in range(0, len(text), 7):
+            connection.execute("INSERT INTO texts VALUES (1, ?, ?)", (at, text[at : at + 7]))
+            connection.execute("INSERT INTO texts VALUES (2, ?, ?)", (at, "另一份"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mofang.knowledge.store.TEXT_PART", 7)
+            assert span(connection, 1, start, end) == text[start:end]

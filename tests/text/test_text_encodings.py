@@ -1,13 +1,15 @@
 """Encodings: declared, guessed, or refused; what was guessed is said."""
 
 import random
+import sysconfig
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mofang.errors import Unreadable
-from mofang.text.encodings import decode
+from mofang.text.encodings import decode, normalize_newlines
 
 SIMPLIFIED = "第一条　为了保护劳动者的合法权益，调整劳动关系，根据宪法，制定本法。"
 TRADITIONAL = "請按一下「檔案」功能表，選取「另存新檔」，即可將文件儲存於電腦。"
@@ -85,3 +87,16 @@ def test_random_bytes_are_never_text() -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co"]), max_size=200))
 def test_utf8_always_comes_back(text: str) -> None:
     assert decode(text.encode()).text == text.removeprefix("\ufeff")
+
+
+REAL = Path(sysconfig.get_paths()["stdlib"]) / "test" / "cjkencodings"
+"""Texts that CPython's own tests bring, each also in UTF-8; some distributions leave them out."""
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="this Python comes without its tests")
+@pytest.mark.parametrize("name", ["big5", "gb2312", "gbk", "gb18030"])
+def test_real_texts(name: str) -> None:
+    expected = (REAL / f"{name}-utf8.txt").read_text(encoding="utf-8")
+    assert decode((REAL / f"{name}.txt").read_bytes()).text == normalize_newlines(expected)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        assert decode(expected.encode(encoding)).text == normalize_newlines(expected)

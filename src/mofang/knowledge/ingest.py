@@ -76,7 +76,7 @@ class _Work:
         self.n_embedded = 0
         self.wanted = _by_digest(new)
         self.missing = dict(self.wanted)
-        """What still has to be embedded, in the order of the text."""
+        """What still has to be embedded, in the order of the text: digest → number of the chunk."""
 
     def recut(self, chunks: list[Chunk], limit: int) -> None:
         self.limit = limit
@@ -85,11 +85,11 @@ class _Work:
         self.missing = dict(self.wanted)
 
     def got(self, known: Container[bytes]) -> None:
-        self.missing = {key: text for key, text in self.missing.items() if key not in known}
+        self.missing = {key: i for key, i in self.missing.items() if key not in known}
 
 
-def _by_digest(new: NewVersion) -> dict[bytes, str]:
-    return {digest(text): text for text in new.passages()}
+def _by_digest(new: NewVersion) -> dict[bytes, int]:
+    return {digest(text): i for i, text in enumerate(new.passages())}
 
 
 class Ingest:
@@ -190,7 +190,8 @@ class Ingest:
                 break
             inside.append(work)
             before = len(batch)
-            batch.update(islice(work.missing.items(), BATCH - len(batch)))
+            wanted = islice(work.missing.items(), BATCH - len(batch))
+            batch.update((key, work.new.passage(i)) for key, i in wanted)
             work.n_embedded += len(batch) - before
         embedder = await self._embedder_now()
         try:
@@ -222,8 +223,9 @@ class Ingest:
         for work in works:
             work.n_embedded = 0
             try:
-                for key, text in list(work.missing.items()):
-                    self._vectors[key] = np.asarray((await embedder.embed([text], "passage"))[0], dtype=np.float32)
+                for key, i in list(work.missing.items()):
+                    vectors = await embedder.embed([work.new.passage(i)], "passage")
+                    self._vectors[key] = np.asarray(vectors[0], dtype=np.float32)
                     del work.missing[key]
                     work.n_embedded += 1
                     self._embedding.step(1, work.new.name)

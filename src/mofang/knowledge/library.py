@@ -104,22 +104,19 @@ class Library:
 
     def text(self, name: str, document_id: str, /, start: int = 0, end: int | None = None) -> dict[str, Any]:
         """A span of the canonical text with what stands around it. Raises Invalid for a span that is not there."""
-        version, block = self._store(name).text(document_id, start, end)
-        text, length = version["text"], len(version["text"])
-        end = length if end is None else end
-        if not 0 <= start <= end <= length:
-            raise Invalid("knowledge.bad_span", start=start, end=end, length=length)
+        found = self._store(name).text(document_id, start, end, around=CONTEXT_CHARACTERS)
+        block = found.block
         return {
-            "title": version["name"],
-            "text": text[start:end],
-            "start": start,
-            "end": end,
+            "title": found.name,
+            "text": found.text,
+            "start": found.start,
+            "end": found.end,
             "page": block.page if block else None,
             "box": block.box if block else None,
             "place": asdict(block.place) if block and block.place else None,
             "headings": block.headings if block else (),
-            "before": text[max(0, start - CONTEXT_CHARACTERS) : start],
-            "after": text[end : end + CONTEXT_CHARACTERS],
+            "before": found.before,
+            "after": found.after,
         }
 
     async def add(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mofang.knowledge.base import Hit
 from mofang.knowledge.passage import short_lead
-from mofang.knowledge.store import Store, block_at
+from mofang.knowledge.store import Store, block_at, span
 from mofang.text.words import query_words
 
 RRF_K = 60
@@ -248,7 +248,7 @@ def _hit(
 ) -> Hit:
     row = connection.execute(
         """
-        SELECT c.*, v.document_id, d.name, substr(v.text, c.start + 1, c."end" - c.start) AS passage
+        SELECT c.*, v.document_id, d.name
         FROM chunks c JOIN versions v ON v.id = c.version_id JOIN documents d ON d.id = v.document_id WHERE c.id = ?
         """,
         (chunk_id,),
@@ -257,13 +257,12 @@ def _hit(
     lead = ""
     if row["lead"]:
         first, last = json.loads(row["lead"])
-        query = "SELECT substr(text, ?, ?) FROM versions WHERE id = ?"
-        lead = short_lead(connection.execute(query, (first + 1, last - first, row["version_id"])).fetchone()[0])
+        lead = short_lead(span(connection, row["version_id"], first, last))
     return Hit(
         knowledge=store.folder.name,
         document_id=row["document_id"],
         title=row["name"],
-        text=row["passage"],
+        text=span(connection, row["version_id"], row["start"], row["end"]),
         start=row["start"],
         end=row["end"],
         page=block.page if block else None,

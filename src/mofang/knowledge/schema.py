@@ -14,6 +14,9 @@ from mofang.text.words import INNER
 
 _TOKENIZER = "ascii tokenchars ''{}''".format(INNER.replace("'", "''''"))
 
+TEXT_PART = 1 << 16
+"""Characters in one row of `texts`; `start` is a multiple of it."""
+
 MIGRATIONS: tuple[str, ...] = (
     f"""
     CREATE TABLE base (
@@ -49,11 +52,26 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE VIRTUAL TABLE vocabulary USING fts5vocab (words, row);
     """,
     # Places within sheets and slides (a JSON object), and the span that pieces of a block are read with ([start, end]).
-    """
+    # Texts in parts, so that a span of a document of 200 MB is read without the rest; versions.text is empty from here
+    # on (SQLite before 3.35 cannot drop it).
+    f"""
     ALTER TABLE blocks ADD COLUMN place TEXT;
     ALTER TABLE blocks ADD COLUMN lead TEXT;
     ALTER TABLE chunks ADD COLUMN lead TEXT;
-    """,
+    CREATE INDEX blocks_by_end ON blocks (version_id, "end");
+    CREATE TABLE texts (
+        version_id INTEGER NOT NULL REFERENCES versions (id) ON DELETE CASCADE,
+        start INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE (version_id, start)
+    );
+    INSERT INTO texts
+        WITH RECURSIVE parts (version_id, start, n_chars) AS (
+            SELECT id, 0, n_chars FROM versions
+            UNION ALL
+            SELECT version_id, start + {TEXT_PART}, n_chars FROM parts WHERE start + {TEXT_PART} < n_chars
+        )
+        SELECT version_id, start, substr(v.text, start + 1, {TEXT_PART}) FROM parts JOIN versions v ON v.id = version_id;
+    UPDATE versions SET text = '';
+    """,  # noqa: S608
 )
 
 

@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofang import platform
-from mofang.errors import Busy, Conflict, NoSpace, NotFound, Unreadable
+from mofang.errors import Busy, Conflict, Invalid, NoSpace, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.archive import Source
 from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
+from mofang.knowledge.schema import TEXT_PART
 from mofang.messages import Place
 from mofang.text.words import words
 
@@ -56,13 +57,26 @@ class NewVersion:
     document: ParsedDocument
     chunks: list[Chunk]
 
-    def passages(self) -> list[str]:
-        """What is to be embedded, one a chunk."""
-        text = self.document.text
-        return [
-            passage(chunk.headings, text[chunk.start : chunk.end], text[slice(*chunk.lead)] if chunk.lead else "")
-            for chunk in self.chunks
-        ]
+    def passages(self) -> Iterator[str]:
+        """What is to be embedded, one a chunk; made when asked for, since a large document has hundreds of thousands."""
+        return (self.passage(i) for i in range(len(self.chunks)))
+
+    def passage(self, i: int) -> str:
+        chunk, text = self.chunks[i], self.document.text
+        return passage(chunk.headings, text[chunk.start : chunk.end], text[slice(*chunk.lead)] if chunk.lead else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A span of a document, what stands before and after it, and the block in which it begins."""
+
+    name: str
+    start: int
+    end: int
+    text: str
+    before: str
+    after: str
+    block: Block | None
 
 
 class Store:
@@ -186,7 +200,7 @@ class Store:
     def documents(self) -> list[DocumentInfo]:
         """By name."""
         query = """
-            SELECT d.id, d.name, v.*, (SELECT count(*) FROM chunks WHERE version_id = v.id) AS n_chunks
+            SELECT d.name, v.*, (SELECT count(*) FROM chunks WHERE version_id = v.id) AS n_chunks
             FROM documents d JOIN versions v ON v.id = d.version_id ORDER BY d.name
         """
         with self.read() as connection:
@@ -203,11 +217,25 @@ class Store:
         with self.read() as connection:
             return self.folder / "files" / str(self._version(connection, document_id)["sha256"])
 
-    def text(self, document_id: str, start: int, end: int | None) -> tuple[sqlite3.Row, Block | None]:
-        """The document's current version (its whole text in it), and the block where `start` lies."""
+    def text(self, document_id: str, start: int, end: int | None, *, around: int) -> Excerpt:
+        """A span of the document's current text. Raises Invalid for one that is not there."""
         with self.read() as connection:
             version = self._version(connection, document_id)
-            return version, block_at(connection, version["id"], start, end)
+            length = version["n_chars"]
+            end = length if end is None else end
+            if not 0 <= start <= end <= length:
+                raise Invalid("knowledge.bad_span", start=start, end=end, length=length)
+            first, last = max(0, start - around), min(length, end + around)
+            text = span(connection, version["id"], first, last)
+            return Excerpt(
+                name=version["name"],
+                start=start,
+                end=end,
+                text=text[start - first : end - first],
+                before=text[: start - first],
+                after=text[end - first :],
+                block=block_at(connection, version["id"], start, end),
+            )
 
     def vectors(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
         """Those of the digests whose vectors are known."""
@@ -319,7 +347,7 @@ def block_at(connection: sqlite3.Connection, version_id: int, start: int, end: i
     Its place is that of `start`: further rows of a table are further lines.
     """
     query = """
-        SELECT * FROM blocks WHERE version_id = ? AND "end" > ? AND start < ? ORDER BY n LIMIT 1
+        SELECT * FROM blocks WHERE version_id = ? AND "end" > ? AND start < ? ORDER BY "end" LIMIT 1
     """
     row = connection.execute(query, (version_id, start, (1 << 62) if end is None else end)).fetchone()
     if row is None:
@@ -340,9 +368,15 @@ def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> Pl
     place = Place(paragraph=block["n"] + 1, **json.loads(block["place"] or "{}"))
     if place.row is None or block["kind"] != "table" or start <= block["start"]:
         return place
-    query = "SELECT substr(text, ?, ?) FROM versions WHERE id = ?"
-    before = connection.execute(query, (block["start"] + 1, start - block["start"], block["version_id"])).fetchone()[0]
-    return replace(place, row=place.row + before.count("\n"))
+    return replace(place, row=place.row + span(connection, block["version_id"], block["start"], start).count("\n"))
+
+
+def span(connection: sqlite3.Connection, version_id: int, start: int, end: int) -> str:
+    """text[start:end] of a version's canonical text."""
+    first = start - start % TEXT_PART
+    query = "SELECT text FROM texts WHERE version_id = ? AND start >= ? AND start < ? ORDER BY start"
+    text = "".join(row[0] for row in connection.execute(query, (version_id, first, max(end, start + 1))))
+    return text[start - first : end - first]
 
 
 def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVersion) -> int:
@@ -357,7 +391,7 @@ def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVe
             new.file.sha256,
             new.file.size_bytes,
             document.title,
-            document.text,
+            "",
             len(document.text),
             document.n_pages,
             json.dumps(document.notes, ensure_ascii=False),
@@ -365,6 +399,13 @@ def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVe
         ),
     )
     version_id = int(cursor.lastrowid or 0)
+    connection.executemany(
+        "INSERT INTO texts VALUES (?, ?, ?)",
+        (
+            (version_id, start, document.text[start : start + TEXT_PART])
+            for start in range(0, len(document.text), TEXT_PART)
+        ),
+    )
     connection.executemany(
         """
         INSERT INTO blocks (version_id, n, kind, start, "end", headings, page, box, place, lead)
