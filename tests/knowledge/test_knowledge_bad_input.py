@@ -1,7 +1,11 @@
 """What people and their enemies bring: bombs, locks, halves, other worlds' names, orders to the model."""
 
 import io
+import json
+import os
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -281,6 +285,29 @@ def test_a_truncated_pdf_is_refused_or_told(share: float, tmp_path: Path) -> Non
         assert error.code in ("pdf_damaged", "pdf_no_text", "pdf_no_words")
     else:
         assert any("不完整" in note for note in document.notes)
+
+
+# ---- a large text ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_text_of_60_mb_is_taken_in_with_bounded_memory_and_searched_at_once(encoding: str, tmp_path: Path) -> None:
+    program = Path(__file__).parent / "large_text.py"
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), "60", encoding],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["status"] == "added" and found["found"]
+    assert found["n_chunks"] > 60_000
+    # Half of it are the vectors, 384 numbers a passage. A document that is held three times more would show.
+    assert found["peak_mb"] - found["base_mb"] < 10 * 60, found
+    assert found["search_ms"] < 1000 and found["span_ms"] < 200, "neither reads the whole text"
 
 
 # ---- names, doubles, orders ----

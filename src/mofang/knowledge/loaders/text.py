@@ -3,12 +3,15 @@
 Blocks are paragraphs between empty lines, or single lines when the file uses none; "第三章 …" lines are headings.
 """
 
+import re
 from pathlib import Path
 
 from mofang.knowledge.base import Block, ParsedDocument
 from mofang.knowledge.loaders.build import Outline, chapter_rank, stem
 from mofang.strings import say
 from mofang.text.encodings import Decoded, decode
+
+_LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 def load(path: Path, name: str) -> ParsedDocument:
@@ -31,8 +34,8 @@ def _blocks(text: str) -> list[Block]:
     blocks: list[Block] = []
     outline = Outline()
     start: int | None = None
-    position = 0
-    for line in text.splitlines(keepends=True):
+    for found in _LINE.finditer(text):  # one at a time: a large file has millions
+        line, position = found.group(), found.start()
         rank = chapter_rank(line)
         if start is not None and (rank is not None or not line.strip()):
             blocks.append(Block("paragraph", start, position, outline.path))
@@ -42,7 +45,6 @@ def _blocks(text: str) -> list[Block]:
             blocks.append(Block("heading", position, position + len(line.rstrip("\n")), outer))
         elif line.strip() and start is None:
             start = position
-        position += len(line)
     if start is not None:
-        blocks.append(Block("paragraph", start, position, outline.path))
+        blocks.append(Block("paragraph", start, len(text), outline.path))
     return blocks
