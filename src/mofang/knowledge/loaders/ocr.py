@@ -18,7 +18,7 @@ Words = tuple[str, tuple[float, float, float, float]]
 
 
 class RapidReader:
-    """Loads the models once (about a second); `read` takes a second or two a page on two cores."""
+    """Loads the models once (about a second); `read` takes about five seconds of processor time for a full page."""
 
     def __init__(self) -> None:
         from rapidocr import RapidOCR
