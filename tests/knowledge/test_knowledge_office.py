@@ -1,17 +1,22 @@
 """Word, Excel, PowerPoint, EPUB, CSV, JSON Lines: golden structures, places, questions with answers."""
 
 import datetime
+import re
 from pathlib import Path
 
-import office
 import pytest
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
+from hypothesis import given
+from hypothesis import strategies as st
 
+import office
 from mofang.errors import Unreadable
 from mofang.knowledge.base import Block, ParsedDocument
 from mofang.knowledge.loaders import parse
+from mofang.knowledge.loaders.build import Builder, good_title
 from mofang.knowledge.loaders.docx_numbering import chinese, roman, spelled
+from mofang.knowledge.loaders.table import Rows
 from mofang.messages import Place
 
 
@@ -355,3 +360,39 @@ def test_a_locked_book_is_said_and_hidden_fonts_are_not_a_lock(tmp_path: Path) -
         _read(tmp_path, "锁.epub", office.book({"a.xhtml": "<p>文</p>"}, more=lock("OEBPS/text/a.xhtml")))
     assert fault.value.code == "epub_locked"
     assert _read(tmp_path, "字.epub", office.book({"a.xhtml": "<p>文</p>"}, more=lock("OEBPS/f.otf"))).text == "文"
+
+
+# ---- rows of cells ----
+
+CELLS = st.lists(st.sampled_from(["", "", "甲", "乙 丙", "x\ny", "问题", "答案", "3"]), max_size=4)
+
+
+@given(rows=st.lists(CELLS, max_size=30))
+def test_no_word_of_a_sheet_is_lost_and_every_block_knows_its_row(rows: list[list[str]]) -> None:
+    builder = Builder()
+    Rows(builder, "表").add_all(enumerate(rows, start=1))
+    text = builder.text
+    found: dict[int, str] = {}
+    for block in builder.blocks:
+        assert block.place and block.place.sheet == "表" and block.place.row
+        body = text[block.start : block.end]
+        lines = body.split("\n") if block.kind == "table" else [body]
+        found |= {block.place.row + i: line for i, line in enumerate(lines)}
+        assert block.lead is None or text[slice(*block.lead)].strip()
+    for number, cells in enumerate(rows, start=1):
+        words = [" ".join(cell.split()) for cell in cells if cell.strip()]
+        if set(words) >= {"问题", "答案"} and number not in found:
+            continue  # the header of questions and answers is not a row of its own
+        assert sorted(" ".join(words).split()) == sorted(_bare(found.get(number, ""))), number
+
+
+def _bare(line: str) -> list[str]:
+    """The words of a row's block, without what joins cells and without the names of further columns."""
+    return re.sub(r"(?m)^.*：|\|", " ", line).split()
+
+
+@pytest.mark.parametrize(
+    "title", ["Microsoft Word - 合同.doc", "PowerPoint 演示文稿", "幻灯片 1", "报告.pptx", "  ", None]
+)
+def test_titles_that_programs_write_are_none(title: str | None) -> None:
+    assert good_title(title) == "" and good_title("年度 报告\n（终）") == "年度 报告 （终）"

@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Container, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, aclosing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -113,7 +113,8 @@ class Ingest:
     async def run(self, files: Sequence[tuple[str, Path]]) -> AddReport:
         """Raises what opening the embedder raises, and Conflict when it is not the base's own."""
         began = time.monotonic()
-        with unpacked(files) as given:
+        with ExitStack() as opened:
+            given = await asyncio.to_thread(opened.enter_context, unpacked(files))
             async with self._stack, aclosing(self._windows(given.files)) as windows:
                 async for window in windows:
                     try:

@@ -104,6 +104,20 @@ def chapter_rank(line: str) -> int | None:
     return _RANK[match.group("unit")]
 
 
+_NO_TITLE = re.compile(
+    r"^(?:Microsoft (?:Word|PowerPoint|Excel) - )?.+\.(?:docx?|wps|xlsx?|pptx?|indd|tex|pdf|html?)$"
+    r"|^(?:untitled|无标题|word document|powerpoint (?:presentation|演示文稿)|slide \d+|幻灯片 ?\d+)\b",
+    re.IGNORECASE,
+)
+"""What programs write as a title when nobody gave one: the file's old name, their own words."""
+
+
+def good_title(title: str | None) -> str:
+    """A title of a file's properties on one line; "" for one that says nothing."""
+    words = " ".join((title or "").split())
+    return "" if _NO_TITLE.match(words) else words
+
+
 def stem(name: str) -> str:
     """The title of a document that has none: its file name without folders and suffix."""
     base = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]

@@ -14,7 +14,7 @@ from typing import Any
 from mofang.errors import Unreadable
 from mofang.knowledge.base import ParsedDocument
 from mofang.knowledge.loaders import zipped
-from mofang.knowledge.loaders.build import Builder, chapter_rank, stem
+from mofang.knowledge.loaders.build import Builder, chapter_rank, good_title, stem
 from mofang.knowledge.loaders.docx_numbering import Numbering, W, attribute, child
 
 _PASSED_OVER = frozenset(
@@ -40,7 +40,7 @@ def load(path: Path, name: str) -> ParsedDocument:
             document = docx.Document(file)
             reader = _Reader(document.part)
             reader.read(document.element.body)
-            title = (document.core_properties.title or "").strip()
+            title = good_title(document.core_properties.title)
         except (OpcError, LxmlError, KeyError, ValueError, TypeError, AttributeError) as error:
             # A part of the file that is missing or not what it should be.
             raise Unreadable("knowledge.package_damaged", name=name) from error

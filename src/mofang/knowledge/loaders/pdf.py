@@ -24,7 +24,7 @@ import pypdfium2.raw as pdfium
 from mofang.errors import MissingExtra, Unreadable
 from mofang.knowledge import READERS
 from mofang.knowledge.base import ParsedDocument
-from mofang.knowledge.loaders.build import Builder, chapter_rank, stem
+from mofang.knowledge.loaders.build import Builder, chapter_rank, good_title, stem
 from mofang.messages import Box
 from mofang.strings import say
 from mofang.text.lines import join_lines, joint
@@ -44,9 +44,6 @@ _DOTS_PER_POINT = 200 / 72
 _MAX_PIXELS = 12_000_000
 _LEADERS = re.compile(r"\s*(?:[.·…]\s?){5,}")
 """The dots of a table of contents."""
-_FILE_NAME = re.compile(
-    r"^(?:Microsoft Word - )?.+\.(?:docx?|wps|indd|tex|pdf|html?)$|^(?:untitled|无标题)\b", re.IGNORECASE
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +64,7 @@ def load(path: Path, name: str) -> ParsedDocument:
     try:
         with _PDFIUM:
             pages, broken = _read_pages(document)
-            title = document.get_metadata_value("Title").strip()
+            title = good_title(document.get_metadata_value("Title"))
         pictures = [i for i, lines in enumerate(pages) if not lines and i + 1 not in broken]
         reader = _reader() if pictures else None
         recognized = _recognize(document, pages, pictures, reader) if reader is not None else []
@@ -80,8 +77,7 @@ def load(path: Path, name: str) -> ParsedDocument:
     builder = _assemble(pages)
     first = next((builder.text[b.start : b.end] for b in builder.blocks if b.kind == "heading"), "")
     notes = [*_page_notes(pages, broken, recognized, can_read=reader is not None), *_truncation_note(path)]
-    good_title = title if title and not _FILE_NAME.match(title) else ""
-    return ParsedDocument(builder.text, builder.blocks, good_title or first or stem(name), tuple(notes), len(pages))
+    return ParsedDocument(builder.text, builder.blocks, title or first or stem(name), tuple(notes), len(pages))
 
 
 def _reader() -> "RapidReader | None":

@@ -10,7 +10,7 @@ from typing import Any
 from mofang.errors import Unreadable
 from mofang.knowledge.base import ParsedDocument
 from mofang.knowledge.loaders import zipped
-from mofang.knowledge.loaders.build import Builder, Outline, stem
+from mofang.knowledge.loaders.build import Builder, Outline, good_title, stem
 from mofang.knowledge.loaders.pdf import ranges
 from mofang.knowledge.loaders.table import line
 from mofang.messages import Place
@@ -34,14 +34,13 @@ def load(path: Path, name: str) -> ParsedDocument:
                 _read(builder, slide, Place(slide=number))
                 if len(builder.blocks) == before:
                     empty.append(number)
-            title = (deck.core_properties.title or "").strip()
+            title = good_title(deck.core_properties.title)
         except (PythonPptxError, LxmlError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
             # A part of the file that is missing or not what it should be.
             raise Unreadable("knowledge.package_damaged", name=name) from error
     first = next((builder.text[b.start : b.end] for b in builder.blocks if b.kind == "heading"), "")
-    chosen = title if title and title.lower() != "powerpoint presentation" else first
     notes = (say("knowledge.slides_without_text", slides=ranges(empty)),) if empty else ()
-    return ParsedDocument(builder.text, builder.blocks, chosen or stem(name), notes, len(slides))
+    return ParsedDocument(builder.text, builder.blocks, title or first or stem(name), notes, len(slides))
 
 
 def _read(builder: Builder, slide: Any, place: Place) -> None:

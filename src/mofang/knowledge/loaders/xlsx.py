@@ -15,7 +15,7 @@ from typing import Any
 from mofang.errors import Unreadable
 from mofang.knowledge.base import ParsedDocument
 from mofang.knowledge.loaders import zipped
-from mofang.knowledge.loaders.build import Builder, Outline, stem
+from mofang.knowledge.loaders.build import Builder, Outline, good_title, stem
 from mofang.knowledge.loaders.csv import incomplete_note
 from mofang.knowledge.loaders.table import Rows
 from mofang.strings import say
@@ -47,7 +47,7 @@ def load(path: Path, name: str) -> ParsedDocument:
                     sheet.reset_dimensions()  # some writers state wrong ones, and cells beyond them would be lost
                     rows.add_all(_cells(sheet.iter_rows()))
                     notes += incomplete_note(rows, sheet.title)
-                title = (book.properties.title or "").strip()
+                title = good_title(book.properties.title)
                 book.close()
         except (KeyError, ValueError, TypeError, AttributeError, SyntaxError, IndexError) as error:
             # SyntaxError: the XML parser's. The others: a part of the file that is missing or not what it should be.
