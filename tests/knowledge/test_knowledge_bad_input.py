@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from pdfs import pdf
 
 import office
 from mofang.errors import MofangError, TooLarge, Unreadable
+from mofang.knowledge import READERS
 from mofang.knowledge.archive import unpacked
 from mofang.knowledge.loaders import parse
-from mofang.knowledge.loaders import pdf as pdf_loader
 from mofang.messages import Message
 
 OFFICE = ["docx", "xlsx", "pptx", "epub"]
@@ -263,7 +264,8 @@ def test_a_thousand_pages(tmp_path: Path) -> None:
 
 
 def test_pictures_alone_without_the_extra_say_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pdf_loader, "_reader", lambda: None)
+    entry = replace(READERS.entry("rapidocr"), library="a_library_that_is_not_installed")
+    monkeypatch.setitem(READERS._entries, "rapidocr", entry)
     path = tmp_path / "扫描.pdf"
     path.write_bytes(pdf([[], []]))
     with pytest.raises(Unreadable) as fault:
