@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import office
@@ -367,6 +367,7 @@ def test_a_locked_book_is_said_and_hidden_fonts_are_not_a_lock(tmp_path: Path) -
 CELLS = st.lists(st.sampled_from(["", "", "甲", "乙 丙", "x\ny", "问题", "答案", "3"]), max_size=4)
 
 
+@settings(max_examples=300)
 @given(rows=st.lists(CELLS, max_size=30))
 def test_no_word_of_a_sheet_is_lost_and_every_block_knows_its_row(rows: list[list[str]]) -> None:
     builder = Builder()

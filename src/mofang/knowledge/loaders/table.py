@@ -35,7 +35,7 @@ class Columns:
     @classmethod
     def find(cls, header: Sequence[str]) -> "Columns | None":
         """None when no column is named like a question, or none like its answer."""
-        names = tuple(name.strip() for name in header)
+        names = tuple(" ".join(name.split()) for name in header)
         asked = [i for i, name in enumerate(names) if _QUESTION.fullmatch(name)][:1]
         answers = tuple(i for i, name in enumerate(names) if _ANSWER.fullmatch(name))
         if not asked or not answers:
