@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import asdict
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -15,12 +16,13 @@ import office
 from mofang.knowledge import schema
 from mofang.knowledge.base import Block, ParsedDocument
 from mofang.knowledge.loaders import pdf as pdf_loader
-from mofang.knowledge.passage import passage
+from mofang.knowledge.passage import digest, passage
 from mofang.knowledge.schema import TEXT_PART
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import FILE, span
 from mofang.messages import Message, Place
 from mofang.strings import where
+from mofang.text.words import words
 
 
 async def _ground(bench: Bench, question: str) -> tuple[list[dict[str, object]], str]:
@@ -155,29 +157,47 @@ def test_nothing_is_packed_with_a_question() -> None:
 # ---- old bases ----
 
 
+async def _first_schema(bench: Bench, texts: dict[str, str]) -> None:
+    """A base as the first schema had it: documents of one block and one chunk, which holds their last 40 characters."""
+    path = bench.folder / "knowledge" / "库" / FILE
+    for left in path.parent.glob(f"{FILE}*"):
+        left.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"{schema.MIGRATIONS[0]} PRAGMA user_version = 1;")
+        connection.execute("INSERT INTO base VALUES ('库', '', 'hash', 64, '2026-01-01T00:00:00+00:00', 7)")
+        for n, (name, text) in enumerate(texts.items(), start=1):
+            start, sha = max(0, len(text) - 40), sha256(text.encode()).hexdigest()
+            (path.parent / "files" / sha).write_text(text)
+            key, (vector,) = digest(text[start:]), await bench.embedder.embed([text[start:]], "passage")
+            connection.execute("INSERT INTO documents VALUES (?, ?, NULL)", (f"d{n}", name))
+            connection.execute(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, NULL, '[]', '2026-01-01T00:00:00+00:00')",
+                (n, f"d{n}", sha, len(text.encode()), name, text, len(text)),
+            )
+            connection.execute("UPDATE documents SET version_id = ? WHERE id = ?", (n, f"d{n}"))
+            connection.execute("INSERT INTO blocks VALUES (?, 0, 'paragraph', 0, ?, '[]', NULL, NULL)", (n, len(text)))
+            connection.execute("INSERT INTO chunks VALUES (?, ?, ?, ?, '[]', ?)", (n, n, start, len(text), key))
+            connection.execute("INSERT OR IGNORE INTO vectors VALUES (?, ?)", (key, vector.astype("<f4").tobytes()))
+            cut = " ".join(words(text[start:]))
+            connection.execute("INSERT INTO words (rowid, title, body) VALUES (?, ?, ?)", (n, "", cut))
+        connection.commit()
+
+
 async def test_a_base_of_the_first_schema_is_brought_up_to_date_with_all_that_it_holds(bench: Bench) -> None:
     long = "第一百条 规定的一句话，𠮷野家也在里面。\n\n" * 7_000 + "最后说一句麒麟。"
-    await bench.add(bench.write("文.md", "# 甲\n\n年假五天。\n"), bench.write("长.txt", long))
-    path = bench.folder / "knowledge" / "库" / FILE
-    with closing(sqlite3.connect(path)) as connection:  # as the first schema left it
-        for version, text in ((1, "# 甲\n\n年假五天。\n"), (2, long)):
-            connection.execute("UPDATE versions SET text = ? WHERE id = ? AND n_chars = ?", (text, version, len(text)))
-        connection.executescript("DROP INDEX blocks_by_end; DROP TABLE texts;")
-        for table, column in (("blocks", "place"), ("blocks", "lead"), ("chunks", "lead")):
-            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        connection.execute("PRAGMA user_version = 1")
-        connection.commit()
+    assert len(long) > 2 * TEXT_PART
+    await _first_schema(bench, {"短.txt": "年假五天。", "长.txt": long})
     hit = (await bench.library.search(["库"], "年假"))[0]
-    assert (hit.text, hit.headings, hit.lead, hit.place) == ("# 甲\n\n年假五天。", ("甲",), "", Place(paragraph=1))
-    with closing(sqlite3.connect(path)) as connection:
+    assert (hit.text, hit.lead, hit.place) == ("年假五天。", "", Place(paragraph=1))
+    with closing(sqlite3.connect(bench.folder / "knowledge" / "库" / FILE)) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == len(schema.MIGRATIONS)
-    document = next(one for one in bench.library.documents("库") if one.name == "长.txt")
-    assert document.n_chars == len(long) > 2 * TEXT_PART
-    assert bench.library.text("库", document.id)["text"] == long
-    end = next(hit for hit in await bench.library.search(["库"], "麒麟") if "麒麟" in hit.text)
-    assert end.text.endswith("最后说一句麒麟。") and long[end.start : end.end] == end.text
-    report = await bench.add(bench.write("表.csv", "名,值\n甲,1\n"), bench.write("文.md", "# 甲\n\n年假五天。\n"))
+    assert bench.library.text("库", "d2")["text"] == long
+    end = (await bench.library.search(["库"], "麒麟"))[0]
+    assert end.text == long[-40:] == long[end.start : end.end]
+    report = await bench.add(bench.write("表.csv", "名,值\n甲,1\n"), bench.write("短.txt", "年假五天。"))
     assert [file.status for file in report.files] == ["added", "unchanged"]
+    bench.library.remove_document("库", "d2")
+    assert "麒麟" not in "".join(hit.text for hit in await bench.library.search(["库"], "麒麟"))
 
 
 @given(text=st.text(alphabet="中a\n𠮷", max_size=60), data=st.data())

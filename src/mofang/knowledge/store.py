@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mofang import platform
+from mofang import messages, platform
 from mofang.errors import Busy, Conflict, Invalid, NoSpace, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.archive import Source
@@ -29,7 +29,6 @@ from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, Par
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
 from mofang.knowledge.schema import TEXT_PART
-from mofang.messages import Place
 from mofang.text.words import words
 
 FILE = "base.sqlite"
@@ -364,8 +363,8 @@ def block_at(connection: sqlite3.Connection, version_id: int, start: int, end: i
     )
 
 
-def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> Place:
-    place = Place(paragraph=block["n"] + 1, **json.loads(block["place"] or "{}"))
+def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> messages.Place:
+    place = messages.Place(paragraph=block["n"] + 1, **json.loads(block["place"] or "{}"))
     if place.row is None or block["kind"] != "table" or start <= block["start"]:
         return place
     return replace(place, row=place.row + span(connection, block["version_id"], block["start"], start).count("\n"))
@@ -430,7 +429,7 @@ def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVe
     return version_id
 
 
-def _json_of(place: Place | None) -> str | None:
+def _json_of(place: messages.Place | None) -> str | None:
     """What is set of it; the paragraph is the block's own number."""
     said = {name: value for name, value in asdict(place).items() if value and name != "paragraph"} if place else {}
     return json.dumps(said, ensure_ascii=False) if said else None
