@@ -1,18 +1,22 @@
 """Scanned pages: pictures of Chinese text, read by RapidOCR as it comes in its wheel, without any network."""
 
 import io
+import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rapidocr")
 
+import numpy as np
 import pypdfium2
 from PIL import Image, ImageDraw, ImageFont
 
-from mofang.errors import Unreadable
+from mofang.errors import EngineFailed, Unreadable
 from mofang.knowledge.loaders import parse
-from mofang.knowledge.loaders.ocr import _lines
+from mofang.knowledge.loaders.ocr import RapidReader
+from mofang.knowledge.loaders.ocr_child import joined
 
 FONTS = sorted(Path("/usr/share/fonts").rglob("NotoSansCJK*Regular*"))
 
@@ -100,11 +104,30 @@ def test_blank_paper_is_refused(tmp_path: Path) -> None:
     assert fault.value.code == "pdf_no_words"
 
 
+def test_a_reader_that_dies_costs_one_document_and_leaves_no_process(tmp_path: Path) -> None:
+    with closing(RapidReader()) as reader:
+        child = reader._child
+        assert reader.read(np.full((200, 400, 3), 255, np.uint8)) == []
+        child.kill()
+        with pytest.raises(EngineFailed) as fault:
+            reader.read(np.full((2000, 4000, 3), 255, np.uint8))
+        assert fault.value.code == "ocr_failed" and "mofang[ocr]" in fault.value.hint("zh")
+    assert child.poll() is not None
+
+
+def test_a_library_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "rapidocr.py").write_text("raise OSError('libGL is missing')")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    with pytest.raises(EngineFailed) as fault:
+        RapidReader()
+    assert "libGL is missing" in fault.value.message("zh")
+
+
 def test_pieces_at_one_height_are_one_line_from_left_to_right() -> None:
     pieces = [
         ("三百", (500.0, 12.0, 560.0, 40.0)),
         ("下一行", (10.0, 50.0, 90.0, 80.0)),
         ("住宿", (10.0, 10.0, 70.0, 40.0)),
     ]
-    assert [text for text, _ in _lines(pieces)] == ["住宿 三百", "下一行"]
-    assert next(iter(_lines(pieces)))[1] == (10.0, 10.0, 560.0, 40.0)
+    assert [text for text, _ in joined(pieces)] == ["住宿 三百", "下一行"]
+    assert next(iter(joined(pieces)))[1] == (10.0, 10.0, 560.0, 40.0)

@@ -1,60 +1,76 @@
 """Text from pictures of pages, by RapidOCR (PaddleOCR's small models under onnxruntime; its wheel brings them along).
 
-Only this file may import it [ocr]. Chinese of both scripts and Latin letters; one column: what stands side by side is
-read as one line.
+It computes in a child process (ocr_child.py): a crash of it costs one document and never the gateway, and it gives way
+to whoever is chatting. Chinese of both scripts and Latin letters; one column: what stands side by side is read as one
+line.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
+import json
+import subprocess
+import sys
+import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mofang import platform
+from mofang.errors import EngineFailed
+from mofang.knowledge.loaders.ocr_child import HEADER, Words
+
 Picture = NDArray[np.uint8]
 """(height, width, 3), blue green red."""
-Words = tuple[str, tuple[float, float, float, float]]
-"""A line's text, and its left, top, right, bottom in pixels."""
+PAGE_S = 300.0
+"""A page that takes longer hangs; one takes about five seconds of processor time."""
 
 
 class RapidReader:
-    """Loads the models once (about a second); `read` takes about five seconds of processor time for a full page."""
+    """Starts the child, which loads its models once (a second or two). Close it.
+
+    Raises EngineFailed (knowledge.ocr_failed) when the child cannot start, dies or hangs.
+    """
 
     def __init__(self) -> None:
-        from rapidocr import RapidOCR
-
-        # Its level is a global of the library's own; "error" keeps the paths of its models out of our log.
-        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
-        self._engine = RapidOCR(params={"Global.log_level": "error"})
+        command = [sys.executable, "-m", "mofang.knowledge.loaders.ocr_child"]
+        self._child = platform.start_child(command, stdout=subprocess.PIPE)
+        platform.lower_priority(self._child.pid, platform.BESIDE_CHAT)
+        try:
+            first = self._answer()
+            if "ready" not in first:
+                raise EngineFailed("knowledge.ocr_failed", why=first.get("error", "?"))
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, picture: Picture) -> list[Words]:
         """Lines from the top to the bottom."""
-        found: Any = self._engine(picture)
-        if found.boxes is None or not found.txts:
-            return []
-        boxes = np.asarray(found.boxes, dtype=np.float64)  # (n, 4 corners, x and y)
-        edges = np.concatenate([boxes.min(axis=1), boxes.max(axis=1)], axis=1)
-        pieces = [(text, tuple(map(float, edge))) for text, edge in zip(found.txts, edges, strict=True) if text.strip()]
-        return list(_lines(pieces))  # type: ignore[arg-type]
+        stream = self._child.stdin
+        assert stream is not None
+        try:
+            stream.write(HEADER.pack(*picture.shape[:2]))
+            stream.write(np.ascontiguousarray(picture).tobytes())
+            stream.flush()
+        except OSError as error:
+            raise self._died() from error
+        return [(text, tuple(box)) for text, box in self._answer()]
 
+    def close(self) -> None:
+        """Safe to call twice."""
+        platform.end_child(self._child)
+        if self._child.stdout:
+            self._child.stdout.close()
 
-def _lines(pieces: Sequence[Words]) -> Iterator[Words]:
-    """Pieces whose middles lie at one height are one line, from left to right."""
-    line: list[Words] = []
-    for piece in sorted(pieces, key=lambda one: one[1][1] + one[1][3]):
-        if line and _middle(piece) - _middle(line[0]) > 0.4 * (line[0][1][3] - line[0][1][1]):
-            yield _joined(line)
-            line = []
-        line.append(piece)
-    if line:
-        yield _joined(line)
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None
+        alarm = threading.Timer(PAGE_S, self._child.kill)
+        alarm.start()
+        try:
+            line = self._child.stdout.readline()
+        finally:
+            alarm.cancel()
+        if not line.endswith(b"\n"):
+            raise self._died()
+        return json.loads(line)
 
-
-def _middle(piece: Words) -> float:
-    return (piece[1][1] + piece[1][3]) / 2
-
-
-def _joined(line: Sequence[Words]) -> Words:
-    ordered = sorted(line, key=lambda one: one[1][0])
-    lefts, tops, rights, bottoms = zip(*(box for _, box in ordered), strict=True)
-    return " ".join(text.strip() for text, _ in ordered), (min(lefts), min(tops), max(rights), max(bottoms))
+    def _died(self) -> EngineFailed:
+        return EngineFailed("knowledge.ocr_failed", why=f"exit code {self._child.wait(timeout=10)}")

@@ -12,6 +12,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from ctypes import c_double
 from dataclasses import dataclass
 from itertools import pairwise
@@ -67,7 +68,10 @@ def load(path: Path, name: str) -> ParsedDocument:
             title = good_title(document.get_metadata_value("Title"))
         pictures = [i for i, lines in enumerate(pages) if not lines and i + 1 not in broken]
         reader = _reader() if pictures else None
-        recognized = _recognize(document, pages, pictures, reader) if reader is not None else []
+        recognized = []
+        if reader is not None:
+            with closing(reader):
+                recognized = _recognize(document, pages, pictures, reader)
     finally:
         with _PDFIUM:
             document.close()
