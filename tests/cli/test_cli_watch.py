@@ -17,7 +17,7 @@ from cli_fakes import FakeClient, Run
 from fakes import install_model
 from mofang import api
 from mofang.cli import watch as watching
-from mofang.cli.kb import _ingest
+from mofang.cli.kb import ingest
 from mofang.cli.watch import Mirror, watch
 from mofang.errors import NotFound, Unreachable
 
@@ -35,7 +35,7 @@ class Watched:
             "手册",
             {".md", ".txt"},
             api.document_name,
-            lambda batch: _ingest(client, "库", batch),  # type: ignore[arg-type]
+            lambda batch: ingest(client, "库", batch),  # type: ignore[arg-type]
             lambda report: self.told.append((str(report["name"]), str(report["status"]))),
             **options,
         )

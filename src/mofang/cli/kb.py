@@ -246,7 +246,7 @@ def watch(
             prefix=api.document_name(prefix or real.resolve().name),
             suffixes=api.document_suffixes() - {".zip"},
             document_name=api.document_name,
-            ingest=lambda batch: _ingest(client, name, batch),
+            ingest=lambda batch: ingest(client, name, batch),
             tell=tell,
             may_empty=yes,
         )

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class RapidReader:
 
     def close(self) -> None:
         """Safe to call twice."""
+        if self._child.stdin:
+            with suppress(OSError):  # a picture that a dead child no longer reads
+                self._child.stdin.close()
         platform.end_child(self._child)
         if self._child.stdout:
             self._child.stdout.close()
