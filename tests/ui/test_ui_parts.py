@@ -242,16 +242,11 @@ def test_sources_are_escaped_and_highlighted_in_their_context() -> None:
     html = prose.sources_html([source], {1: {"before": "前文 ", "after": " 后文"}}, "msg_1", labels, "zh")
     assert "前文 <mark>第&lt;一&gt;段</mark> 后文" in html
     assert 'id="s-msg_1-1"' in html and "第 3 页 · 安装 › 离线" in html and "<b>" not in html
-<<<<<<< HEAD
-    assert "不在了" in prose.sources_html([source], {1: {}}, "m", labels)
+    assert "不在了" in prose.sources_html([source], {1: {}}, "m", labels, "zh")
     at = source.get("start") or 0
     spans = {**source, "start": at, "spans": [[at + 1, at + 4]]}
-    assert "第<mark>&lt;一&gt;</mark>段" in prose.sources_html([spans], {}, "m", labels)
-    two = prose.sources_html([source, {**source, "number": 2, "cited": False}], {}, "m", labels)
-=======
-    assert "不在了" in prose.sources_html([source], {1: {}}, "m", labels, "zh")
+    assert "第<mark>&lt;一&gt;</mark>段" in prose.sources_html([spans], {}, "m", labels, "zh")
     two = prose.sources_html([source, {**source, "number": 2, "cited": False}], {}, "m", labels, "zh")
->>>>>>> efc28f1 (Knowledge: places (sheet, row, slide, paragraph) and leads (header rows, questions) from blocks to hits, sources, prompt and display; schema 2)
     assert two.count("未引用") == 1 and "没有引用" not in two
     none = prose.sources_html([{**source, "cited": False}], {}, "m", labels, "zh")
     assert "没有引用" in none and "未引用" not in none
