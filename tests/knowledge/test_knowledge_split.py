@@ -55,3 +55,15 @@ def test_emoji_are_not_parted() -> None:
     family = "👨\u200d👩\u200d👧"
     for text in _texts(_document(("paragraph", family * 30, ())), limit=23):
         assert not text.startswith("\u200d") and not text.endswith("\u200d")
+
+
+def test_what_stands_under_no_heading_is_led_by_the_first_sentence() -> None:
+    text = "本页说明如何插入脚注。" + "脚注在页面底部，尾注在文档末尾。" * 30
+    chunks = split(ParsedDocument(text, [Block("paragraph", 0, len(text))]), 100)
+    assert chunks[0].lead is None and len(chunks) > 3
+    assert {text[slice(*chunk.lead)] for chunk in chunks[1:] if chunk.lead} == {"本页说明如何插入脚注。"}
+    assert all(chunk.lead for chunk in chunks[1:])
+    under = [Block("heading", 0, 11), Block("paragraph", 11, len(text), ("本页说明如何插入脚注。",))]
+    assert all(chunk.lead is None for chunk in split(ParsedDocument(text, under), 100))
+    table = [Block("table", 0, len(text))]
+    assert all(chunk.lead is None for chunk in split(ParsedDocument(text, table), 100))

@@ -3,8 +3,9 @@
 A heading stays with the text that follows it. A table or a code block stays whole when it fits, and is cut between its
 lines when it does not: each further chunk then names the header row as its lead. A question with its answers is a chunk
 of its own, whole up to twice the limit; beyond that its answer is cut, and the question leads each part. A sentence
-longer than the limit is cut after a comma or a space, and only then anywhere. Knows nothing of embedders: the limit is
-in characters, and the caller knows what its model takes.
+longer than the limit is cut after a comma or a space, and only then anywhere. What stands under no heading is led by
+the document's first sentence, which mostly says what it is about: a chunk from its middle would not tell (docs/log.md,
+2026-11-25). Knows nothing of embedders: the limit is in characters, and the caller knows what its model takes.
 """
 
 import unicodedata
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 
 from mofang.knowledge.base import Block, Chunk, ParsedDocument, Span
 from mofang.knowledge.passage import MAX_LEAD
-from mofang.text.sentences import clause_ends, sentence_ends, trim
+from mofang.text.sentences import clause_ends, sentence_ends, sentences, trim
 
 LIMIT = 350
 """Characters: about 230 tokens of Chinese, so that with its headings a chunk fits the 512 tokens of BERT embedders."""
 
+OPENING = 60
+"""Characters of a document's first sentence that lead what stands under no heading, beyond the limit."""
 _WHOLE = ("table", "code")
 
 
@@ -45,10 +48,23 @@ def split(document: ParsedDocument, limit: int = LIMIT) -> list[Chunk]:
     None is longer than `limit`, with its lead as far as there is room; but a "qa" block may have twice that.
     """
     chunks: list[Chunk] = []
+    opening = _opening(document)
     for section in _sections(document):
+        headings = section[-1].headings
         pieces = [piece for block in section for piece in _pieces(document.text, block, limit)]
-        chunks.extend(Chunk(one.start, one.end, section[-1].headings, one.led()) for one in _pack(pieces, limit))
+        for one in _pack(pieces, limit):
+            beyond = opening if opening and not headings and opening[1] <= one.start else None
+            chunks.append(Chunk(one.start, one.end, headings, one.led() or beyond))
     return chunks
+
+
+def _opening(document: ParsedDocument) -> Span | None:
+    """The first sentence, if the document begins with prose; not longer than OPENING."""
+    first = document.blocks[0] if document.blocks else None
+    if first is None or first.kind != "paragraph":
+        return None
+    span = next(sentences(document.text, first.start, first.end), None)
+    return (span[0], min(span[1], span[0] + OPENING)) if span else None
 
 
 def _sections(document: ParsedDocument) -> Iterator[list[Block]]:
