@@ -63,7 +63,7 @@ async def search(body: SearchRequest, request: Request, backend: Here) -> dict[s
 @router.post("/v1/knowledge/{name}/rebuild", status_code=202)
 async def rebuild(name: str, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
     """Fill the base's index anew from its documents, without reading or embedding them again. The answer is a job."""
-    await asyncio.to_thread(backend.library.info, name)
+    await asyncio.to_thread(backend.library.check, name, write=True)
 
     async def work(report: Callable[[Progress], None]) -> Any:
         return {"n_chunks": await backend.library.rebuild(name, progress=report)}
