@@ -36,6 +36,7 @@ from mofang.knowledge.legs import Legs
 from mofang.knowledge.loaders import parse
 from mofang.knowledge.passage import passage
 from mofang.knowledge.retrieve import search
+from mofang.knowledge.schema import TEXT_PART
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import Store
 from mofang.models.base import ModelRef
@@ -144,9 +145,12 @@ def fill(n: int, folder: Path) -> None:
         connection.execute("INSERT INTO documents (id, name) VALUES (?, ?)", (f"{document:016x}", name))
         version = connection.execute(
             "INSERT INTO versions (document_id, sha256, size_bytes, title, text, n_chars, notes, added_at)"
-            " VALUES (?, ?, 0, '', ?, ?, '[]', '')",
-            (f"{document:016x}", f"{document:064x}", "".join(texts), at),
+            " VALUES (?, ?, 0, '', '', ?, '[]', '')",
+            (f"{document:016x}", f"{document:064x}", at),
         ).lastrowid
+        whole = "".join(texts)
+        parts = [(version, start, whole[start : start + TEXT_PART]) for start in range(0, at, TEXT_PART)]
+        connection.executemany("INSERT INTO texts VALUES (?, ?, ?)", parts)
         connection.execute("UPDATE documents SET version_id = ? WHERE name = ?", (version, name))
         first = document * CHUNKS_A_DOCUMENT + 1
         digests = [rng.bytes(32) for _ in texts]
