@@ -51,8 +51,8 @@ system:
 	@bash scripts/system.sh
 
 lint: dev
-	@$(BIN)/ruff format --check src tests bench journeys
-	$(BIN)/ruff check src tests bench journeys
+	@$(BIN)/ruff format --check src tests bench journeys examples
+	$(BIN)/ruff check src tests bench journeys examples
 	$(BIN)/mypy
 
 fast: dev

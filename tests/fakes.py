@@ -18,6 +18,7 @@ import numpy as np
 from mofang.engine.base import EngineInfo, Kind, Purpose, Vectors
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, NotFound, Unreadable
 from mofang.knowledge.base import AddReport, DocumentInfo, FileReport, Hit, KnowledgeInfo
+from mofang.knowledge.within import Filter
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Source, Timings, Usage
 
 Step = Delta | Exception | asyncio.Event | float
@@ -242,11 +243,11 @@ class FakeLibrary:
     notices: list[str] = field(default_factory=list)
     slow_s: float = 0.0
 
-    def create(self, name: str, *, title: str = "", embedding_model: str) -> KnowledgeInfo:
+    def create(self, name: str, *, title: str = "", embedding_model: str, store: str = "builtin") -> KnowledgeInfo:
         if name in self.bases:
             raise Conflict("core.unexpected", why="exists", log="-")
         self.bases[name] = {}
-        self.infos[name] = KnowledgeInfo(name, title, embedding_model, 8, 0, 0, 0, "2026-11-24T00:00:00Z")
+        self.infos[name] = KnowledgeInfo(name, title, embedding_model, 8, 0, 0, 0, "2026-11-24T00:00:00Z", store)
         return self.infos[name]
 
     def _base(self, name: str) -> dict[str, tuple[DocumentInfo, str]]:
@@ -315,12 +316,25 @@ class FakeLibrary:
             for document_id, (info, text) in self._base(name).items()
         ][:n]
 
-    async def search(self, names: Sequence[str], query: str, *, k: int | None = 8) -> Sequence[Hit]:
+    def close(self) -> None: ...
+
+    async def rebuild(self, name: str, *, progress: Callable[[Progress], None]) -> int:
+        return len(self._base(name))
+
+    async def search(
+        self,
+        names: Sequence[str],
+        query: str,
+        *,
+        k: int | None = 8,
+        within: Filter | None = None,
+        notices: Any = None,
+    ) -> Sequence[Hit]:
         hits = []
         for name in names:
             for document_id, (info, text) in self._base(name).items():
                 shared = len(set(query) & set(text))
-                if shared:
+                if shared and (within is None or not within.types or info.title.endswith(within.types)):
                     hits.append(
                         Hit(name, document_id, info.title, text, 0, len(text), None, (), float(shared), 1, None, None)
                     )

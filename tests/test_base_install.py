@@ -19,6 +19,9 @@ HEAVY = (
     "chromadb",
     "mcp",
     "cv2",
+    "psycopg",
+    "opensearchpy",
+    "usearch",
 )
 HEAVY_WORKERS = (
     "mofang.train.",
@@ -29,13 +32,15 @@ HEAVY_WORKERS = (
     "mofang.engine.onnx.graph",
 )
 """Workers of trainings and exports, and of engines with libraries of their own: only child processes import them."""
+NEED_EXTRA = ("mofang.integrations.langchain", "mofang.knowledge.stores.langchain")
+"""Files whose classes are those of another's framework: imported by whoever uses that."""
 LAZY = ("streamlit", "fastapi", "uvicorn", "xllamacpp", "numpy", "rich")
 """Not needed to print `mofang --help`."""
 
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages([str(Path(mofang.__file__).parent)], prefix="mofang.")
-    if not info.name.startswith(HEAVY_WORKERS)
+    if not info.name.startswith((*HEAVY_WORKERS, *NEED_EXTRA))
     and not info.name.endswith("__main__")
     and ".ui.pages." not in info.name
     and info.name != "mofang.ui.app"

@@ -67,6 +67,12 @@ ONLY_IN = {
     "rapidocr": "knowledge/loaders/ocr",
     "pypdfium2": "knowledge/loaders/pdf",
     "watchfiles": "cli/watch",
+    "usearch": "knowledge/index/",
+    "chromadb": "knowledge/stores/chroma",
+    "psycopg": "knowledge/stores/pgvector",
+    "opensearchpy": "knowledge/stores/opensearch",
+    "langchain_core": "integrations/langchain knowledge/stores/langchain",
+    "langchain_openai": "integrations/langchain",
     "torch": "train/ export/ engine/transformers",
     "mcp": "integrations/mcp.py",
 }

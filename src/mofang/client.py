@@ -325,9 +325,25 @@ class Client:
     def unshare_knowledge(self, name: str, key_id: str) -> None:
         self.request("DELETE", f"/v1/knowledge/{quoted(name)}/readers/{quoted(key_id)}")
 
-    def search(self, knowledge: Sequence[str], query: str, k: int | None = 8) -> list[dict[str, Any]]:
-        body = {"knowledge": list(knowledge), "query": query, "k": k}
-        return self.request("POST", "/v1/knowledge/search", body)["data"]  # type: ignore[no-any-return]
+    def rebuild_knowledge(self, name: str) -> dict[str, Any]:
+        """Fill its index anew; returns the job."""
+        return self.request("POST", f"/v1/knowledge/{quoted(name)}/rebuild")  # type: ignore[no-any-return]
+
+    def search(
+        self,
+        knowledge: Sequence[str],
+        query: str,
+        k: int | None = 8,
+        *,
+        notices: list[str] | None = None,
+        **fields: Any,
+    ) -> list[dict[str, Any]]:
+        """Hits, best first. `notices` gets what a person should know of how the search was done."""
+        body = {"knowledge": list(knowledge), "query": query, "k": k, **fields}
+        found = self.request("POST", "/v1/knowledge/search", body)
+        if notices is not None:
+            notices.extend(found.get("notices") or [])
+        return found["data"]  # type: ignore[no-any-return]
 
 
 def _check(answer: httpx.Response) -> None:

@@ -81,6 +81,16 @@ class Settings(BaseSettings):
     """Seconds that a model may take to load."""
     max_tokens: int = Field(default=2048, ge=1)
     """Length of an answer, in tokens, when the request names none: no endless generation by default."""
+    chroma_url: SecretStr | None = None
+    """Chroma's server, such as http://127.0.0.1:8000, for bases with the store "chroma"; None: embedded in the base."""
+    chroma_token: SecretStr | None = None
+    """Sent to it as "Authorization: Bearer …"."""
+    pgvector_dsn: SecretStr | None = None
+    """PostgreSQL with pgvector, for bases with the store "pgvector": postgresql://user:password@host/database."""
+    opensearch_url: SecretStr | None = None
+    """OpenSearch, for bases with the store "opensearch": https://user:password@host:9200."""
+    langchain_store: str = ""
+    """For bases with the store "langchain": module:function that makes a LangChain VectorStore."""
     upload_limit_mb: int = Field(default=200, ge=1)
     """Largest document that is taken in, in MB."""
     body_limit_mb: int = Field(default=32, ge=1)

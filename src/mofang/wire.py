@@ -535,6 +535,19 @@ class KnowledgeRequest(Request):
     name: Name
     title: str | None = Field(default=None, max_length=200)
     embedding_model: str = "auto"
+    store: str = "builtin"
+    """What it is searched in: builtin, chroma, pgvector, opensearch, langchain."""
+
+
+class SearchFilter(Request):
+    """Which documents may answer. Every condition that is given must hold; within one, any of its values will do."""
+
+    documents: list[str] = Field(default_factory=list, max_length=10_000)
+    """Ids."""
+    names: list[str] = Field(default_factory=list, max_length=1_000)
+    """A folder ("手册/"), a whole name, or a pattern with * and ?, in which * also crosses "/"."""
+    types: list[str] = Field(default_factory=list, max_length=100)
+    """File suffixes, such as "pdf"."""
 
 
 class AskRequest(Request):
@@ -554,6 +567,7 @@ class SearchRequest(Request):
     knowledge: list[str] = Field(min_length=1)
     k: int | None = Field(default=8, ge=1, le=100)
     """None: every candidate of both legs, each with its rank in either, for who compares them."""
+    filter: SearchFilter | None = None
 
 
 class AutoChunking(Request):

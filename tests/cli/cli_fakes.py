@@ -39,6 +39,8 @@ class FakeClient:
             engine, {**engine, **idle, "model": "千问-小"}, {**engine, **idle, "model": "e5", "pinned": True},
         ]  # fmt: skip
         self.bodies: list[dict[str, Any]] = []
+        self.searched: dict[str, Any] = {}
+        self.search_notices: list[str] = []
         self.conversations_: dict[str, dict[str, Any]] = {}
         self.bases: dict[str, dict[str, bytes]] = {}
         self.uploads: list[list[str]] = []
@@ -255,7 +257,17 @@ class FakeClient:
         names = {document["id"]: document["name"] for document in self.documents(name)}
         del self.bases[name][names[document_id]]
 
-    def search(self, knowledge: Sequence[str], query: str, k: int = 8) -> list[dict[str, Any]]:
+    def rebuild_knowledge(self, name: str) -> dict[str, Any]:
+        job = self._id("job")
+        self.events[job] = [{"type": "done", "result": {"n_chunks": 1200 * len(self.bases[name])}}]
+        return {"id": job}
+
+    def search(
+        self, knowledge: Sequence[str], query: str, k: int = 8, *, notices: list[str] | None = None, **fields: Any
+    ) -> list[dict[str, Any]]:
+        self.searched = fields
+        if notices is not None:
+            notices += self.search_notices
         return [
             {"knowledge": knowledge[0], "document_id": "d1", "title": "手册/重置密码.md", "text": "先打开设置，再选重置密码。" * 30,
              "start": 0, "end": 13, "page": 2, "headings": ["帐户"], "score": 0.0325, "bm25_rank": 1, "dense_rank": 2,

@@ -142,6 +142,23 @@ def test_search_json_is_a_list_of_hits_that_name_their_document(run: Run, client
     assert "1. 手册/重置密码.md · 第 2 页 · 帐户" in shown and "字词第 1 · 语义第 2" in shown
 
 
+def test_a_search_can_be_limited_and_says_how_it_was_done(run: Run, client: FakeClient) -> None:
+    client.search_notices = ["索引库 chroma 这次没有用上"]
+    result = run("kb", "search", "手册", "重置", "--in", "手册/", "--in", "*.md", "--type", "pdf")
+    assert client.searched == {"filter": {"names": ["手册/", "*.md"], "types": ["pdf"]}}
+    assert "索引库 chroma 这次没有用上" in result.stderr
+    run("kb", "search", "手册", "重置")
+    assert client.searched == {}
+
+
+def test_create_names_the_store_and_rebuild_fills_it(run: Run, client: FakeClient, folder: Path) -> None:
+    made = json.loads(run("kb", "create", "手册", "--store", "pgvector", "--json").stdout)
+    assert made["store"] == "pgvector"
+    run("kb", "add", "手册", "手册")
+    assert "已重建知识库 手册 的索引：3,600 段" in run("kb", "rebuild", "手册").stdout
+    assert json.loads(run("kb", "rebuild", "手册", "--json").stdout) == {"knowledge": "手册", "n_chunks": 3600}
+
+
 def test_ask_prints_the_answer_then_its_sources_with_the_cited_one_marked(run: Run, client: FakeClient) -> None:
     client.answer = "先打开**设置** [2]。"
     result = run("kb", "ask", "手册", "怎么安装？", "--model", "echo")

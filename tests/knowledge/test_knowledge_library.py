@@ -97,3 +97,31 @@ def test_a_removed_base_does_not_come_back_empty(bench: Bench) -> None:
     with pytest.raises(NotFound), store.write():
         pass
     assert not store.path.exists()
+
+
+async def test_a_base_of_the_first_version_is_brought_up_to_date(bench: Bench) -> None:
+    """Its words lay in FTS5's own tables; they are taken along, and nothing is embedded again."""
+    text, vector = "年假五天，提前两周申请。", (await bench.embedder.embed(["年假五天，提前两周申请。"], "passage"))[0]
+    folder = bench.library.folder / "旧"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "ab").write_text(text)
+    connection = sqlite3.connect(folder / FILE)
+    connection.executescript(schema.MIGRATIONS[0])
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute("INSERT INTO base VALUES ('旧', '', 'hash', ?, '2026-01-01T00:00:00+00:00', 5)", (len(vector),))
+    connection.execute("INSERT INTO documents VALUES ('d1', '假.txt', NULL)")
+    connection.execute("INSERT INTO versions VALUES (1, 'd1', 'ab', 9, '', ?, ?, NULL, '[]', '')", (text, len(text)))
+    connection.execute("UPDATE documents SET version_id = 1")
+    connection.execute("INSERT INTO blocks VALUES (1, 0, 'paragraph', 0, ?, '[]', NULL, NULL)", (len(text),))
+    connection.execute("INSERT INTO chunks VALUES (7, 1, 0, ?, '[]', x'01')", (len(text),))
+    connection.execute("INSERT INTO vectors VALUES (x'01', ?)", (vector.tobytes(),))
+    connection.execute("INSERT INTO words (rowid, title, body) VALUES (7, '假', '年假 五天 提前 两周 申请')")
+    connection.commit()
+    connection.close()
+    embedded = len(bench.embedder.passages)
+    (hit,) = await bench.library.search(["旧"], "年假")
+    assert (hit.text, hit.bm25_rank, hit.dense_rank) == (text, 1, 1)
+    assert len(bench.embedder.passages) == embedded
+    assert bench.library.info("旧").store == "builtin"
+    bench.library.remove_document("旧", "d1")
+    assert await bench.library.search(["旧"], "年假") == []

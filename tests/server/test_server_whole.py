@@ -108,6 +108,32 @@ def test_documents_from_upload_to_citation(whole: Gateway) -> None:
     assert original.content == PAGE.encode() and bad.status_code == 400 and unknown.status_code == 404
 
 
+def test_a_base_in_another_store_limits_rebuilds_and_says_when_it_is_away(whole: Gateway) -> None:
+    with whole.client() as client:
+        with pytest.raises(ApiError) as unknown:
+            client.create_knowledge("远", store="chrome")
+        assert (unknown.value.status, unknown.value.code) == (404, "unknown_name")
+        assert "chroma" in unknown.value.message() + unknown.value.hint()
+        # Nothing is set up for it here: documents are safe, and a search says what it did instead.
+        assert client.create_knowledge("远", store="opensearch")["store"] == "opensearch"
+        job = client.add_documents("远", [("文档/手册.md", PAGE.encode()), ("别的.txt", "卸载是另一回事。".encode())])
+        assert list(client.follow_job(job["id"]))[-1]["type"] == "done"
+        notices: list[str] = []
+        hits = client.search(["远"], "怎样卸载", filter={"names": ["文档/"], "types": ["md"]}, notices=notices)
+        assert {hit["title"] for hit in hits} == {"文档/手册.md"} and hits[0]["dense_rank"] is not None
+        assert len(notices) == 1 and "opensearch" in notices[0]
+        last = list(client.follow_job(client.rebuild_knowledge("远")["id"]))[-1]
+        assert last["type"] == "error" and last["error"]["code"] == "bad_store_url"
+        client.create_knowledge("近")
+        list(client.follow_job(client.add_documents("近", [("手册.md", PAGE.encode())])["id"]))
+        last = list(client.follow_job(client.rebuild_knowledge("近")["id"]))[-1]
+        assert last["type"] == "done"
+        assert last["result"]["n_chunks"] == next(one["n_chunks"] for one in client.knowledge() if one["name"] == "近")
+        with pytest.raises(ApiError) as missing:
+            client.rebuild_knowledge("没有")
+        assert missing.value.status == 404
+
+
 def test_a_crash_in_the_middle_and_the_next_request(home: Path) -> None:
     install_model(home, "echo", echo={"crash_after": 3})
     with serving(LocalBackend(Settings(home=home, port=0))) as gateway:

@@ -25,13 +25,14 @@ Base = Annotated[str, typer.Argument(help=say("cli.argument_kb"), metavar="NAME"
 def create(
     name: Base,
     title: Annotated[str, typer.Option(help=say("cli.option_title"), metavar="TEXT")] = "",
+    store: Annotated[str, typer.Option(help=say("cli.option_store"), metavar="NAME")] = "builtin",
     as_json: Json = False,
 ) -> None:
     from mofang import api
     from mofang.cli import render
 
     with api.gateway() as client:
-        base = client.create_knowledge(name, **({"title": title} if title else {}))
+        base = client.create_knowledge(name, store=store, **({"title": title} if title else {}))
     if as_json:
         render.show_json(base)
     else:
@@ -290,13 +291,19 @@ def search(
     name: Base,
     query: Annotated[str, typer.Argument(help=say("cli.argument_query"), metavar="QUERY")],
     k: Annotated[int, typer.Option("-k", min=1, max=100, metavar="K", help=say("cli.option_k"))] = 8,
+    names: Annotated[list[str], typer.Option("--in", metavar="NAME", help=say("cli.option_in"))] = [],  # noqa: B006
+    types: Annotated[list[str], typer.Option("--type", metavar="SUFFIX", help=say("cli.option_type"))] = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     from mofang import api
     from mofang.cli import answers, render
 
+    limits = {"filter": {"names": names, "types": types}} if names or types else {}
+    notices: list[str] = []
     with api.gateway() as client, render.working(say("cli.searching")):
-        hits = client.search([name], query, k)
+        hits = client.search([name], query, k, notices=notices, **limits)
+    for notice in notices:
+        render.note(notice)
     if as_json:
         render.show_json(hits)
         return
@@ -353,6 +360,22 @@ def ask(
         answers.show_sources(answer)
     if answer.status == "stopped":
         raise typer.Exit(130)
+
+
+# ---- rebuild ----
+
+
+@app.command("rebuild", help=say("cli.kb_rebuild"))
+def rebuild(name: Base, as_json: Json = False) -> None:
+    from mofang import api
+    from mofang.cli import jobs, render
+
+    with api.gateway() as client:
+        done = jobs.finish(client, client.rebuild_knowledge(name), title=name)
+    if as_json:
+        render.show_json({"knowledge": name, **done})
+    else:
+        render.show(say("cli.kb_rebuilt", name=name, n=f"{done['n_chunks']:,}"))
 
 
 # ---- remove ----

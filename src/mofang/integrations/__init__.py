@@ -1,1 +1,1 @@
-"""Mofang's knowledge bases under the interfaces of others. One file each, its library imported only when it is used."""
+"""Mofang under the interfaces and in the frameworks of others. One file each, its library imported only when used."""

@@ -1,6 +1,6 @@
 """Answers from one's own documents: load → split → embed → store → retrieve → ground an answer.
 
-The tables below name what this room can be extended with. See docs/adding-loader.md and docs/adding-splitter.md.
+The tables below name what this room can be extended with. See docs/adding-loader.md, adding-splitter.md, adding-store.md.
 """
 
 from mofang.registry import Entry, Registry
@@ -44,5 +44,28 @@ SPLITTERS = Registry(
     "splitter",
     {
         "sentence": Entry("mofang.knowledge.split.sentence:split", "cuts at sentence ends, never across headings"),
+    },
+)
+
+STORES = Registry(
+    "store",
+    {
+        # A base names one when it is created; connections are settings.
+        "builtin": Entry("mofang.knowledge.stores.builtin:open_store", "in memory and mapped files, HNSW when large"),
+        "chroma": Entry(
+            "mofang.knowledge.stores.chroma:open_store", "Chroma, embedded or its server", "chroma", "chromadb"
+        ),
+        "pgvector": Entry(
+            "mofang.knowledge.stores.pgvector:open_store", "PostgreSQL with pgvector", "pgvector", "psycopg"
+        ),
+        "opensearch": Entry(
+            "mofang.knowledge.stores.opensearch:open_store",
+            "OpenSearch: k-NN and BM25 over our words",
+            "opensearch",
+            "opensearchpy",
+        ),
+        "langchain": Entry(
+            "mofang.knowledge.stores.langchain:open_store", "any LangChain VectorStore", "langchain", "langchain_core"
+        ),
     },
 )

@@ -129,3 +129,5 @@ class KnowledgeInfo:
     n_chunks: int
     size_bytes: int
     created_at: str
+    store: str = "builtin"
+    """What its legs search in: a name of STORES."""

@@ -6,6 +6,7 @@ Methods that are not async block; whoever serves many calls them from a worker t
 import asyncio
 import builtins
 import difflib
+import logging
 import random
 import re
 import shutil
@@ -19,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from mofang.engine.base import ChatEngine, Embedder, Engine
-from mofang.errors import Invalid, NotFound
-from mofang.knowledge import answer, retrieve
+from mofang.errors import Invalid, MofangError, NotFound
+from mofang.knowledge import STORES, answer, retrieve
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.ingest import Ingest
-from mofang.knowledge.retrieve import VectorCache
+from mofang.knowledge.legs import Legs, Report
 from mofang.knowledge.rewrite import query_of
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import FILE, Store, Vector, check_embedder
+from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress
+from mofang.settings import Settings
 from mofang.strings import say
 
 CONTEXT_CHARACTERS = 120
@@ -38,6 +41,8 @@ _NAME = re.compile(r"\w[\w.\-]{0,127}")
 _MAX_NAME_BYTES = 200
 """Of a folder name; the file system's own limit is 255."""
 
+_log = logging.getLogger(__name__)
+
 OpenEmbedder = Callable[[str], AbstractAsyncContextManager[Engine]]
 
 
@@ -45,22 +50,36 @@ class Library:
     """`embedder(model name)` opens the embedder of that name for the length of a block."""
 
     def __init__(
-        self, folder: Path, embedder: OpenEmbedder, *, splitter: str = "sentence", limit_bytes: int | None = None
+        self,
+        folder: Path,
+        embedder: OpenEmbedder,
+        *,
+        splitter: str = "sentence",
+        limit_bytes: int | None = None,
+        settings: Settings | None = None,
     ) -> None:
+        """settings: how the stores of bases that name another than the built-in one are reached."""
         self.folder = folder
         self._embedder = embedder
         self._splitter = splitter
         self._limit_bytes = limit_bytes
-        self._cache = VectorCache()
+        self._legs = Legs(settings or Settings())
+
+    def close(self) -> None:
+        """Let go of connections to stores elsewhere."""
+        self._legs.close()
 
     # ---- bases ----
 
-    def create(self, name: str, *, title: str = "", embedding_model: str) -> KnowledgeInfo:
-        """A new, empty base. Its embedder is fixed. Raises Invalid for a bad name, Conflict when it exists."""
+    def create(self, name: str, *, title: str = "", embedding_model: str, store: str = "builtin") -> KnowledgeInfo:
+        """A new, empty base. Its embedder and its store are fixed.
+
+        Raises Invalid for a bad name, UnknownName or MissingExtra for the store, Conflict when the base exists."""
         if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
             raise Invalid("knowledge.bad_name", param="name", name=name)
+        STORES.get(store)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return Store.create(self.folder / name, title=title, embedding_model=embedding_model).info()
+        return Store.create(self.folder / name, title=title, embedding_model=embedding_model, store=store).info()
 
     def list(self) -> builtins.list[KnowledgeInfo]:
         """Every base, by name."""
@@ -84,9 +103,9 @@ class Library:
     def remove(self, name: str) -> None:
         """The base with all its documents: gone at once, also when deleting takes long or is interrupted."""
         store = self._store(name)
+        self._legs.remove(store)
         trash = self.folder / f".removed-{uuid.uuid4().hex}"
         store.folder.rename(trash)
-        self._cache.forget(store.path)
         shutil.rmtree(trash)
 
     # ---- documents ----
@@ -96,7 +115,9 @@ class Library:
 
     def remove_document(self, name: str, document_id: str, /) -> None:
         """It answers nothing any more once this returns. Raises NotFound."""
-        self._store(name).remove(document_id)
+        store = self._store(name)
+        store.remove(document_id)
+        self._settle(store, lambda _: None, files=False)
 
     def file(self, name: str, document_id: str, /) -> Path:
         """The document as it was added."""
@@ -132,7 +153,14 @@ class Library:
             splitter=self._splitter,
             limit_bytes=self._limit_bytes,
         )
-        return await ingest.run(files)
+        report = await ingest.run(files)
+        if any(file.status in ("added", "replaced") for file in report.files):
+            await asyncio.to_thread(self._settle, store, progress)
+        return report
+
+    async def rebuild(self, name: str, *, progress: Callable[[Progress], None]) -> int:
+        """Fill the base's index store anew from SQLite; returns the number of chunks. Raises what the store raises."""
+        return await asyncio.to_thread(self._legs.rebuild, self._store(name), _steps(progress))
 
     def passages(self, name: str, *, n: int, seed: int = 0) -> builtins.list[Hit]:
         """n passages drawn by `seed` from all of the base, in the order of the draw: the same ones for the same base
@@ -145,10 +173,19 @@ class Library:
 
     # ---- search and answers ----
 
-    async def search(self, names: Sequence[str], query: str, *, k: int | None = 8) -> builtins.list[Hit]:
+    async def search(
+        self,
+        names: Sequence[str],
+        query: str,
+        *,
+        k: int | None = 8,
+        within: Filter | None = None,
+        notices: builtins.list[str] | None = None,
+    ) -> builtins.list[Hit]:
         """The k passages nearest to `query` in all of the bases, best first; None: every candidate of both legs.
 
         Raises Invalid for an empty query.
+        within: the documents that may answer. notices: gets what a person should know of how the search was done.
         """
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
@@ -158,7 +195,9 @@ class Library:
             model, dimensions = await asyncio.to_thread(store.embedder)
             if dimensions is not None and model not in vectors:
                 vectors[model] = await self._embed_query(store, model, dimensions, query)
-        return await asyncio.to_thread(retrieve.search, stores, query, vectors, k=k, cache=self._cache)
+        return await asyncio.to_thread(
+            retrieve.search, stores, query, vectors, k=k, legs=self._legs, within=within, notices=notices
+        )
 
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
@@ -166,15 +205,24 @@ class Library:
         """The conversation with numbered sources for its last question, within `max_prompt_tokens`."""
         asked = await query_of(messages, engine)
         query = asked.text
-        hits = await self.search(names, query, k=CANDIDATES) if query else []
+        notices: builtins.list[str] = []
+        hits = await self.search(names, query, k=CANDIDATES, notices=notices) if query else []
         grounding = await answer.compose(
             messages, hits, query=query, names=names, engine=engine, max_prompt_tokens=max_prompt_tokens
         )
         if asked.how != "asked":
             grounding.notices.insert(0, say(f"knowledge.query_{asked.how}", query=query))
+        grounding.notices.extend(notices)
         return grounding
 
     # ---- inside ----
+
+    def _settle(self, store: Store, progress: Callable[[Progress], None], *, files: bool = True) -> None:
+        """The documents are safe by now: a store that does not answer is a warning here and a notice in each search."""
+        try:
+            self._legs.settle(store, _steps(progress), files=files)
+        except MofangError as error:
+            _log.warning("the index of %s was not brought up to date: %s", store.folder.name, error.message())
 
     async def _embed_query(self, store: Store, model: str, dimensions: int, query: str) -> Vector:
         """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""
@@ -201,3 +249,7 @@ def not_found(name: str, known: Sequence[str]) -> NotFound:
     return NotFound(
         "knowledge.knowledge_not_found", name=name, known=", ".join(known) or "-", near=near[0] if near else "-"
     )
+
+
+def _steps(progress: Callable[[Progress], None]) -> Report:
+    return lambda done, total: progress(Progress("index", done, total, "passages", 0.0, ""))

@@ -4,108 +4,92 @@ A leg without evidence must not vote. A passage's keyword vote is weighted by ho
 the share of the query's information, by inverse document frequency): a query in English finds stray Latin words in
 Chinese text, and those words say little. Chosen on a retrieval set of Chinese help pages; see docs/log.md.
 
-Both legs and the texts are read in one transaction, and the vectors in memory are keyed by the commit that they were
-read from, so a passage that is gone cannot come back.
+The legs find ids (knowledge/legs.py); whether a passage is there, its words, its exact cosine and its text are read
+from SQLite, all in one transaction, so that a passage that is gone cannot come back from any index.
 """
 
 import json
-import math
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mofang.knowledge.base import Hit
+from mofang.knowledge.index.postings import K1, B
+from mofang.knowledge.legs import Legs
 from mofang.knowledge.passage import short_lead
-from mofang.knowledge.store import Store, block_at, span
+from mofang.knowledge.store import Store, Vector, block_at, span
+from mofang.knowledge.stores.builtin import idf
+from mofang.knowledge.within import Filter
 from mofang.text.words import query_words
 
 RRF_K = 60
 """Of Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion" (SIGIR 2009)."""
-MIN_CANDIDATES = 100
-"""Candidates a leg, however few results are wanted: the head of the list must not depend on k."""
+CANDIDATES = 100
+"""Of each leg, however few results are wanted: the head of the list must not depend on k."""
 FULL_COVERAGE = 0.6
 """A passage with this share of the query's information votes with full weight; below, with its third power."""
 MAX_QUERY_WORDS = 64
 
-_BM25_K1, _BM25_B = 1.2, 0.75
-
-Vector = NDArray[np.float32]
 Key = tuple[int, int]
 """A passage among several bases: the base's place in the list, the chunk's id."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Vectors:
-    version: int
-    ids: NDArray[np.int64]
-    matrix: Vector
+class _Base:
+    """One base of a search, in its transaction."""
 
+    place: int
+    store: Store
+    connection: sqlite3.Connection
+    documents: frozenset[str] | None
 
-class VectorCache:
-    """The vectors of the bases searched last, in memory; exact search needs no index file that could be wrong."""
-
-    def __init__(self, max_bytes: int = 2_000_000_000) -> None:
-        self.max_bytes = max_bytes
-        self._held: dict[Path, _Vectors] = {}
-        self._lock = threading.Lock()
-
-    def get(self, path: Path, connection: sqlite3.Connection) -> _Vectors:
-        """The vectors as of the transaction that `connection` is in."""
-        version = connection.execute("SELECT version FROM base").fetchone()[0]
-        with self._lock:
-            held = self._held.pop(path, None)
-            if held is None or held.version != version:
-                held = _load(connection, version)
-            self._held[path] = held  # at the end: used last
-            while len(self._held) > 1 and sum(one.matrix.nbytes for one in self._held.values()) > self.max_bytes:
-                self._held.pop(next(iter(self._held)))
-            return held
-
-    def forget(self, path: Path) -> None:
-        with self._lock:
-            self._held.pop(path, None)
-
-
-def _load(connection: sqlite3.Connection, version: int) -> _Vectors:
-    query = "SELECT c.id, v.vector FROM chunks c JOIN vectors v ON v.digest = c.digest ORDER BY c.id"
-    rows = connection.execute(query).fetchall()
-    ids = np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
-    matrix = np.frombuffer(b"".join(row[1] for row in rows), dtype="<f4").reshape(len(rows), -1 if rows else 0)
-    return _Vectors(version, ids, matrix.astype(np.float32, copy=False))
+    def model(self) -> str:
+        name: str = self.connection.execute("SELECT embedding_model FROM base").fetchone()[0]
+        return name
 
 
 @dataclass
-class _Legs:
+class _Found:
     """What each leg found: passages best first, and for keywords the share of the query that each one holds."""
 
     keyword: list[Key] = field(default_factory=list)
     coverage: dict[Key, float] = field(default_factory=dict)
     dense: list[Key] = field(default_factory=list)
+    cosines: dict[Key, float] = field(default_factory=dict)
 
 
 def search(
-    stores: Sequence[Store], query: str, vectors: Mapping[str, Vector], *, k: int | None, cache: VectorCache
+    stores: Sequence[Store],
+    query: str,
+    vectors: Mapping[str, Vector],
+    *,
+    k: int | None,
+    legs: Legs,
+    within: Filter | None = None,
+    notices: list[str] | None = None,
 ) -> list[Hit]:
     """The k best passages of all bases, best first; None: all that either leg found, for who compares the legs.
 
-    `vectors`: the query's vector by embedding model; a base whose model is not among them is searched by keywords only.
+    vectors: the query's vector by embedding model; a base whose model is not among them is searched by keywords only.
+    within: limits each leg. notices: gets what a person should know, such as that a store did not answer.
     """
-    depth = max(MIN_CANDIDATES, 4 * (k or 0))
+    depth, notices = max(CANDIDATES, k or 0), [] if notices is None else notices
     with ExitStack() as views:
         connections = [views.enter_context(store.read()) for store in stores]
-        legs = _Legs()
-        _search_keywords(legs, connections, query_words(query)[:MAX_QUERY_WORDS], depth)
-        cosines = _search_vectors(legs, stores, connections, vectors, cache, depth)
-        best = fuse(legs.keyword, legs.coverage, legs.dense)[:k]
-        keyword_rank = {key: rank for rank, key in enumerate(legs.keyword, start=1)}
-        dense_rank = {key: rank for rank, key in enumerate(legs.dense, start=1)}
+        documents = [within.resolve(connection) if within else None for connection in connections]
+        bases = [
+            _Base(i, *each) for i, each in enumerate(zip(stores, connections, documents, strict=True))
+            if each[2] is None or each[2]
+        ]  # fmt: skip
+        found = _Found()
+        _search_keywords(found, bases, query_words(query)[:MAX_QUERY_WORDS], depth, legs, notices)
+        _search_vectors(found, bases, vectors, depth, legs, notices)
+        best = fuse(found.keyword, found.coverage, found.dense)[:k]
+        _add_cosines(found, bases, vectors, [key for key, _ in best], legs)
+        keyword_rank = {key: rank for rank, key in enumerate(found.keyword, start=1)}
+        dense_rank = {key: rank for rank, key in enumerate(found.dense, start=1)}
         return [
             _hit(
                 stores[key[0]],
@@ -114,7 +98,7 @@ def search(
                 score,
                 keyword_rank.get(key),
                 dense_rank.get(key),
-                cosines(key),
+                found.cosines.get(key),
             )
             for key, score in best
         ]
@@ -134,35 +118,34 @@ def fuse(keyword: Sequence[Key], coverage: Mapping[Key, float], dense: Sequence[
 # ---- keywords ----
 
 
-def _search_keywords(legs: _Legs, connections: Sequence[sqlite3.Connection], words: Sequence[str], depth: int) -> None:
+def _search_keywords(
+    found: _Found, bases: Sequence[_Base], words: Sequence[str], depth: int, legs: Legs, notices: list[str]
+) -> None:
     if not words:
         return
-    match = " OR ".join(f'"{word}"' for word in words)
     held: dict[Key, Counter[str]] = {}
-    for i, connection in enumerate(connections):
-        rows = connection.execute(
-            "SELECT rowid, title || ' ' || body FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?", (match, depth)
-        )
-        held.update({(i, row[0]): Counter(row[1].split(" ")) for row in rows})
-    weights = _weights(connections, words)
+    n, frequencies = 0, dict.fromkeys(words, 0)
+    for base in bases:
+        leg = legs.keywords(base.store, base.connection, words, depth, base.documents, notices)
+        texts = _words(base.connection, leg.ids)  # what is not there any more has none
+        held.update({(base.place, one): Counter(texts[one].split(" ")) for one in leg.ids if one in texts})
+        n += leg.n
+        for word, number in leg.frequencies.items():
+            frequencies[word] += number
+    # Of the query's information; a word that occurs nowhere weighs most.
+    weights = {word: idf(n, number) for word, number in frequencies.items()}
     total = sum(weights.values())
-    legs.coverage = {key: sum(weights[word] for word in words if word in found) / total for key, found in held.items()}
-    legs.keyword = list(held)
-    if len(connections) > 1:
+    found.coverage = {key: sum(weights[word] for word in words if word in has) / total for key, has in held.items()}
+    found.keyword = list(held)
+    if len(bases) > 1:
         # Each base ranked by its own statistics; among bases only shared ones compare.
         scores = _bm25(held, weights)
-        legs.keyword = sorted(held, key=lambda key: -scores[key])[:depth]
+        found.keyword = sorted(held, key=lambda key: -scores[key])[:depth]
 
 
-def _weights(connections: Sequence[sqlite3.Connection], words: Sequence[str]) -> dict[str, float]:
-    """Inverse document frequency of each word over all bases; a word that occurs nowhere weighs most."""
-    n = sum(connection.execute("SELECT count(*) FROM chunks").fetchone()[0] for connection in connections)
-    weights = {}
-    for word in words:
-        rows = (c.execute("SELECT doc FROM vocabulary WHERE term = ?", (word,)).fetchone() for c in connections)
-        found = sum(row[0] for row in rows if row is not None)
-        weights[word] = math.log(1 + (n - found + 0.5) / (found + 0.5))
-    return weights
+def _words(connection: sqlite3.Connection, ids: Sequence[int]) -> dict[int, str]:
+    query = "SELECT chunk_id, words FROM words WHERE chunk_id IN (SELECT value FROM json_each(?))"
+    return {row[0]: row[1] for row in connection.execute(query, (json.dumps(ids),))}
 
 
 def _bm25(held: Mapping[Key, Counter[str]], weights: Mapping[str, float]) -> dict[Key, float]:
@@ -170,11 +153,9 @@ def _bm25(held: Mapping[Key, Counter[str]], weights: Mapping[str, float]) -> dic
     mean = sum(lengths.values()) / max(1, len(lengths))
     scores = {}
     for key, found in held.items():
-        damp = _BM25_K1 * (1 - _BM25_B + _BM25_B * lengths[key] / mean)
+        damp = K1 * (1 - B + B * lengths[key] / mean)
         scores[key] = sum(
-            weight * found[word] * (_BM25_K1 + 1) / (found[word] + damp)
-            for word, weight in weights.items()
-            if word in found
+            weight * found[word] * (K1 + 1) / (found[word] + damp) for word, weight in weights.items() if word in found
         )
     return scores
 
@@ -182,45 +163,36 @@ def _bm25(held: Mapping[Key, Counter[str]], weights: Mapping[str, float]) -> dic
 # ---- vectors ----
 
 
-class _Cosines:
-    """The cosine of any passage with the query, looked up by its key."""
-
-    def __init__(self) -> None:
-        self._by_base: dict[int, tuple[NDArray[np.int64], Vector]] = {}
-
-    def put(self, base: int, ids: NDArray[np.int64], cosines: Vector) -> None:
-        self._by_base[base] = (ids, cosines)
-
-    def __call__(self, key: Key) -> float | None:
-        if key[0] not in self._by_base:
-            return None
-        ids, cosines = self._by_base[key[0]]
-        place = int(np.searchsorted(ids, key[1]))
-        return float(cosines[place]) if place < len(ids) and ids[place] == key[1] else None
-
-
 def _search_vectors(
-    legs: _Legs,
-    stores: Sequence[Store],
-    connections: Sequence[sqlite3.Connection],
+    found: _Found,
+    bases: Sequence[_Base],
     vectors: Mapping[str, Vector],
-    cache: VectorCache,
     depth: int,
-) -> _Cosines:
-    cosines = _Cosines()
-    by_model: dict[str, list[tuple[float, Key]]] = {}
-    for i, (store, connection) in enumerate(zip(stores, connections, strict=True)):
-        model = connection.execute("SELECT embedding_model FROM base").fetchone()[0]
-        held = cache.get(store.path, connection)
-        if model not in vectors or not len(held.ids):
+    legs: Legs,
+    notices: list[str],
+) -> None:
+    by_model: dict[str, list[Key]] = {}
+    for base in bases:
+        model = base.model()
+        if model not in vectors:
             continue
-        values = held.matrix @ vectors[model]
-        cosines.put(i, held.ids, values)
-        top = np.argpartition(-values, min(depth, len(values)) - 1)[:depth]
-        by_model.setdefault(model, []).extend((float(values[j]), (i, int(held.ids[j]))) for j in top)
-    ranked = [[key for _, key in sorted(found, key=lambda item: -item[0])[:depth]] for found in by_model.values()]
-    legs.dense = _interleave(ranked)[:depth]
-    return cosines
+        ids = legs.dense(base.store, base.connection, vectors[model], depth, base.documents, notices)
+        _add_cosines(found, [base], vectors, [(base.place, one) for one in ids], legs)
+        by_model.setdefault(model, []).extend(key for one in ids if (key := (base.place, one)) in found.cosines)
+    ranked = [sorted(keys, key=lambda key: -found.cosines[key])[:depth] for keys in by_model.values()]
+    found.dense = _interleave(ranked)[:depth]
+
+
+def _add_cosines(
+    found: _Found, bases: Sequence[_Base], vectors: Mapping[str, Vector], keys: Sequence[Key], legs: Legs
+) -> None:
+    """The exact cosine of each of these passages that is there."""
+    for base in bases:
+        wanted = [one for place, one in keys if place == base.place and (place, one) not in found.cosines]
+        model = base.model() if wanted else ""
+        if model in vectors:
+            cosines = legs.cosines(base.store, base.connection, wanted, vectors[model])
+            found.cosines.update({(base.place, one): cosine for one, cosine in cosines.items()})
 
 
 def _interleave(lists: Sequence[Sequence[Key]]) -> list[Key]:

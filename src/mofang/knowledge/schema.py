@@ -1,9 +1,10 @@
 """The tables of one knowledge base, as numbered migrations. Number n brings a file of version n-1 to n; none is edited.
 
 documents keep their id over all their versions; a version is one reading of one file. Chunks refer to vectors by the
-digest of what was embedded, so equal passages share one vector. `words` is the keyword index: a row a chunk, cut by
-mofang.text.words, which is why its tokenizer only parts at spaces. `base.version` counts the commits: caches are keyed
-by it.
+digest of what was embedded, so equal passages share one vector. `words` holds each chunk's words, cut by
+mofang.text.words and parted by spaces: the keyword index is made from them. `base.version` counts the commits, and
+`commits` gives each a random token, so that a copy of the base knows whether it is one. `removed` says which chunks
+each commit took away (as far back as base.removed_from), so that a copy can follow.
 """
 
 import sqlite3
@@ -72,6 +73,23 @@ MIGRATIONS: tuple[str, ...] = (
         SELECT version_id, start, substr(v.text, start + 1, {TEXT_PART}) FROM parts JOIN versions v ON v.id = version_id;
     UPDATE versions SET text = '';
     """,  # noqa: S608
+    """
+    ALTER TABLE base ADD COLUMN uid TEXT NOT NULL DEFAULT '';
+    ALTER TABLE base ADD COLUMN store TEXT NOT NULL DEFAULT 'builtin';
+    ALTER TABLE base ADD COLUMN removed_from INTEGER NOT NULL DEFAULT 0;
+    UPDATE base SET uid = lower(hex(randomblob(8))), removed_from = version;
+    CREATE TABLE commits (version INTEGER PRIMARY KEY, token TEXT NOT NULL, last_chunk INTEGER NOT NULL);
+    INSERT INTO commits SELECT version, lower(hex(randomblob(8))), (SELECT ifnull(max(id), 0) FROM chunks) FROM base;
+    CREATE TABLE removed (version INTEGER NOT NULL, chunk_id INTEGER NOT NULL);
+    CREATE INDEX removed_by_version ON removed (version);
+    CREATE TABLE cut (
+        chunk_id INTEGER PRIMARY KEY REFERENCES chunks (id) ON DELETE CASCADE, words TEXT NOT NULL
+    );
+    INSERT INTO cut SELECT rowid, title || ' ' || body FROM words;
+    DROP TABLE vocabulary;
+    DROP TABLE words;
+    ALTER TABLE cut RENAME TO words;
+    """,
 )
 
 

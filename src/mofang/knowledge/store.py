@@ -12,14 +12,13 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mofang import messages, platform
 from mofang.errors import Busy, Conflict, Invalid, NoSpace, NotFound, Unreadable
@@ -29,13 +28,18 @@ from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, Par
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
 from mofang.knowledge.schema import TEXT_PART
+from mofang.knowledge.stores.base import Changes, Commit, Place, Row
+from mofang.knowledge.stores.base import Vector as Vector
 from mofang.text.words import words
 
 FILE = "base.sqlite"
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for another one."""
 
-Vector = NDArray[np.float32]
+ROWS = 5_000
+"""Chunks that are handed to an index store at a time."""
+MAX_REMOVED = 100_000
+"""Removed chunks that are remembered; copies that are further behind are made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Store:
         self.path = folder / FILE
 
     @classmethod
-    def create(cls, folder: Path, *, title: str, embedding_model: str) -> "Store":
+    def create(cls, folder: Path, *, title: str, embedding_model: str, store: str = "builtin") -> "Store":
         """A new, empty base named like its folder, which appears whole or not at all. Raises Conflict."""
         aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
         aside.mkdir(parents=True)
@@ -96,9 +100,10 @@ class Store:
                 connection.execute("PRAGMA journal_mode = WAL")
                 schema.migrate(connection, aside / FILE)
                 connection.execute(
-                    "INSERT INTO base (name, title, embedding_model, created_at) VALUES (?, ?, ?, ?)",
-                    (folder.name, title, embedding_model, _now()),
+                    "INSERT INTO base (name, title, embedding_model, created_at, uid, store) VALUES (?, ?, ?, ?, ?, ?)",
+                    (folder.name, title, embedding_model, _now(), secrets.token_hex(8), store),
                 )
+                connection.execute("INSERT INTO commits VALUES (0, ?, 0)", (secrets.token_hex(8),))
             # Renaming onto a folder that exists fails: the files in it make it non-empty.
             try:
                 aside.rename(folder)
@@ -123,6 +128,10 @@ class Store:
         with self._connection("BEGIN IMMEDIATE") as connection:
             yield connection
             connection.execute("UPDATE base SET version = version + 1")
+            connection.execute(
+                "INSERT INTO commits SELECT version, ?, (SELECT ifnull(max(id), 0) FROM chunks) FROM base",
+                (secrets.token_hex(8),),
+            )
 
     @contextmanager
     def _connection(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -179,10 +188,11 @@ class Store:
             name=self.folder.name,
             title=row["title"],
             embedding_model=row["embedding_model"],
+            store=row["store"],
             dimensions=row["dimensions"],
             n_documents=n_documents,
             n_chunks=n_chunks,
-            size_bytes=sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()),
+            size_bytes=_size(self.folder),
             created_at=row["created_at"],
         )
 
@@ -279,6 +289,9 @@ class Store:
     def sweep(self) -> None:
         """Remove what killed writers left: originals without a document, private copies of processes that are gone."""
         with self._connection("BEGIN IMMEDIATE") as connection:
+            if connection.execute("SELECT count(*) FROM removed").fetchone()[0] > MAX_REMOVED:
+                connection.execute("DELETE FROM removed")
+                connection.execute("UPDATE base SET removed_from = version")
             kept = {row[0] for row in connection.execute("SELECT sha256 FROM versions")}
             for file in (self.folder / "files").iterdir():
                 if file.name not in kept:
@@ -330,6 +343,53 @@ class Store:
         row = connection.execute("SELECT embedding_model, dimensions FROM base").fetchone()
         check_embedder(self.folder.name, row["embedding_model"], row["dimensions"], model, dimensions)
         connection.execute("UPDATE base SET embedding_model = ?, dimensions = ?", (model, dimensions))
+
+
+# ---- what index stores copy ----
+
+
+def place(store: Store, connection: sqlite3.Connection) -> Place:
+    """Where a store keeps its copy of this base."""
+    row = connection.execute("SELECT uid, dimensions FROM base").fetchone()
+    return Place(row["uid"], store.folder, row["dimensions"])
+
+
+def commit(connection: sqlite3.Connection) -> Commit:
+    """The state that this transaction sees."""
+    row = connection.execute("SELECT version, token FROM base JOIN commits USING (version)").fetchone()
+    return Commit(row["version"], row["token"])
+
+
+def is_commit(connection: sqlite3.Connection, one: Commit) -> bool:
+    """Whether this base was once in that state, seen from this transaction."""
+    row = connection.execute("SELECT token FROM commits WHERE version = ?", (one.version,)).fetchone()
+    return row is not None and row["token"] == one.token
+
+
+def changes(connection: sqlite3.Connection, held: Commit | None, *, vectors: bool = True) -> Changes:
+    """What leads from `held` to the state of this transaction. vectors: False leaves them empty."""
+    since = connection.execute("SELECT removed_from FROM base").fetchone()[0]
+    whole = held is None or held.version < since or not is_commit(connection, held)
+    removed: list[int] = []
+    first = 0
+    if held is not None and not whole:
+        query = "SELECT chunk_id FROM removed WHERE version > ?"
+        removed = [row[0] for row in connection.execute(query, (held.version,))]
+        row = connection.execute("SELECT last_chunk FROM commits WHERE version = ?", (held.version,)).fetchone()
+        first = row[0]
+    n = connection.execute("SELECT count(*) FROM chunks WHERE id > ?", (first,)).fetchone()[0]
+    return Changes(commit(connection), whole, removed, n, _rows(connection, first, vectors))
+
+
+def _rows(connection: sqlite3.Connection, after: int, vectors: bool) -> Iterator[list[Row]]:
+    query = """
+        SELECT c.id, v.document_id, w.words, {} FROM chunks c JOIN versions v ON v.id = c.version_id
+        JOIN words w ON w.chunk_id = c.id {} WHERE c.id > ? ORDER BY c.id
+    """
+    joined = ("x.vector", "JOIN vectors x ON x.digest = c.digest") if vectors else ("x''", "")
+    cursor = connection.execute(query.format(*joined), (after,))
+    while rows := cursor.fetchmany(ROWS):
+        yield [Row(row[0], row[1], row[2], np.frombuffer(row[3], "<f4")) for row in rows]
 
 
 def check_embedder(name: str, fixed_model: str, fixed_dimensions: int | None, model: str, dimensions: int) -> None:
@@ -439,14 +499,13 @@ def _json_of(place: messages.Place | None) -> str | None:
 class _ChunkRow:
     chunk: Chunk
     digest: bytes
-    title_words: str
-    body_words: str
+    words: str
 
 
 def _chunk_rows(new: NewVersion) -> list[_ChunkRow]:
-    title = " ".join(words(f"{new.document.title} {stem(new.name)}"))
+    title = words(f"{new.document.title} {stem(new.name)}")
     return [
-        _ChunkRow(chunk, digest(text), title, " ".join(words(text)))
+        _ChunkRow(chunk, digest(text), " ".join([*title, *words(text)]))
         for chunk, text in zip(new.chunks, new.passages(), strict=True)
     ]
 
@@ -470,16 +529,14 @@ def _insert_chunks(
         connection.execute(
             "INSERT OR IGNORE INTO vectors VALUES (?, ?)", (row.digest, vectors[row.digest].astype("<f4").tobytes())
         )
-        connection.execute(
-            "INSERT INTO words (rowid, title, body) VALUES (?, ?, ?)",
-            (cursor.lastrowid, row.title_words, row.body_words),
-        )
+        connection.execute("INSERT INTO words VALUES (?, ?)", (cursor.lastrowid, row.words))
 
 
 def _drop_version(connection: sqlite3.Connection, version_id: int) -> list[bytes]:
     """Remove a version with its blocks, chunks and words; returns the digests of its chunks."""
     rows = connection.execute("SELECT id, digest FROM chunks WHERE version_id = ?", (version_id,)).fetchall()
-    connection.executemany("DELETE FROM words WHERE rowid = ?", [(row["id"],) for row in rows])
+    version = connection.execute("SELECT version + 1 FROM base").fetchone()[0]
+    connection.executemany("INSERT INTO removed VALUES (?, ?)", [(version, row["id"]) for row in rows])
     connection.execute("UPDATE documents SET version_id = NULL WHERE version_id = ?", (version_id,))
     connection.execute("DELETE FROM versions WHERE id = ?", (version_id,))
     return [row["digest"] for row in rows]
@@ -506,6 +563,15 @@ def _document_info(row: sqlite3.Row) -> DocumentInfo:
         added_at=row["added_at"],
         notes=tuple(json.loads(row["notes"])),
     )
+
+
+def _size(folder: Path) -> int:
+    """Bytes; a file that goes away meanwhile has none."""
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def _now() -> str:

@@ -21,6 +21,7 @@ from mofang.engine.base import CALLER, ChatEngine
 from mofang.errors import Conflict, Forbidden
 from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
 from mofang.knowledge.library import not_found
+from mofang.knowledge.within import Filter
 from mofang.messages import Message
 from mofang.server.rooms import Grounding, Library, Report
 from mofang.server.store.database import Database
@@ -116,14 +117,14 @@ class Guarded:
 
     # ---- bases ----
 
-    def create(self, name: str, *, title: str = "", embedding_model: str) -> KnowledgeInfo:
+    def create(self, name: str, *, title: str = "", embedding_model: str, store: str = "builtin") -> KnowledgeInfo:
         """A new base of the asker's. Raises Conflict also for a name that is taken by a base it cannot see."""
         with self._making:
             if name in self._library.names():
                 raise Conflict("knowledge.knowledge_exists", name=name)
             self.access.take(name)
             try:
-                return self._library.create(name, title=title, embedding_model=embedding_model)
+                return self._library.create(name, title=title, embedding_model=embedding_model, store=store)
             except BaseException:
                 self.access.forget(name)
                 raise
@@ -171,12 +172,27 @@ class Guarded:
         self.check(name, write=True)
         return await self._library.add(name, files, progress=progress)
 
+    async def rebuild(self, name: str, *, progress: Report) -> int:
+        self.check(name, write=True)
+        return await self._library.rebuild(name, progress=progress)
+
+    def close(self) -> None:
+        self._library.close()
+
     # ---- search and answers ----
 
-    async def search(self, names: Sequence[str], query: str, *, k: int | None = 8) -> Sequence[Hit]:
+    async def search(
+        self,
+        names: Sequence[str],
+        query: str,
+        *,
+        k: int | None = 8,
+        within: Filter | None = None,
+        notices: builtins.list[str] | None = None,
+    ) -> Sequence[Hit]:
         for name in names:
             self.check(name)
-        return await self._library.search(names, query, k=k)
+        return await self._library.search(names, query, k=k, within=within, notices=notices)
 
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int

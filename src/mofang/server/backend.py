@@ -108,6 +108,7 @@ class LocalBackend:
         await self.generations.close()
         await self.engines.close()
         await asyncio.to_thread(self.keys.flush)
+        await asyncio.to_thread(self.library.close)
         await asyncio.to_thread(self.store.close)
 
     @property
@@ -148,4 +149,4 @@ def _library(settings: Settings, engines: Engines) -> Library:
     def embedder(name: str) -> AbstractAsyncContextManager[Embedder]:
         return cast(AbstractAsyncContextManager[Embedder], engines.use(name, "embedding"))
 
-    return LocalLibrary(settings.home / "knowledge", embedder)
+    return LocalLibrary(settings.home / "knowledge", embedder, settings=settings)

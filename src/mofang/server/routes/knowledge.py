@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from mofang.errors import MofangError
 from mofang.knowledge import evalset
 from mofang.knowledge.base import KnowledgeInfo
+from mofang.knowledge.within import Filter
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.server import evaluation, sse, uploads
 from mofang.server.answer import Answer, Question, answering
@@ -44,14 +45,30 @@ def create(body: KnowledgeRequest, backend: Here) -> dict[str, Any]:
     """An empty base of the key's own. Its embedding model is chosen now and stays: "auto" is this machine's default
     of today."""
     model = backend.models.resolve(body.embedding_model, "embedding").name
-    return _shape(backend.library.create(body.name, title=body.title or "", embedding_model=model), backend)
+    made = backend.library.create(body.name, title=body.title or "", embedding_model=model, store=body.store)
+    return _shape(made, backend)
 
 
 @router.post("/v1/knowledge/search")
 async def search(body: SearchRequest, request: Request, backend: Here) -> dict[str, Any]:
     """The passages nearest to a query, best first, of several bases at once."""
-    hits = await backend.library.search(body.knowledge, body.query, k=body.k)
-    return {"object": "list", "data": [asdict(hit) for hit in hits]}
+    notices: list[str] = []
+    within = (
+        Filter(**{name: tuple(values) for name, values in body.filter.model_dump().items()}) if body.filter else None
+    )
+    hits = await backend.library.search(body.knowledge, body.query, k=body.k, within=within, notices=notices)
+    return {"object": "list", "data": [asdict(hit) for hit in hits], "notices": notices}
+
+
+@router.post("/v1/knowledge/{name}/rebuild", status_code=202)
+async def rebuild(name: str, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
+    """Fill the base's index anew from its documents, without reading or embedding them again. The answer is a job."""
+    await asyncio.to_thread(backend.library.check, name, write=True)
+
+    async def work(report: Callable[[Progress], None]) -> Any:
+        return {"n_chunks": await backend.library.rebuild(name, progress=report)}
+
+    return backend.jobs.start("rebuild", name, work, lang=lang).shape()
 
 
 @router.get("/v1/knowledge/{name}")
