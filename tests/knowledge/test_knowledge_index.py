@@ -192,7 +192,7 @@ def test_few_of_many_are_compared_one_by_one(tmp_path: Path, monkeypatch: pytest
 def test_killed_at_any_moment_of_writing_the_old_files_stay(tmp_path: Path) -> None:
     """A child writes files over and over and is killed; what stands is whole, and of a commit that it finished."""
     program = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]
 from pathlib import Path
 from test_knowledge_index import _changes, _rows
 from mofang.knowledge.stores import builtin

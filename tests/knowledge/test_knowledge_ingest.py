@@ -33,7 +33,7 @@ async def test_add_tells_what_it_did(bench: Bench) -> None:
     assert (first.name, first.title, first.n_chars, first.n_pages) == ("子/乙.md", "报销", 11, None)
     assert second.size_bytes == 15 and second.notes == ()
     info = bench.library.info("库")
-    assert (info.n_documents, info.n_chunks, info.dimensions, info.embedding_model) == (2, 2, 64, "hash")
+    assert (info.n_documents, info.n_chunks, info.dimensions, info.embedding_model) == (2, 2, 512, "hash")
     assert bench.library.file("库", second.id).read_bytes() == "年假五天。".encode()
 
 

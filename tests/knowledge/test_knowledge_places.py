@@ -164,7 +164,7 @@ async def _first_schema(bench: Bench, texts: dict[str, str]) -> None:
         left.unlink()
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"{schema.MIGRATIONS[0]} PRAGMA user_version = 1;")
-        connection.execute("INSERT INTO base VALUES ('库', '', 'hash', 64, '2026-01-01T00:00:00+00:00', 7)")
+        connection.execute("INSERT INTO base VALUES ('库', '', 'hash', 512, '2026-01-01T00:00:00+00:00', 7)")
         for n, (name, text) in enumerate(texts.items(), start=1):
             start, sha = max(0, len(text) - 40), sha256(text.encode()).hexdigest()
             (path.parent / "files" / sha).write_text(text)

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from knowledge_bench import Bench
 
 from mofang.errors import Invalid, NotFound
-from mofang.knowledge.retrieve import FULL_COVERAGE, RRF_K, fuse
+from mofang.knowledge.centre import SHARE, everyday_queries
+from mofang.knowledge.retrieve import FULL_COVERAGE, KEYWORDS, fuse
 
 PARAGRAPHS = {
     "考勤": "员工每日工作八小时，核心工作时间为上午十点至下午四点，因公外出须提前登记。",
@@ -77,33 +80,59 @@ async def test_headings_titles_and_file_names_are_searched(bench: Bench) -> None
     assert (await bench.library.search(["库"], "保密协议"))[0].title == "保密协议.txt"
 
 
+def near(*products: float) -> list[dict[tuple[int, int], float]]:
+    return [{(0, i): product for i, product in enumerate(products)}]
+
+
 def test_fusion_without_keywords_is_the_dense_order() -> None:
-    dense = [(0, i) for i in range(5)]
-    assert fuse([], {}, dense) == [((0, i), 1 / (RRF_K + i + 1)) for i in range(5)]
+    fused = fuse({}, near(0.81, 0.84, 0.80, 0.90))
+    assert [key for key, _ in fused] == [(0, 3), (0, 1), (0, 0), (0, 2)]
+    assert fused[0][1] == pytest.approx(1.0) and fused[-1][1] == pytest.approx(0.0)
 
 
-def test_a_keyword_leg_with_evidence_votes_in_full() -> None:
-    fused = fuse([(0, 9)], {(0, 9): FULL_COVERAGE}, [(0, 1), (0, 9)])
-    assert fused[0] == ((0, 9), 1 / (RRF_K + 1) + 1 / (RRF_K + 2))
+def test_fusion_without_vectors_is_the_keyword_order() -> None:
+    assert fuse({(0, 1): 0.5, (0, 2): 1.0}, []) == [((0, 2), KEYWORDS), ((0, 1), 0.5 * KEYWORDS)]
+
+
+def test_a_perfect_keyword_score_weighs_a_fixed_share_of_the_spread() -> None:
+    fused = dict(fuse({(0, 1): 1.0}, near(0.9, 0.85, 0.8)))
+    assert fused == pytest.approx({(0, 0): 1.0, (0, 1): 0.5 + KEYWORDS, (0, 2): 0.0})
 
 
 def test_a_leg_without_evidence_does_not_vote() -> None:
     """A stray word of an English query in Chinese text must not move what the vectors found."""
-    dense = [(0, i) for i in range(10)]
-    keyword = [(0, 9), (0, 77)]
-    fused = [key for key, _ in fuse(keyword, {(0, 9): 0.05, (0, 77): 0.05}, dense)]
-    assert fused[:10] == dense
+    products = [0.9 - 0.01 * i for i in range(10)]
+    weight = (0.05 / FULL_COVERAGE) ** 2
+    fused = [key for key, _ in fuse({(0, 9): weight, (0, 77): weight}, near(*products))]
+    assert fused[:9] == [(0, i) for i in range(9)]
+
+
+@given(
+    st.lists(st.floats(0.7, 0.95), min_size=1, max_size=30, unique=True),
+    st.dictionaries(st.integers(0, 40), st.floats(0, 1), max_size=20),
+    st.floats(0.1, 10),
+    st.floats(-1, 1),
+)
+def test_what_an_embedder_s_scale_is_does_not_matter(
+    products: list[float], words: dict[int, float], scale: float, shift: float
+) -> None:
+    evidence = {(0, key): weight for key, weight in words.items()}
+    before = fuse(evidence, near(*products))
+    after = dict(fuse(evidence, near(*(scale * one + shift for one in products))))
+    if len(products) > 1 and max(products) - min(products) > 1e-3:
+        assert {key for key, _ in before} == set(after)
+        assert all(after[key] == pytest.approx(score, abs=1e-4) for key, score in before)
 
 
 async def test_a_query_in_another_language_is_left_to_the_vectors(filled: Bench) -> None:
     query = "which printer does the third floor have"
-    vector = (await filled.embedder.embed([query], "query"))[0]
+    (vector,) = await filled.embedder.embed([query], "query")
+    everyday = (await filled.embedder.embed(everyday_queries()["en"], "query")).mean(axis=0)
     hits = await filled.library.search(["库"], query, k=10)
-    cosines = [hit.cosine for hit in hits]
-    assert cosines == sorted(cosines, reverse=True)  # type: ignore[type-var]
-    texts = [hit.text for hit in hits]
-    expected = np.asarray([float((await filled.embedder.embed([text], "passage"))[0] @ vector) for text in texts])
-    assert np.allclose(np.asarray(cosines), expected, atol=1e-5)
+    passages = await filled.embedder.embed([hit.text for hit in hits], "passage")
+    assert np.allclose([hit.cosine or 0.0 for hit in hits], passages @ vector, atol=1e-5), "what is told is the cosine"
+    sought = passages @ (vector - SHARE * everyday)
+    assert list(sought) == sorted(sought, reverse=True), "the order is that without what all queries share"
 
 
 async def test_several_bases_at_once(filled: Bench) -> None:
@@ -143,7 +172,8 @@ async def test_a_long_query_is_embedded_in_parts_not_cut(filled: Bench) -> None:
     filled.embedder.queries.clear()
     query = "这是一段贴进来的很长的文字。" * 60 + "请问班车几点从地铁站出发？"
     hits = await filled.library.search(["库"], query)
-    assert len(filled.embedder.queries) > 1 and "班车" in filled.embedder.queries[-1]
+    parts = [one for one in filled.embedder.queries if one not in everyday_queries()["zh"]]
+    assert len(parts) > 1 and "班车" in parts[-1]
     assert hits
 
 

@@ -11,8 +11,10 @@ from mofang.errors import TooLarge
 from mofang.messages import Progress
 from mofang.models.base import ModelRef
 from mofang.settings import Settings
+from mofang.text.fold import fold
 
-DIMENSIONS = 64
+DIMENSIONS = 512
+"""Enough that few pairs share one: what has no pair in common is far apart."""
 N_CTX = 8192
 
 
@@ -48,7 +50,7 @@ class HashEmbedder:
             if len(text) > N_CTX:
                 values = {"number": number, "text": text[:40] + "…", "n_tokens": len(text), "n_ctx": N_CTX}
                 raise TooLarge("engine.text_too_long", **values)
-            folded = f" {text.lower()} "
+            folded = f" {fold(text)} "
             for pair in itertools.pairwise(folded):
                 rows[number, zlib.crc32("".join(pair).encode("utf-8", "replace")) % DIMENSIONS] += 1.0
         norms: Vectors = np.linalg.norm(rows, axis=1, keepdims=True).astype(np.float32)

@@ -237,8 +237,9 @@ class MofangVectorStore(VectorStore):
     def _hits(self, query: str, vector: Vector, k: int, limits: dict[str, list[str]] | None) -> list[Hit]:
         within = Filter(**{name: tuple(values) for name, values in limits.items()}) if limits else None
         model, _ = self._store.embedder()
-        vectors = {model: _unit(vector)}
-        return retrieve.search([self._store], query, vectors, k=k, legs=self._legs, within=within)
+        unit = _unit(vector)
+        asked = {model: retrieve.Asked(unit, unit)}
+        return retrieve.search([self._store], query, asked, k=k, legs=self._legs, within=within)
 
     def _put(self, name: str, text: str, about: dict[str, Any], vector: Vector) -> None:
         original = json.dumps({"id": name, "page_content": text, "metadata": about}, ensure_ascii=False)

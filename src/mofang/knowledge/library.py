@@ -23,15 +23,18 @@ from mofang.engine.base import ChatEngine, Embedder, Engine
 from mofang.errors import Invalid, MofangError, NotFound
 from mofang.knowledge import STORES, answer, retrieve
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
+from mofang.knowledge.centre import Centres
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
+from mofang.knowledge.retrieve import Asked
 from mofang.knowledge.rewrite import query_of
 from mofang.knowledge.split.sentence import split
-from mofang.knowledge.store import FILE, Store, Vector, check_embedder
+from mofang.knowledge.store import FILE, Store, check_embedder
 from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress
 from mofang.settings import Settings
 from mofang.strings import say
+from mofang.text.languages import language_of
 
 CONTEXT_CHARACTERS = 120
 """Shown before and after a span, so that a person sees where it stands."""
@@ -64,6 +67,7 @@ class Library:
         self._splitter = splitter
         self._limit_bytes = limit_bytes
         self._legs = Legs(settings or Settings())
+        self._centres = Centres()
 
     def close(self) -> None:
         """Let go of connections to stores elsewhere."""
@@ -190,13 +194,13 @@ class Library:
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
         stores = [self._store(name) for name in dict.fromkeys(names)]
-        vectors: dict[str, Vector] = {}
+        asked: dict[str, Asked] = {}
         for store in stores:
             model, dimensions = await asyncio.to_thread(store.embedder)
-            if dimensions is not None and model not in vectors:
-                vectors[model] = await self._embed_query(store, model, dimensions, query)
+            if dimensions is not None and model not in asked:
+                asked[model] = await self._ask(store, model, dimensions, query)
         return await asyncio.to_thread(
-            retrieve.search, stores, query, vectors, k=k, legs=self._legs, within=within, notices=notices
+            retrieve.search, stores, query, asked, k=k, legs=self._legs, within=within, notices=notices
         )
 
     async def ground(
@@ -224,7 +228,7 @@ class Library:
         except MofangError as error:
             _log.warning("the index of %s was not brought up to date: %s", store.folder.name, error.message())
 
-    async def _embed_query(self, store: Store, model: str, dimensions: int, query: str) -> Vector:
+    async def _ask(self, store: Store, model: str, dimensions: int, query: str) -> Asked:
         """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""
         chunks = split(ParsedDocument(query, [Block("paragraph", 0, len(query))]))
         parts = [query[chunk.start : chunk.end] for chunk in chunks]
@@ -232,8 +236,9 @@ class Library:
             assert isinstance(embedder, Embedder)
             check_embedder(store.folder.name, model, dimensions, embedder.info().model, embedder.dimensions)
             vectors = np.asarray(await embedder.embed(parts, "query"), dtype=np.float32)
-        mean = vectors.mean(axis=0)
-        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
+            mean = vectors.mean(axis=0)
+            vector = np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
+            return Asked(vector, await self._centres.direction(vector, embedder, language_of(query)))
 
     def _store(self, name: str) -> Store:
         """Raises NotFound with the nearest name."""

@@ -1,8 +1,14 @@
-"""Search: keywords by BM25 and meaning by vectors, each over many candidates, fused by reciprocal rank.
+"""Search: keywords by BM25 and meaning by vectors, each over many candidates, fused by their scores.
 
-A leg without evidence must not vote. A passage's keyword vote is weighted by how much of the query it holds (coverage:
-the share of the query's information, by inverse document frequency): a query in English finds stray Latin words in
-Chinese text, and those words say little. Chosen on a retrieval set of Chinese help pages; see docs/log.md.
+Both legs' scores are brought to one measure for each query. A passage's nearness is 1 for the nearest and 0 for the
+hundredth: how far apart these two are is what this embedder's differences mean for this query. A keyword score is the
+share of the best that any passage could have. Scores say more than ranks (Bruch, Gai and Ingber, "An Analysis of Fusion
+Functions for Hybrid Retrieval", 2023), here .012 in MRR@10.
+
+A leg without evidence must not vote: a keyword score counts less, the less of the query the passage holds (coverage: the
+share of the query's information, by inverse document frequency). A query in English finds stray Latin words in Chinese
+text, and those say little. What all queries of a language have in common is no evidence either (knowledge/centre.py).
+Chosen on the dev half of a retrieval set of Chinese help pages (bench/retrieval.py; docs/log.md, 2026-11-25).
 
 The legs find ids (knowledge/legs.py); whether a passage is there, its words, its exact cosine and its text are read
 from SQLite, all in one transaction, so that a passage that is gone cannot come back from any index.
@@ -24,12 +30,13 @@ from mofang.knowledge.stores.builtin import idf
 from mofang.knowledge.within import Filter
 from mofang.text.words import query_words
 
-RRF_K = 60
-"""Of Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion" (SIGIR 2009)."""
 CANDIDATES = 100
 """Of each leg, however few results are wanted: the head of the list must not depend on k."""
+KEYWORDS = 0.4
+"""What a perfect keyword score adds, where the nearest passage has 1 and the hundredth 0. Dev half, Chinese titles: .2
+.736, .3 .748, .4 .749, .5 .743."""
 FULL_COVERAGE = 0.6
-"""A passage with this share of the query's information votes with full weight; below, with its third power."""
+"""A passage with this share of the query's information has its whole keyword score; below, its square's share of it."""
 MAX_QUERY_WORDS = 64
 
 Key = tuple[int, int]
@@ -50,20 +57,33 @@ class _Base:
         return name
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query for the vectors of one embedder; both (d,), of length 1."""
+
+    vector: Vector
+    direction: Vector
+    """Where its passages are sought; see knowledge/centre.py."""
+
+
 @dataclass
 class _Found:
-    """What each leg found: passages best first, and for keywords the share of the query that each one holds."""
+    """What the legs found."""
 
     keyword: list[Key] = field(default_factory=list)
-    coverage: dict[Key, float] = field(default_factory=dict)
+    """Best first."""
+    evidence: dict[Key, float] = field(default_factory=dict)
+    """Of every passage that holds a word of the query: its keyword score, 0 to 1, times its coverage's weight."""
     dense: list[Key] = field(default_factory=list)
-    cosines: dict[Key, float] = field(default_factory=dict)
+    """Nearest first."""
+    nearness: list[dict[Key, float]] = field(default_factory=list)
+    """By embedder, since values of different ones do not compare: every candidate's product with the direction."""
 
 
 def search(
     stores: Sequence[Store],
     query: str,
-    vectors: Mapping[str, Vector],
+    asked: Mapping[str, Asked],
     *,
     k: int | None,
     legs: Legs,
@@ -72,7 +92,7 @@ def search(
 ) -> list[Hit]:
     """The k best passages of all bases, best first; None: all that either leg found, for who compares the legs.
 
-    vectors: the query's vector by embedding model; a base whose model is not among them is searched by keywords only.
+    asked: the query by embedding model; a base whose model is not among them is searched by keywords only.
     within: limits each leg. notices: gets what a person should know, such as that a store did not answer.
     """
     depth, notices = max(CANDIDATES, k or 0), [] if notices is None else notices
@@ -85,9 +105,9 @@ def search(
         ]  # fmt: skip
         found = _Found()
         _search_keywords(found, bases, query_words(query)[:MAX_QUERY_WORDS], depth, legs, notices)
-        _search_vectors(found, bases, vectors, depth, legs, notices)
-        best = fuse(found.keyword, found.coverage, found.dense)[:k]
-        _add_cosines(found, bases, vectors, [key for key, _ in best], legs)
+        _search_vectors(found, bases, asked, depth, legs, notices)
+        best = fuse(found.evidence, found.nearness)[:k]
+        cosines = _products(bases, {model: one.vector for model, one in asked.items()}, [key for key, _ in best], legs)
         keyword_rank = {key: rank for rank, key in enumerate(found.keyword, start=1)}
         dense_rank = {key: rank for rank, key in enumerate(found.dense, start=1)}
         return [
@@ -98,20 +118,22 @@ def search(
                 score,
                 keyword_rank.get(key),
                 dense_rank.get(key),
-                found.cosines.get(key),
+                cosines.get(key),
             )
             for key, score in best
         ]
 
 
-def fuse(keyword: Sequence[Key], coverage: Mapping[Key, float], dense: Sequence[Key]) -> list[tuple[Key, float]]:
-    """Reciprocal rank fusion, the keyword votes weighted by evidence. Best first; equal scores keep the dense order."""
+def fuse(evidence: Mapping[Key, float], nearness: Sequence[Mapping[Key, float]]) -> list[tuple[Key, float]]:
+    """Candidates with their scores, best first; equal scores keep the order of nearness."""
     scores: dict[Key, float] = {}
-    for rank, key in enumerate(dense, start=1):
-        scores[key] = 1 / (RRF_K + rank)
-    for rank, key in enumerate(keyword, start=1):
-        weight = min(1.0, coverage[key] / FULL_COVERAGE) ** 3
-        scores[key] = scores.get(key, 0.0) + weight / (RRF_K + rank)
+    for products in nearness:
+        ranked = sorted(products.items(), key=lambda item: -item[1])
+        best, last = ranked[0][1], ranked[min(CANDIDATES, len(ranked)) - 1][1]
+        spread = best - last
+        scores.update({key: (product - last) / spread if spread > 1e-6 else 1.0 for key, product in ranked})
+    for key, weight in evidence.items():
+        scores[key] = scores.get(key, 0.0) + KEYWORDS * weight
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
@@ -135,12 +157,12 @@ def _search_keywords(
     # Of the query's information; a word that occurs nowhere weighs most.
     weights = {word: idf(n, number) for word, number in frequencies.items()}
     total = sum(weights.values())
-    found.coverage = {key: sum(weights[word] for word in words if word in has) / total for key, has in held.items()}
-    found.keyword = list(held)
-    if len(bases) > 1:
-        # Each base ranked by its own statistics; among bases only shared ones compare.
-        scores = _bm25(held, weights)
-        found.keyword = sorted(held, key=lambda key: -scores[key])[:depth]
+    scores = _bm25(held, weights)
+    for key, has in held.items():
+        coverage = sum(weights[word] for word in words if word in has) / total
+        found.evidence[key] = min(1.0, coverage / FULL_COVERAGE) ** 2 * scores[key] / total
+    # A base's own order stands; among several, each ranked by its own statistics, only shared ones compare.
+    found.keyword = list(held) if len(bases) == 1 else sorted(held, key=lambda key: -scores[key])[:depth]
 
 
 def _words(connection: sqlite3.Connection, ids: Sequence[int]) -> dict[int, str]:
@@ -166,33 +188,41 @@ def _bm25(held: Mapping[Key, Counter[str]], weights: Mapping[str, float]) -> dic
 def _search_vectors(
     found: _Found,
     bases: Sequence[_Base],
-    vectors: Mapping[str, Vector],
+    asked: Mapping[str, Asked],
     depth: int,
     legs: Legs,
     notices: list[str],
 ) -> None:
     by_model: dict[str, list[Key]] = {}
     for base in bases:
-        model = base.model()
-        if model not in vectors:
-            continue
-        ids = legs.dense(base.store, base.connection, vectors[model], depth, base.documents, notices)
-        _add_cosines(found, [base], vectors, [(base.place, one) for one in ids], legs)
-        by_model.setdefault(model, []).extend(key for one in ids if (key := (base.place, one)) in found.cosines)
-    ranked = [sorted(keys, key=lambda key: -found.cosines[key])[:depth] for keys in by_model.values()]
+        if (model := base.model()) in asked:
+            ids = legs.dense(base.store, base.connection, asked[model].direction, depth, base.documents, notices)
+            by_model.setdefault(model, []).extend((base.place, one) for one in ids)
+    directions = {model: one.direction for model, one in asked.items()}
+    products = _products(bases, directions, [key for keys in by_model.values() for key in keys] + found.keyword, legs)
+    ranked = []
+    for model, keys in by_model.items():
+        there = sorted((key for key in keys if key in products), key=lambda key: -products[key])
+        ranked.append(there[:depth])
+        places = {base.place for base in bases if base.model() == model}
+        both = dict.fromkeys([*ranked[-1], *(key for key in found.keyword if key[0] in places)])
+        found.nearness.append({key: products[key] for key in both if key in products})
+    found.nearness = [one for one in found.nearness if one]
     found.dense = _interleave(ranked)[:depth]
 
 
-def _add_cosines(
-    found: _Found, bases: Sequence[_Base], vectors: Mapping[str, Vector], keys: Sequence[Key], legs: Legs
-) -> None:
-    """The exact cosine of each of these passages that is there."""
+def _products(
+    bases: Sequence[_Base], vectors: Mapping[str, Vector], keys: Sequence[Key], legs: Legs
+) -> dict[Key, float]:
+    """The exact product of each of these passages that is there with its embedder's vector of `vectors`."""
+    found: dict[Key, float] = {}
     for base in bases:
-        wanted = [one for place, one in keys if place == base.place and (place, one) not in found.cosines]
+        wanted = list(dict.fromkeys(one for place, one in keys if place == base.place))
         model = base.model() if wanted else ""
         if model in vectors:
-            cosines = legs.cosines(base.store, base.connection, wanted, vectors[model])
-            found.cosines.update({(base.place, one): cosine for one, cosine in cosines.items()})
+            products = legs.cosines(base.store, base.connection, wanted, vectors[model])
+            found.update({(base.place, one): product for one, product in products.items()})
+    return found
 
 
 def _interleave(lists: Sequence[Sequence[Key]]) -> list[Key]:
