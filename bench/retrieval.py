@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from mofang.engine.base import EngineInfo, Purpose, Vectors
-from mofang.engine.llama.engine import load
+from mofang.engine.onnx.engine import load
 from mofang.knowledge.base import Hit
 from mofang.knowledge.library import Library
 from mofang.messages import Progress
@@ -41,6 +41,8 @@ DEPTH = 100
 K = 25
 """Passages asked of the fused search: enough for ten pages, few enough that its legs are as deep as in daily use."""
 RRF_K = 60
+VECTORS = b"onnxruntime int8, 1"
+"""Of what vectors were made by: those of another way are made anew."""
 
 
 # ---- vectors, remembered ----
@@ -52,8 +54,8 @@ class Remembered:
     dimensions = 384
 
     def __init__(self, model: Path, cache: Path, home: Path) -> None:
-        self._ref = ModelRef("multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size)
-        self._identity = hashlib.sha256(model.read_bytes()).digest()
+        self._ref = ModelRef("multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size, manifest={"normalizer": "nfkc"})
+        self._identity = hashlib.sha256(model.read_bytes() + VECTORS).digest()
         self._home = home
         self._engine: Any = None
         cache.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ class Remembered:
         self._rows.execute("CREATE TABLE IF NOT EXISTS vectors (digest BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
 
     def info(self) -> EngineInfo:
-        return EngineInfo("multilingual-e5-small", "llama", "embedding", 512, 4, None, 0)
+        return EngineInfo("multilingual-e5-small", "onnx", "embedding", 512, 4, None, 0)
 
     async def tokenize(self, text: str) -> list[int]:
         return list(await (await self._started()).tokenize(text))
