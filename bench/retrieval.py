@@ -54,7 +54,9 @@ class Remembered:
     dimensions = 384
 
     def __init__(self, model: Path, cache: Path, home: Path) -> None:
-        self._ref = ModelRef("multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size, manifest={"normalizer": "nfkc"})
+        self._ref = ModelRef(
+            "multilingual-e5-small", model, "gguf", "embedding", model.stat().st_size, manifest={"normalizer": "nfkc"}
+        )
         self._identity = hashlib.sha256(model.read_bytes() + VECTORS).digest()
         self._home = home
         self._engine: Any = None

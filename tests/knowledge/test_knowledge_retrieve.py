@@ -102,7 +102,7 @@ def test_a_perfect_keyword_score_weighs_a_fixed_share_of_the_spread() -> None:
 def test_a_leg_without_evidence_does_not_vote() -> None:
     """A stray word of an English query in Chinese text must not move what the vectors found."""
     products = [0.9 - 0.01 * i for i in range(10)]
-    weight = (0.05 / FULL_COVERAGE) ** 2
+    weight = (0.05 / FULL_COVERAGE) ** 3
     fused = [key for key, _ in fuse({(0, 9): weight, (0, 77): weight}, near(*products))]
     assert fused[:9] == [(0, i) for i in range(9)]
 
