@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 
-from mofang.engine.llama.engine import load
+from mofang.engine.onnx.engine import load
 from mofang.errors import Unreadable
 from mofang.knowledge.index import snapshot
 from mofang.knowledge.legs import Legs
 from mofang.knowledge.loaders import parse
 from mofang.knowledge.passage import passage
-from mofang.knowledge.retrieve import search
+from mofang.knowledge.retrieve import Asked, search
 from mofang.knowledge.schema import TEXT_PART
 from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import Store
@@ -215,7 +215,7 @@ async def measure(n: int, folder: Path, with_embedder: bool, n_queries: int) -> 
     made = mixed(real, len(asked), rng)
     legs = Legs(Settings())
     began = time.monotonic()
-    search([store], asked[0], {"multilingual-e5-small": made[0]}, k=10, legs=legs)
+    search([store], asked[0], {"multilingual-e5-small": Asked(made[0], made[0])}, k=10, legs=legs)
     print(f"first search of the process, opening the index: {time.monotonic() - began:.2f} s")
     engine = await embedder() if with_embedder else None
     times: dict[str, list[float]] = {"whole": [], "embedding": [], "keywords": [], "vectors": []}
@@ -228,7 +228,7 @@ async def measure(n: int, folder: Path, with_embedder: bool, n_queries: int) -> 
                 if engine is not None:
                     vector = (await engine.embed([query], "query"))[0]
                 t1 = time.perf_counter()
-                hits = search([store], query, {model: vector}, k=10, legs=legs)
+                hits = search([store], query, {model: Asked(vector, vector)}, k=10, legs=legs)
                 t2 = time.perf_counter()
                 if warm:
                     continue
