@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import psutil
 
+from mofang.messages import Progress
+from mofang.models.base import ModelRef
 from mofang.platform import end_child
 
 LOG_BYTES = 1_000_000
@@ -20,6 +22,17 @@ LOOK_S = 0.25
 LAST_LINES = 8
 
 T = TypeVar("T")
+
+
+def loading(ref: ModelRef, progress: Callable[[Progress], None]) -> Callable[[int], None]:
+    """What turns a loading child's resident bytes into progress. Never whole before it is: buffers and cache are
+    resident, too."""
+
+    def report(resident: int) -> None:
+        done = min(resident, ref.size_bytes * 99 // 100)
+        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
+
+    return report
 
 
 async def watched(child: "subprocess.Popen[bytes]", word: Awaitable[T], report: Callable[[int], None]) -> T:

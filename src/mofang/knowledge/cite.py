@@ -9,10 +9,10 @@ Support is the share of the sentence's character pairs that stand in a few neigh
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
+from mofang.knowledge.support import MIN_PAIRS
 from mofang.messages import Source
-from mofang.text.fold import fold
+from mofang.text.pairs import Pairs, pairs_of
 from mofang.text.sentences import sentences
 
 KEEP = 0.4
@@ -20,8 +20,6 @@ KEEP = 0.4
 subject that do not say the same share a fifth to a third (support.py)."""
 MOVE = 0.6
 """Share at which another source takes over a mark that its own does not support."""
-MIN_PAIRS = 4
-"""A sentence of fewer says too little to be judged: its mark stays."""
 WINDOW = 3
 """Neighbouring sentences of a source that may together support one sentence."""
 WORTH = 0.12
@@ -34,8 +32,6 @@ _MARK = re.compile(
 _MAYBE = re.compile(r"[\[【［]\s*(?:资?料?|来?源?|s?o?u?r?c?e?)\s*[\d\s,，、;；]*", re.IGNORECASE)
 
 _INDEXED = re.compile(r"[A-Za-z0-9_)\]]$")
-
-Pairs = frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +116,7 @@ class Citing:
     def _judge(self, mark: str, numbers: Sequence[int]) -> str:
         """The mark as it may stand: itself, with fewer or other numbers, or nothing."""
         sentence = _last_sentence(self._said)
-        pairs = _pairs(sentence)
+        pairs = pairs_of(sentence)
         kept: list[int] = []
         for number in numbers:
             found = self._supported(number, pairs)
@@ -153,7 +149,7 @@ class _Searchable:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._spans = list(sentences(source.text)) or [(0, len(source.text))]
-        self._pairs = [_pairs(source.text[start:end]) for start, end in self._spans]
+        self._pairs = [pairs_of(source.text[start:end]) for start, end in self._spans]
 
     def best(self, pairs: Pairs) -> Citation:
         """The shortest run of sentences, WINDOW at most, that holds most of the pairs."""
@@ -173,7 +169,3 @@ def _last_sentence(said: str) -> str:
     """The sentence that a mark behind `said` belongs to: the one that is under way, else the one that has just ended."""
     spans = list(sentences(said[-1000:]))
     return said[-1000:][slice(*spans[-1])] if spans else ""
-
-
-def _pairs(text: str) -> Pairs:
-    return frozenset(pairwise(character for character in fold(text) if character.isalnum()))

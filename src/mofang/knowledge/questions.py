@@ -8,14 +8,13 @@ question is a good one: that is why each row says "checked": false. Knows nothin
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from mofang.errors import Invalid
 from mofang.knowledge.base import Hit
 from mofang.messages import Message
 from mofang.strings import say
-from mofang.text.fold import fold
+from mofang.text.pairs import bare, pairs_of
 
 MIN_PASSAGE = 40
 """Characters; a shorter passage is a heading or a line of a table."""
@@ -80,21 +79,21 @@ def fault(passage: Hit, question: str, answer: str, asked: Iterable[str]) -> str
     if _POINTS.search(question):
         return "points"
     titles = (passage.title.rsplit("/", 1)[-1].rsplit(".", 1)[0], *passage.headings)
-    if any(len(title) >= MIN_TITLE and _bare(title) in _bare(question) for title in titles):
+    if any(len(title) >= MIN_TITLE and bare(title) in bare(question) for title in titles):
         return "title"
-    if _bare(question) in _bare(passage.text):
+    if bare(question) in bare(passage.text):
         return "copied"
-    mine = _pairs(question)
-    if any(len(mine & other) >= SAME * len(mine | other) for other in map(_pairs, asked)):
+    mine = pairs_of(question)
+    if any(len(mine & other) >= SAME * len(mine | other) for other in map(pairs_of, asked)):
         return "repeated"
     return "" if _is_supported(answer, passage.text) else "unsupported"
 
 
 def _is_supported(answer: str, text: str) -> bool:
-    said = _pairs(answer)
+    said = pairs_of(answer)
     if not said:  # one character, such as a number
-        return bool(_bare(answer)) and _bare(answer) in _bare(text)
-    return len(said & _pairs(text)) >= MIN_SUPPORT * len(said)
+        return bool(bare(answer)) and bare(answer) in bare(text)
+    return len(said & pairs_of(text)) >= MIN_SUPPORT * len(said)
 
 
 def row(passage: Hit, question: str, answer: str, number: int) -> dict[str, Any]:
@@ -132,11 +131,3 @@ def remaining(passages: Sequence[Hit], rows: Collection[Mapping[str, Any]]) -> l
     done = {(row["document"], *row["spans"][0]) for row in rows}
     last = max((place for place, one in enumerate(passages) if (one.title, one.start, one.end) in done), default=-1)
     return [(place, one) for place, one in enumerate(passages) if place > last and is_worth_asking(one)]
-
-
-def _bare(text: str) -> str:
-    return "".join(character for character in fold(text) if character.isalnum())
-
-
-def _pairs(text: str) -> set[tuple[str, str]]:
-    return set(pairwise(_bare(text)))

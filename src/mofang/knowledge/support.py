@@ -6,10 +6,9 @@ sentence stays without a mark. Measured on 12 questions about Mofang's own docum
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from mofang.messages import Source
-from mofang.text.fold import fold
+from mofang.text.pairs import pairs_of
 from mofang.text.sentences import sentences
 
 MIN_SHARE = 0.6
@@ -21,17 +20,13 @@ MAX_MARKS = 3
 
 def supporting(answer: str, sources: Sequence[Source]) -> list[int]:
     """Numbers of the sources that sentences of `answer` rest on, in the answer's order, each once."""
-    held = {source.number: _pairs(source.text) for source in sources}
+    held = {source.number: pairs_of(source.text) for source in sources}
     found: list[int] = []
     for start, end in sentences(answer):
-        pairs = _pairs(answer[start:end])
+        pairs = pairs_of(answer[start:end])
         if len(pairs) < MIN_PAIRS or not held:
             continue
         best = max(held, key=lambda number: len(pairs & held[number]))
         if len(pairs & held[best]) >= MIN_SHARE * len(pairs) and best not in found:
             found.append(best)
     return found[:MAX_MARKS]
-
-
-def _pairs(text: str) -> set[tuple[str, str]]:
-    return set(pairwise(character for character in fold(text) if character.isalnum()))

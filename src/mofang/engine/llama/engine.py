@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mofang.engine import children
 from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama import slots
 from mofang.engine.llama.answer import Answer, as_bytes
@@ -90,11 +91,7 @@ async def start(
         place = await asyncio.to_thread(slots.prepare, settings.home, ref, launch, describe(provider))
         launch = replace(launch, slot_folder=str(place))
 
-    def report(resident: int) -> None:
-        # Never whole before it is: buffers and cache are resident, too.
-        done = min(resident, ref.size_bytes * 99 // 100)
-        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
-
+    report = children.loading(ref, progress)
     report(0)
     log = settings.home / "logs" / f"engine-{log_name or ref.name}.log"
     process = await LlamaProcess.start(

@@ -8,6 +8,7 @@ from importlib.resources import files
 
 import numpy as np
 
+from mofang.engine import children
 from mofang.engine.base import COUNTED, Engine, EngineInfo, Purpose, Vectors
 from mofang.engine.onnx.known import knows
 from mofang.engine.prefixes import normalised, prefixes
@@ -39,10 +40,7 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
             "engine.manifest_value", param="dtype", engine="onnx", name="dtype", value=dtype, known=", ".join(DTYPES)
         )
 
-    def report(resident: int) -> None:
-        done = min(resident, ref.size_bytes * 99 // 100)
-        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
-
+    report = children.loading(ref, progress)
     report(0)
     prefix = prefixes(ref)
     configuration = {

@@ -5,6 +5,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
+from mofang.engine import children
 from mofang.engine.base import EngineInfo
 from mofang.engine.worker.process import WorkerProcess
 from mofang.errors import EngineFailed, Invalid
@@ -33,11 +34,7 @@ async def start(
     if ref.kind not in KINDS:
         raise Invalid("engine.kind_unknown", param="model", engine=engine, model=ref.name, kind=ref.kind)
 
-    def report(resident: int) -> None:
-        # Never whole before it is: buffers are resident, too.
-        done = min(resident, ref.size_bytes * 99 // 100)
-        progress(Progress("load", done, ref.size_bytes, "bytes", detail=ref.name))
-
+    report = children.loading(ref, progress)
     report(0)
     configuration = {
         "engine": engine,
