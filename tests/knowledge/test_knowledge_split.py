@@ -33,8 +33,32 @@ def test_a_heading_stays_with_what_follows_it() -> None:
         ("heading", "总则", ()), ("heading", "一", ("总则",)), ("paragraph", "文。", ("总则", "一")), ("heading", "二", ("总则",)),
         ("paragraph", "又。", ("总则", "二")),
     )  # fmt: skip
-    assert _texts(document) == ["总则\n\n一\n\n文。", "二\n\n又。"]
-    assert [chunk.headings for chunk in split(document)] == [("总则", "一"), ("总则", "二")]
+    assert _texts(document, limit=12) == ["总则\n\n一\n\n文。", "二\n\n又。"]
+    assert [chunk.headings for chunk in split(document, 12)] == [("总则", "一"), ("总则", "二")]
+
+
+def test_short_sections_are_one_chunk_under_the_headings_that_they_share() -> None:
+    document = _document(
+        ("heading", "按钮", ()), ("heading", "确定", ("按钮",)), ("paragraph", "保存并关闭。", ("按钮", "确定")),
+        ("heading", "取消", ("按钮",)), ("paragraph", "放弃并关闭。", ("按钮", "取消")),
+    )  # fmt: skip
+    assert [(chunk.headings, chunk.start, chunk.end) for chunk in split(document)] == [
+        (("按钮",), 0, len(document.text) - 2)
+    ]
+    assert len(split(document, len(document.text) - 3)) == 2, "not when they are too long together"
+
+
+def test_sections_are_not_joined_when_a_heading_would_be_lost_or_they_share_none() -> None:
+    rest = ("paragraph", "很长的一段。" * 5, ("甲", "一"))
+    document = _document(
+        ("heading", "甲", ()), ("heading", "一", ("甲",)), rest, rest, ("heading", "二", ("甲",)), ("paragraph", "短。", ("甲", "二"))
+    )  # fmt: skip
+    chunks = split(document, 45)
+    assert [chunk.headings for chunk in chunks][-2:] == [("甲", "一"), ("甲", "二")], "what ends 一 does not say 一"
+    apart = _document(
+        ("heading", "甲", ()), ("paragraph", "文。", ("甲",)), ("heading", "乙", ()), ("paragraph", "文。", ("乙",))
+    )
+    assert [chunk.headings for chunk in split(apart)] == [("甲",), ("乙",)]
 
 
 def test_a_table_that_fits_is_whole_and_one_that_does_not_is_cut_between_rows() -> None:

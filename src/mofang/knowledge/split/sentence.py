@@ -1,6 +1,8 @@
-"""Cuts a document into chunks at sentence ends: as full as the limit allows, never across a change of headings.
+"""Cuts a document into chunks at sentence ends: as full as the limit allows.
 
-A heading stays with the text that follows it. A table or a code block stays whole when it fits, and is cut between its
+A section is cut by itself; then neighbours that are short together are joined, so that a page of many small headings
+becomes a few passages that say something and not dozens that do not (docs/log.md, 2026-11-25). A heading stays with
+the text that follows it. A table or a code block stays whole when it fits, and is cut between its
 lines when it does not: each further chunk then names the header row as its lead. A question with its answers is a chunk
 of its own, whole up to twice the limit; beyond that its answer is cut, and the question leads each part. A sentence
 longer than the limit is cut after a comma or a space, and only then anywhere. What stands under no heading is led by
@@ -10,9 +12,10 @@ the document's first sentence, which mostly says what it is about: a chunk from 
 
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 
-from mofang.knowledge.base import Block, Chunk, ParsedDocument, Span
+from mofang.knowledge.base import Block, Chunk, Kind, ParsedDocument, Span
 from mofang.knowledge.passage import MAX_LEAD
 from mofang.text.sentences import clause_ends, sentence_ends, sentences, trim
 
@@ -49,13 +52,33 @@ def split(document: ParsedDocument, limit: int = LIMIT) -> list[Chunk]:
     """
     chunks: list[Chunk] = []
     opening = _opening(document)
+    before: Kind | None = None
     for section in _sections(document):
-        headings = section[-1].headings
+        headings, kind = section[-1].headings, section[-1].kind
         pieces = [piece for block in section for piece in _pieces(document.text, block, limit)]
-        for one in _pack(pieces, limit):
+        for place, one in enumerate(_pack(pieces, limit)):
             beyond = opening if opening and not headings and opening[1] <= one.start else None
-            chunks.append(Chunk(one.start, one.end, headings, one.led() or beyond))
+            chunk = Chunk(one.start, one.end, headings, one.led() or beyond)
+            opens = place == 0 and chunks and "qa" not in (kind, before)
+            if opens and (joint := _joined(document.text, chunks[-1], chunk, limit)):
+                chunks[-1] = joint
+            else:
+                chunks.append(chunk)
+        before = kind
     return chunks
+
+
+def _joined(text: str, one: Chunk, other: Chunk, limit: int) -> Chunk | None:
+    """Two neighbours as one, under the headings that they share; None when they are too long together, share none, or
+    would lose one: what the shared path does not say must stand in the chunk, on a line of its own."""
+    both = takewhile(lambda pair: pair[0] == pair[1], zip(one.headings, other.headings, strict=False))
+    shared = tuple(heading for heading, _ in both)
+    if other.end - one.start > limit or one.lead or other.lead or not shared:
+        return None
+    lines = {line.strip() for line in text[one.start : other.end].splitlines()}
+    if not lines.issuperset((*one.headings[len(shared) :], *other.headings[len(shared) :])):
+        return None
+    return replace(one, end=other.end, headings=shared)
 
 
 def _opening(document: ParsedDocument) -> Span | None:
