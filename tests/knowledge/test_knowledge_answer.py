@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from knowledge_bench import Bench, TokenCounter
 
-from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited, marks
+from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited
+from mofang.knowledge.marks import marks
 from mofang.knowledge.rewrite import PRONOUN, Query, checked, query_of
 from mofang.messages import Delta, Message, Sampling, Source
 from mofang.text.fold import fold

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from mofang.engine.base import ChatEngine
 from mofang.knowledge.base import Hit
+from mofang.knowledge.marks import marks
 from mofang.messages import Message, Source
 from mofang.strings import say, where
 from mofang.text.languages import language_of
@@ -19,11 +20,6 @@ MAX_SOURCES = 4
 """More than these confuse a small model, and cost it time to read."""
 MAX_GAP = 2
 """Characters of white space between neighbours: an empty line."""
-_MARK = re.compile(
-    r"[\[【［]\s*(?:资料|来源|source)?\s*(\d{1,3}(?:\s*[,，、;；\-–~]\s*\d{1,3})*)\s*[\]】］]", re.IGNORECASE
-)
-_RANGE = re.compile(r"(\d+)\s*[\-–~]\s*(\d+)")
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 _CONTROL = re.compile(
     r"""
       </?\s*(?:资料|sources?)\b[^>\n]{0,80}>?                     # our own block, also left open
@@ -78,19 +74,9 @@ async def compose(
 
 
 def mark_cited(answer: str, sources: Sequence[Source]) -> list[Source]:
-    """The sources, those whose number the answer carries marked; see `marks`."""
+    """The sources, those whose number the answer carries marked."""
     numbers = marks(answer)
     return [replace(source, cited=source.number in numbers) for source in sources]
-
-
-def marks(answer: str) -> set[int]:
-    """The numbers that an answer cites: [1], 【1】, [1,2], [1][2], [1-3]. Those in code are indices, not marks."""
-    found: set[int] = set()
-    for inside in _MARK.findall(_CODE.sub(" ", answer)):
-        found.update(int(number) for number in re.findall(r"\d+", inside))
-        for first, last in _RANGE.findall(inside):
-            found.update(range(int(first), int(last) + 1))
-    return found
 
 
 def _distinct(hits: Sequence[Hit]) -> list[Hit]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mofang.knowledge.marks import BEGUN, LONGEST, MARK, OPENS, numbers
 from mofang.knowledge.support import MIN_PAIRS
 from mofang.messages import Source
 from mofang.text.pairs import Pairs, pairs_of
@@ -24,13 +25,6 @@ WINDOW = 3
 """Neighbouring sentences of a source that may together support one sentence."""
 WORTH = 0.12
 """What a further sentence has to add to the share."""
-LONGEST_MARK = 24
-_OPEN = "[【［"
-_MARK = re.compile(
-    r"[\[【［]\s*(?:资料|来源|source)?\s*(\d{1,3}(?:\s*[,，、;；]\s*\d{1,3})*)\s*[\]】］]", re.IGNORECASE
-)
-_MAYBE = re.compile(r"[\[【［]\s*(?:资?料?|来?源?|s?o?u?r?c?e?)\s*[\d\s,，、;；]*", re.IGNORECASE)
-
 _INDEXED = re.compile(r"[A-Za-z0-9_)\]]$")
 
 
@@ -67,7 +61,7 @@ class Citing:
         self._held += text
         shown: list[str] = []
         while self._held:
-            opening = next((place for place, one in enumerate(self._held) if one in _OPEN), None)
+            opening = next((place for place, one in enumerate(self._held) if one in OPENS), None)
             if opening is None:
                 shown.append(self.close())
                 break
@@ -77,11 +71,11 @@ class Citing:
                 shown.append(self._let(self._held[0]))
                 self._held = self._held[1:]
                 continue
-            whole = _MARK.match(self._held)
+            whole = MARK.match(self._held)
             if whole:
-                shown.append(self._judge(whole[0], [int(number) for number in re.findall(r"\d+", whole[1])]))
+                shown.append(self._judge(whole[0], numbers(whole[1])))
                 self._held = self._held[whole.end() :]
-            elif len(self._held) < LONGEST_MARK and _MAYBE.fullmatch(self._held):
+            elif len(self._held) < LONGEST and BEGUN.fullmatch(self._held):
                 break  # it may become one
             else:
                 shown.append(self._let(self._held[0]))

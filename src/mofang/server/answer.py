@@ -9,8 +9,9 @@ from typing import Any
 
 from mofang.engine.base import ChatEngine, EngineInfo
 from mofang.errors import EngineFailed, Invalid
-from mofang.knowledge.answer import mark_cited, marks
+from mofang.knowledge.answer import mark_cited
 from mofang.knowledge.cite import Citing
+from mofang.knowledge.marks import marks
 from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
