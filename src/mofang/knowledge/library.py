@@ -158,8 +158,7 @@ class Library:
             limit_bytes=self._limit_bytes,
         )
         report = await ingest.run(files)
-        if any(file.status in ("added", "replaced") for file in report.files):
-            await asyncio.to_thread(self._settle, store, progress)
+        await asyncio.to_thread(self._settle, store, progress)  # also what an add that was killed did not come to
         return report
 
     async def rebuild(self, name: str, *, progress: Callable[[Progress], None]) -> int:
