@@ -23,6 +23,7 @@ import numpy as np
 from mofang import platform
 from mofang.knowledge.index.postings import Postings, build, merge
 from mofang.knowledge.index.segment import Segment, number
+from mofang.knowledge.space import disk_full, out_of_space
 from mofang.knowledge.stores.base import Commit, Row
 
 FORMAT = 1
@@ -77,23 +78,30 @@ def write(
     anew: the graph is made from nothing, not from the current one.
     report(done, total): of the chunks, each counted twice where a graph is built.
     all_read: called when no more rows are needed; the graph of a large base takes minutes after that.
+    Raises NoSpace (knowledge.disk_full).
     """
     name = f"{os.getpid()}-{secrets.token_hex(8)}"
     place = folder / FOLDER / name
-    place.mkdir(parents=True)
     try:
+        place.mkdir(parents=True)
         total = 2 * n if n >= graph_from else n
         segment = _collect(place, rows, n, dimensions, lambda done: report(done, total))
         all_read()
         if n >= graph_from:
-            _graph(folder, segment, anew, lambda done: report(n + done, total)).save(place / GRAPH)
+            graph = _graph(folder, segment, anew, lambda done: report(n + done, total))
+            try:
+                graph.save(place / GRAPH)
+            except RuntimeError as error:  # "Failed to serialize into stream": it could not be written
+                raise disk_full(folder) from error
         files = {path.name: _checksum(path) for path in sorted(place.iterdir())}
         about = {"format": FORMAT, "commit": str(commit), "folder": name, "files": files}
         aside = place / "current.json"  # inside, so that it goes with the rest when it cannot be written
         aside.write_text(json.dumps(about), encoding="utf-8")
         aside.replace(folder / FOLDER / "current.json")
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
+        if full := out_of_space(error, folder):
+            raise full from error
         raise
     sweep(folder)
 
