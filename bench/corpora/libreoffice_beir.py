@@ -12,10 +12,11 @@ query; pages and titles that are mostly not Chinese are left out. Standard libra
 import collections
 import hashlib
 import html
-import json
 import re
 import sys
 from pathlib import Path
+
+from beir import han_share, plain, write
 
 HERE = Path(__file__).parent
 
@@ -30,18 +31,12 @@ def pages(corpora: Path, language: str) -> dict[str, tuple[str, str]]:
         body = re.search(r'id="DisplayArea"(.*?)(<div id="DonationFrame"|</body>)', source, re.S)
         if title and body:
             text = re.sub(r"<h[1-3].*?</h[1-3]>", " ", body.group(1), flags=re.S)
-            text = html.unescape(re.sub(r"<[^>]+>", " ", text))
-            text = re.sub(r"\s+", " ", text).split('SoftwareApplication">')[-1].strip()
+            text = plain(text).split('SoftwareApplication">')[-1].strip()
             found[path.relative_to(base).as_posix()] = (html.unescape(title.group(1)).strip(), text)
     return found
 
 
-def han_share(text: str) -> float:
-    return sum("\u4e00" <= c <= "\u9fff" for c in text) / max(1, len(text))
-
-
 def main(corpora: Path = HERE, out: Path | None = None) -> None:
-    out = out or corpora / "libreoffice"
     chinese, english = pages(corpora, "zh-CN"), pages(corpora, "en-US")
     if not chinese or not english:
         sys.exit(f"{corpora} has no LibreOffice help: bash {HERE / 'fetch.sh'} {corpora}")
@@ -55,21 +50,12 @@ def main(corpora: Path = HERE, out: Path | None = None) -> None:
         and han_share(title) >= 0.5
         and han_share(text) >= 0.4
     ]
-    rows: dict[str, list[str]] = {"dev": [], "test": []}
-    corpus, queries = [], []
-    for key in keys:
-        half = "dev" if hashlib.sha256(key.encode()).digest()[0] % 2 else "test"
-        corpus.append({"_id": key, "title": "", "text": chinese[key][1]})
-        for language, source in (("zh", chinese), ("en", english)):
-            queries.append({"_id": f"{language}:{key}", "text": source[key][0]})
-            rows[half].append(f"{language}:{key}\t{key}\t1\n")
-    (out / "qrels").mkdir(parents=True, exist_ok=True)
-    for name, lines in (("corpus", corpus), ("queries", queries)):
-        with (out / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    for half, lines in rows.items():
-        (out / "qrels" / f"{half}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
-    print(f"{out}: {len(keys)} pages, {2 * len(keys)} queries")
+    write(
+        out or corpora / "libreoffice",
+        {key: chinese[key][1] for key in keys},
+        {"zh": {key: chinese[key][0] for key in keys}, "en": {key: english[key][0] for key in keys}},
+        lambda key: "dev" if hashlib.sha256(key.encode()).digest()[0] % 2 else "test",
+    )
 
 
 if __name__ == "__main__":

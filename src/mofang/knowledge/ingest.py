@@ -5,7 +5,6 @@ alone and is reported; the others go on.
 """
 
 import asyncio
-import errno
 import hashlib
 import logging
 import time
@@ -21,14 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mofang import platform
 from mofang.engine.base import Embedder
-from mofang.errors import MofangError, NoSpace, TooLarge, Unreadable
+from mofang.errors import MofangError, TooLarge, Unreadable
 from mofang.knowledge import SPLITTERS
 from mofang.knowledge.archive import Source, path_of, unpacked
 from mofang.knowledge.base import AddReport, Chunk, FileReport, ParsedDocument
 from mofang.knowledge.loaders import parse
 from mofang.knowledge.passage import digest
+from mofang.knowledge.space import out_of_space
 from mofang.knowledge.split.sentence import LIMIT
 from mofang.knowledge.store import NewVersion, StagedFile, Store, Vector, check_embedder
 from mofang.messages import Progress
@@ -166,7 +165,7 @@ class Ingest:
         except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
             if staged is not None:
                 self.store.discard(staged)
-            self._reports[place] = _failed(name, path_of(path), error)
+            self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
             return None
 
     # ---- embedding and committing ----
@@ -258,7 +257,7 @@ class Ingest:
         try:
             status = await asyncio.to_thread(self.store.put, new, vectors, embedder)
         except (MofangError, OSError) as error:
-            return _failed(new.name, new.file.path, error)
+            return _failed(new.name, new.file.path, out_of_space(error, self.store.folder) or error)
         return FileReport(new.name, status, len(new.chunks), work.n_embedded, notes=new.document.notes)
 
     def _give_up(self, work: _Work, error: MofangError) -> None:
@@ -292,9 +291,6 @@ def _failed(name: str, path: Path, error: Exception) -> FileReport:
 def _in_our_words(name: str, path: Path, error: Exception) -> MofangError:
     if isinstance(error, MofangError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        free = platform.free_disk(path)
-        return NoSpace("core.no_space", path=path, needed=name, free=f"{free // 1_000_000} MB")
     if isinstance(error, OSError):
         return Unreadable("knowledge.file_missing", path=path)
     if isinstance(error, zipfile.BadZipFile | zlib.error):

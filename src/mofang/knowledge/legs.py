@@ -129,6 +129,7 @@ class Legs:
             dimensions = place(store, connection).dimensions
             n = connection.execute("SELECT count(*) FROM chunks").fetchone()[0]
             builtin = self._builtin(store, connection, vectors=True)
+            builtin.sweep()
             if builtin.is_settled(n):
                 return
             builtin.settle(changes(connection, None), dimensions, report, all_read=view.close)

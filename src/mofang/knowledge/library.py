@@ -158,8 +158,7 @@ class Library:
             limit_bytes=self._limit_bytes,
         )
         report = await ingest.run(files)
-        if any(file.status in ("added", "replaced") for file in report.files):
-            await asyncio.to_thread(self._settle, store, progress)
+        await asyncio.to_thread(self._settle, store, progress)  # also what an add that was killed did not come to
         return report
 
     async def rebuild(self, name: str, *, progress: Callable[[Progress], None]) -> int:
@@ -222,11 +221,13 @@ class Library:
     # ---- inside ----
 
     def _settle(self, store: Store, progress: Callable[[Progress], None], *, files: bool = True) -> None:
-        """The documents are safe by now: a store that does not answer is a warning here and a notice in each search."""
+        """The documents are safe by now: a store that does not answer is a warning here and a notice in each search; files
+        that cannot be written are a warning, and searches are exact without them."""
         try:
             self._legs.settle(store, _steps(progress), files=files)
-        except MofangError as error:
-            _log.warning("the index of %s was not brought up to date: %s", store.folder.name, error.message())
+        except (MofangError, OSError) as error:
+            why = error.message() if isinstance(error, MofangError) else error
+            _log.warning("the index of %s was not brought up to date: %s", store.folder.name, why)
 
     async def _ask(self, store: Store, model: str, dimensions: int, query: str) -> Asked:
         """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""

@@ -21,13 +21,14 @@ from typing import Literal
 import numpy as np
 
 from mofang import messages, platform
-from mofang.errors import Busy, Conflict, Invalid, NoSpace, NotFound, Unreadable
+from mofang.errors import Busy, Conflict, Invalid, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.archive import Source
 from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.loaders.build import stem
 from mofang.knowledge.passage import digest, passage
 from mofang.knowledge.schema import TEXT_PART
+from mofang.knowledge.space import out_of_space
 from mofang.knowledge.stores.base import Changes, Commit, Place, Row
 from mofang.knowledge.stores.base import Vector as Vector
 from mofang.text.words import words
@@ -109,8 +110,10 @@ class Store:
                 aside.rename(folder)
             except OSError as error:
                 raise Conflict("knowledge.knowledge_exists", name=folder.name) from error
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if full := out_of_space(error, folder):
+                raise full from error
             raise
         return cls(folder)
 
@@ -170,9 +173,8 @@ class Store:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise Busy("knowledge.base_busy", name=name, seconds=BUSY_TIMEOUT_S) from error
-            if code == sqlite3.SQLITE_FULL:
-                free = platform.free_disk(self.folder)
-                raise NoSpace("core.no_space", path=self.folder, needed="?", free=f"{free // 1_000_000} MB") from error
+            if full := out_of_space(error, self.folder):
+                raise full from error
             if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR):
                 raise Unreadable("knowledge.damaged", name=name, why=error, path=self.path) from error
             raise

@@ -23,6 +23,7 @@ import numpy as np
 from mofang import platform
 from mofang.knowledge.index.postings import Postings, build, merge
 from mofang.knowledge.index.segment import Segment, number
+from mofang.knowledge.space import disk_full, out_of_space
 from mofang.knowledge.stores.base import Commit, Row
 
 FORMAT = 1
@@ -77,23 +78,30 @@ def write(
     anew: the graph is made from nothing, not from the current one.
     report(done, total): of the chunks, each counted twice where a graph is built.
     all_read: called when no more rows are needed; the graph of a large base takes minutes after that.
+    Raises NoSpace (knowledge.disk_full).
     """
     name = f"{os.getpid()}-{secrets.token_hex(8)}"
     place = folder / FOLDER / name
-    place.mkdir(parents=True)
     try:
+        place.mkdir(parents=True)
         total = 2 * n if n >= graph_from else n
         segment = _collect(place, rows, n, dimensions, lambda done: report(done, total))
         all_read()
         if n >= graph_from:
-            _graph(folder, segment, anew, lambda done: report(n + done, total)).save(place / GRAPH)
+            graph = _graph(folder, segment, anew, lambda done: report(n + done, total))
+            try:
+                graph.save(place / GRAPH)
+            except RuntimeError as error:  # "Failed to serialize into stream": it could not be written
+                raise disk_full(folder) from error
         files = {path.name: _checksum(path) for path in sorted(place.iterdir())}
         about = {"format": FORMAT, "commit": str(commit), "folder": name, "files": files}
-        aside = place.with_suffix(".json")
+        aside = place / "current.json"  # inside, so that it goes with the rest when it cannot be written
         aside.write_text(json.dumps(about), encoding="utf-8")
         aside.replace(folder / FOLDER / "current.json")
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(place, ignore_errors=True)
+        if full := out_of_space(error, folder):
+            raise full from error
         raise
     sweep(folder)
 
@@ -128,25 +136,28 @@ def exists(folder: Path) -> bool:
 def _collect(
     place: Path, batches: Iterable[list[Row]], n: int, dimensions: int, report: Callable[[int], None]
 ) -> Segment:
-    matrix = np.lib.format.open_memmap(place / "matrix.npy", "w+", np.float32, (n, dimensions))
     ids = np.empty(n, np.int64)
     of: list[str] = []
     parts: list[Postings] = []
     texts: list[str] = []
     done = 0
-    for batch in batches:
-        span = slice(done, done + len(batch))
-        ids[span] = [row.id for row in batch]
-        matrix[span] = [row.vector for row in batch]
-        of += [row.document_id for row in batch]
-        texts += [row.words for row in batch]
-        done = span.stop
-        if len(texts) >= BLOCK:
-            parts.append(build(texts))
-            texts = []
-        report(done)
+    # Written, not mapped: where the disk is full, writing into a mapped file ends the process (SIGBUS).
+    with (place / "matrix.npy").open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n, dimensions)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for batch in batches:
+            span = slice(done, done + len(batch))
+            ids[span] = [row.id for row in batch]
+            file.write(np.stack([row.vector for row in batch]).astype("<f4", copy=False).tobytes())
+            of += [row.document_id for row in batch]
+            texts += [row.words for row in batch]
+            done = span.stop
+            if len(texts) >= BLOCK:
+                parts.append(build(texts))
+                texts = []
+            report(done)
+    matrix = np.load(place / "matrix.npy", mmap_mode="r")
     postings = merge([*parts, build(texts)])
-    matrix.flush()
     documents, document = number(of)
     arrays: dict[str, Any] = {"ids": ids, "document": document}
     arrays |= {name: getattr(postings, name) for name in ("hashes", "starts", "rows", "counts", "lengths")}

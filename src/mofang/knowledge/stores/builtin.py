@@ -169,6 +169,10 @@ class Builtin:
         )
         return True
 
+    def sweep(self) -> None:
+        """Remove what killed writers left beside the files."""
+        snapshot.sweep(self._folder)
+
     def is_settled(self, n: int) -> bool:
         """Whether the files of a base with n chunks are there and near enough to what it holds."""
         if n < FILES_FROM:
