@@ -21,7 +21,7 @@ import numpy as np
 
 from mofang.engine.base import ChatEngine, Embedder, Engine
 from mofang.errors import Invalid, MofangError, NotFound
-from mofang.knowledge import STORES, answer, retrieve
+from mofang.knowledge import STORES, answer, retrieve, stored
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.centre import Centres
 from mofang.knowledge.ingest import Ingest
@@ -203,6 +203,26 @@ class Library:
             retrieve.search, stores, query, asked, k=k, legs=self._legs, within=within, notices=notices
         )
 
+    async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> answer.Grounding | None:
+        """The answer that a question-answer pair of these bases has for the last question; None: a model must answer.
+
+        A question that leans on what was said before has none: what it asks, only the model can tell.
+        """
+        asked = await query_of(messages, None)
+        stores = {name: self._store(name) for name in dict.fromkeys(names)}
+        if not asked.text or asked.how != "asked" or not stored.plain_question(messages):
+            return None
+        if not await asyncio.to_thread(stored.has_pairs, list(stores.values())):
+            return None
+        notices: builtins.list[str] = []
+        hits = await self.search(names, asked.text, k=stored.CANDIDATES, notices=notices)
+        pairs = await asyncio.to_thread(stored.pairs_of, stores, hits)
+        found = stored.the_very(asked.text, pairs)
+        if found is None and (rival := stored.the_nearest(asked.text, pairs)) is not None:
+            near = await self._nearness(stores[rival.hit.knowledge], asked.text, rival.question)
+            found = rival if near >= stored.LEAST_NEARNESS else None
+        return stored.grounding(found, messages, asked.text, notices) if found else None
+
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
     ) -> answer.Grounding:
@@ -239,6 +259,14 @@ class Library:
             mean = vectors.mean(axis=0)
             vector = np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
             return Asked(vector, await self._centres.direction(vector, embedder, language_of(query)))
+
+    async def _nearness(self, store: Store, one: str, other: str) -> float:
+        """Of two questions, by the base's own embedder."""
+        model, _ = await asyncio.to_thread(store.embedder)
+        async with self._embedder(model) as embedder:
+            assert isinstance(embedder, Embedder)
+            vectors = np.asarray(await embedder.embed([one, other], "query"), dtype=np.float32)
+            return stored.nearness(vectors, await self._centres.mean(embedder, language_of(one)))
 
     def _store(self, name: str) -> Store:
         """Raises NotFound with the nearest name."""

@@ -194,6 +194,11 @@ class Guarded:
             self.check(name)
         return await self._library.search(names, query, k=k, within=within, notices=notices)
 
+    async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> Grounding | None:
+        for name in names:
+            self.check(name)
+        return await self._library.stored(names, messages)
+
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
     ) -> Grounding:
