@@ -68,6 +68,7 @@ ONLY_IN = {
     "pypdfium2": "knowledge/loaders/pdf",
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
+    "opencc": "text/fold",
     "chromadb": "knowledge/stores/chroma",
     "psycopg": "knowledge/stores/pgvector",
     "opensearchpy": "knowledge/stores/opensearch",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mofang.text.alike import key, near
@@ -49,7 +49,9 @@ def test_alike_both_ways_or_neither(one: str, other: str) -> None:
 @given(STORED, st.sampled_from(["3", "不", "没有", "非", "xlsx", "昨天"]), st.data())
 def test_a_word_more_is_another_question(stored: str, word: str, data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(stored) - 1))
-    assert not _same(f"{stored[:at]}{word}{stored[at:]}", stored)
+    asked = f"{stored[:at]}{word}{stored[at:]}"
+    assume("有没有" not in asked)  # which asks the same as "有……吗"
+    assert not _same(asked, stored)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 
+from mofang.knowledge.loaders.build import stem
+from mofang.text.words import words
+
 MAX_HEADINGS = 100
 """Characters; of a longer path the innermost headings stay, so that a chunk never outgrows the embedder."""
 MAX_LEAD = 120
@@ -20,6 +23,16 @@ def passage(headings: Sequence[str], text: str, lead: str = "") -> str:
 def short_lead(lead: str) -> str:
     """A header row or question at the length that is repeated."""
     return lead if len(lead) <= MAX_LEAD else lead[: MAX_LEAD - 1] + "…"
+
+
+def title_words(title: str, name: str) -> list[str]:
+    """What every chunk of a document is found by: its title and its file's name."""
+    return words(f"{title} {stem(name)}")
+
+
+def indexed(title: Sequence[str], passage: str) -> str:
+    """The words that a passage is found by, parted by spaces; `title`: its document's `title_words`."""
+    return " ".join([*title, *words(passage)])
 
 
 def digest(passage: str) -> bytes:

@@ -42,7 +42,9 @@ _IDLE = {
 }
 """What says nothing besides such a form: "怎么才能退款", "怎么退款"; "有几天年假", "年假几天"."""
 _MODAL = frozenset({"can", "must", "will", "have", "support"})
-"""One of these asks by itself: "能不能退款", "能退款吗"."""
+"""With one of these, how yes or no is asked says nothing: "能不能退款", "能退款吗"."""
+_OR_NOT = "_or_not"
+"""Ends the names of forms that also ask for yes or no."""
 
 
 def key(question: str) -> str:
@@ -128,7 +130,7 @@ def _asked(text: str) -> _Asked:
     words: list[str] = []
     for word, form in _taken_apart(marked):
         if form:
-            forms.add(form)
+            forms |= {form.removesuffix(_OR_NOT), "whether"} if form.endswith(_OR_NOT) else {form}
         if form in _NOUNS or not (form or word in told.light):
             words.append(form or told.groups.get(word, word))
     for form, idle in _IDLE.items():
