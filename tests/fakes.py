@@ -330,6 +330,7 @@ class FakeLibrary:
         k: int | None = 8,
         within: Filter | None = None,
         notices: Any = None,
+        rerank: str | None = None,
     ) -> Sequence[Hit]:
         hits = []
         for name in names:

@@ -21,7 +21,10 @@ def _unsimplified(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
-@pytest.mark.parametrize(("query", "found"), [("书面申请", TRADITIONAL), ("書面申請", TRADITIONAL), ("報銷", SIMPLIFIED), ("报销", SIMPLIFIED)])
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [("书面申请", TRADITIONAL), ("書面申請", TRADITIONAL), ("報銷", SIMPLIFIED), ("报销", SIMPLIFIED)],
+)
 async def test_either_finds_the_other_by_its_words(bench: Bench, query: str, found: str) -> None:
     await bench.put("請假.txt", TRADITIONAL)
     await bench.put("报销.txt", SIMPLIFIED)
@@ -31,8 +34,19 @@ async def test_either_finds_the_other_by_its_words(bench: Bench, query: str, fou
     assert by_name.title == "請假.txt"
 
 
+async def test_either_is_embedded_in_simplified_characters(bench: Bench) -> None:
+    await bench.put("請假.txt", TRADITIONAL)
+    await bench.library.search(["库"], "書面申請")
+    assert bench.embedder.passages == ["员工请假须于前一日提出书面申请，经部门主管核准后生效。"]
+    assert "书面申请" in bench.embedder.queries
+
+
 async def test_a_follow_up_in_traditional_is_known_for_one(bench: Bench) -> None:
-    turns = [Message("user", "年假有幾天？"), Message("assistant", "五天。"), Message("user", "這樣的規定是從哪一年開始的呢？")]
+    turns = [
+        Message("user", "年假有幾天？"),
+        Message("assistant", "五天。"),
+        Message("user", "這樣的規定是從哪一年開始的呢？"),
+    ]
     assert (await query_of(turns, None)).how == "joined"
 
 
@@ -40,6 +54,7 @@ async def _old_base(bench: Bench, monkeypatch: pytest.MonkeyPatch, *texts: str) 
     """The base as the third schema had it, its words unsimplified and in the index of a search."""
     with monkeypatch.context() as patch:
         patch.setattr("mofang.text.words.fold", _unsimplified)
+        patch.setattr("mofang.knowledge.passage.simplified", str)
         for n, text in enumerate(texts):
             await bench.put(f"{n}.txt", text)
         await bench.library.search(["库"], "日")
@@ -68,7 +83,9 @@ async def test_words_of_an_old_base_are_cut_anew(bench: Bench, monkeypatch: pyte
     assert fresh.replace("新", "0") in after.values(), "as it is cut when it is added today"
 
 
-async def test_an_old_base_without_traditional_text_keeps_its_copies(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_old_base_without_traditional_text_keeps_its_copies(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = await _old_base(bench, monkeypatch, SIMPLIFIED)
     with closing(sqlite3.connect(path)) as connection:
         before = commit(_rows(connection))

@@ -17,7 +17,7 @@ import openai
 import pytest
 from served import Gateway, serving, wait_until
 
-from fakes import install_model
+from fakes import FakePool, HashEmbedder, SharedLetters, install_model
 from mofang.client import ApiError, Client
 from mofang.errors import MofangError
 from mofang.server.backend import LocalBackend
@@ -326,3 +326,37 @@ def test_a_stored_answer_needs_no_model(home: Path) -> None:
     assert [answer.json()["error"]["code"] for answer in (refused, formed)] == ["no_model_installed"] * 2, (
         "what is not stored needs a model"
     )
+
+
+def test_a_search_names_its_reranker(home: Path) -> None:
+    install_model(home, "letters", kind="reranker")
+    install_model(home, "hash", kind="embedding", engine="hash")
+    pool = FakePool(SharedLetters(), HashEmbedder())
+    with (
+        serving(LocalBackend(Settings(home=home, port=0), engines=pool), key="secret") as gateway,
+        gateway.http() as http,
+    ):
+        http.post("/v1/knowledge", json={"name": "b"})
+        files = [("files", (f"{n}.txt", text.encode())) for n, text in enumerate(("年假", "年假五天怎么请", "请假"))]
+        added = http.post("/v1/knowledge/b/documents", files=files).json()
+        wait_until(lambda: http.get(f"/v1/jobs/{added['id']}").json()["status"] == "done")
+        body = {"query": "年假五天怎么请", "knowledge": ["b"]}
+        plain = http.post("/v1/knowledge/search", json=body).json()
+        found = http.post("/v1/knowledge/search", json={**body, "rerank": "auto"}).json()
+        missing = http.post("/v1/knowledge/search", json={**body, "rerank": "nobody"})
+        wrong = http.post("/v1/knowledge/search", json={**body, "rerank": "hash"})
+        made = http.post("/v1/keys", json={"name": "guest", "models": ["hash"]}).json()
+        guest = {"Authorization": f"Bearer {made['key']}"}
+        http.put(f"/v1/knowledge/b/readers/{made['id']}")
+        denied = http.post("/v1/knowledge/search", json={**body, "rerank": "auto"}, headers=guest)
+    assert {hit["rerank_score"] for hit in plain["data"]} == {None}
+    assert [(hit["title"], hit["rerank_score"]) for hit in found["data"]] == [
+        ("1.txt", 1.0),
+        ("0.txt", pytest.approx(2 / 7)),
+        ("2.txt", pytest.approx(2 / 7)),
+    ]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in (missing, wrong, denied)] == [
+        (404, "model_not_found"),
+        (400, "wrong_kind"),
+        (403, "model_denied"),
+    ]

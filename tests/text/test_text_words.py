@@ -55,7 +55,15 @@ def test_query_meets_passage(query: str, passage: str) -> None:
 
 @pytest.mark.parametrize(
     ("traditional", "one"),
-    [("頭髮", "头发"), ("發財", "发财"), ("乾燥", "干燥"), ("乾隆", "乾隆"), ("皇后以後", "皇后以后"), ("瞭解", "了解"), ("ＰＤＦ檔", "pdf档")],
+    [
+        ("頭髮", "头发"),
+        ("發財", "发财"),
+        ("乾燥", "干燥"),
+        ("乾隆", "乾隆"),
+        ("皇后以後", "皇后以后"),
+        ("瞭解", "了解"),
+        ("ＰＤＦ檔", "pdf档"),
+    ],
 )
 def test_traditional_becomes_simplified_by_phrase(traditional: str, one: str) -> None:
     assert fold(traditional) == one == fold(one)

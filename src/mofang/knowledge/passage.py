@@ -1,9 +1,14 @@
-"""What is embedded and indexed for a chunk: headings, lead, text. One place, so that both legs see the same."""
+"""What is embedded and indexed for a chunk: headings, lead, text. One place, so that both legs see the same.
+
+In simplified characters, as the query is: embedders know them better, and a query in either finds either (docs/log.md,
+2026-11-25).
+"""
 
 import hashlib
 from collections.abc import Sequence
 
 from mofang.knowledge.loaders.build import stem
+from mofang.text.fold import simplified
 from mofang.text.words import words
 
 MAX_HEADINGS = 100
@@ -17,7 +22,7 @@ def passage(headings: Sequence[str], text: str, lead: str = "") -> str:
     path = " > ".join(headings)
     if len(path) > MAX_HEADINGS:
         path = "…" + path[-MAX_HEADINGS:]
-    return "\n".join(part for part in (path, short_lead(lead), text) if part)
+    return simplified("\n".join(part for part in (path, short_lead(lead), text) if part))
 
 
 def short_lead(lead: str) -> str:

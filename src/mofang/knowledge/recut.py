@@ -12,7 +12,9 @@ from mofang.text.fold import simplified
 def simplify_words(connection: sqlite3.Connection) -> None:
     """Words that hold nothing traditional stay. Where any changed, it is a commit that no copy can follow: index stores
     and files copy the base anew."""
-    changed = [row[0] for row in connection.execute("SELECT chunk_id, words FROM words") if simplified(row[1]) != row[1]]
+    changed = [
+        row[0] for row in connection.execute("SELECT chunk_id, words FROM words") if simplified(row[1]) != row[1]
+    ]
     for chunk_id in changed:
         words = _words(connection, chunk_id)
         connection.execute("UPDATE words SET words = ? WHERE chunk_id = ?", (words, chunk_id))

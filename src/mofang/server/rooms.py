@@ -99,6 +99,7 @@ class Library(Protocol):
         k: int | None = 8,
         within: Filter | None = None,
         notices: builtins.list[str] | None = None,
+        rerank: str | None = None,
     ) -> Sequence[Hit]: ...
     async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> Grounding | None: ...
     async def ground(

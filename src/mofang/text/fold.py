@@ -19,6 +19,8 @@ def fold(text: str) -> str:
 
 def simplified(text: str) -> str:
     """繁→简 alone; simplified text stays as it is but for the few words that a phrase of the table is also."""
+    if text.isascii():
+        return text
     try:
         return str(_converter().convert(text))
     except UnicodeEncodeError:  # half of a surrogate pair, which is no text: nothing to convert by
