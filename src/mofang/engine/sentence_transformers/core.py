@@ -40,7 +40,7 @@ class Core:
         )
         self._lock = threading.Lock()
         library = f"sentence-transformers {sentence_transformers.__version__}"
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "n_ctx": int(self._model.max_seq_length or configuration["n_ctx"]),
             "dimensions": int(self._model.get_embedding_dimension() or 0),
             "provider": f"{library} {device.type} {str(dtype).removeprefix('torch.')}",
@@ -63,10 +63,10 @@ class Core:
             return np.zeros((0, self.facts["dimensions"]), np.float32)
         with self._lock:
             # A prompt of "" is one: it keeps the folder's default prompt away.
-            found = self._model.encode(
-                list(texts), prompt=prompt, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False
-            )
-        return np.asarray(found, np.float32)
+            found = self._model.encode(list(texts), prompt=prompt, batch_size=BATCH, show_progress_bar=False)
+        rows = np.asarray(found, np.float32)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)  # here: in bfloat16 a length is right to 3 digits
+        return np.asarray(rows / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)
 
 
 def check_folder(folder: Path) -> Path:
