@@ -231,6 +231,7 @@ class FakeGrounding:
     messages: list[Message]
     sources: list[Source]
     notices: list[str]
+    answer: str = ""
 
 
 @dataclass
@@ -329,6 +330,7 @@ class FakeLibrary:
         k: int | None = 8,
         within: Filter | None = None,
         notices: Any = None,
+        rerank: str | None = None,
     ) -> Sequence[Hit]:
         hits = []
         for name in names:
@@ -339,6 +341,9 @@ class FakeLibrary:
                         Hit(name, document_id, info.title, text, 0, len(text), None, (), float(shared), 1, None, None)
                     )
         return sorted(hits, key=lambda hit: -hit.score)[:k]
+
+    async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> None:
+        """Whole files are no question-answer pairs."""
 
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: Any, max_prompt_tokens: int

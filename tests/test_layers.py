@@ -68,12 +68,14 @@ ONLY_IN = {
     "pypdfium2": "knowledge/loaders/pdf",
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
+    "opencc": "text/fold",
     "chromadb": "knowledge/stores/chroma",
     "psycopg": "knowledge/stores/pgvector",
     "opensearchpy": "knowledge/stores/opensearch",
     "langchain_core": "integrations/langchain knowledge/stores/langchain",
     "langchain_openai": "integrations/langchain",
-    "torch": "train/ export/ engine/transformers",
+    "torch": "train/ export/ engine/transformers engine/sentence_transformers",
+    "sentence_transformers": "engine/sentence_transformers",
     "mcp": "integrations/mcp.py",
 }
 

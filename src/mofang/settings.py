@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     """What the model name "auto" means in chat; "auto" here: the catalogue's default, or the only one installed."""
     embedding_model: str = "auto"
     """The embedder of new knowledge bases."""
+    reranker_model: str = ""
+    """The reranker that puts what a search found in order; "": none, "auto": the catalogue's default, or the only one
+    installed."""
     model_path: str = ""
     """Folders with models already there, joined with the system's path separator (":" on Linux). Never written to."""
     n_ctx: int = Field(default=8192, ge=256, le=1_048_576)

@@ -568,6 +568,8 @@ class SearchRequest(Request):
     k: int | None = Field(default=8, ge=1, le=100)
     """None: every candidate of both legs, each with its rank in either, for who compares them."""
     filter: SearchFilter | None = None
+    rerank: str | None = Field(default=None, max_length=200)
+    """The reranker that puts the first of them in order, "auto" for this machine's; "": none; null: the setting's."""
 
 
 class AutoChunking(Request):

@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 
 import tiny_bert
+import tiny_embedder
 import tiny_machine
 from fakes import install_model
 from mofang.engine import ENGINES, build, engine_name
@@ -42,7 +43,12 @@ CHAT = [
 ]
 ECHOES = {"echo", "remote"}
 """They say what they were told, and take no options: behind `remote` stands `echo`."""
-EMBEDDERS = ["hash", "onnx", *(pytest.param(name, marks=pytest.mark.model) for name in ("e5", "e5-llama"))]
+EMBEDDERS = [
+    "hash",
+    "onnx",
+    "sentence_transformers",
+    *(pytest.param(name, marks=pytest.mark.model) for name in ("e5", "e5-llama")),
+]
 PREFIXES = {"query": "query: ", "passage": "passage: "}
 
 
@@ -133,12 +139,15 @@ async def embedder(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     elif request.param == "onnx":
         tiny_bert.write(home / "tiny.gguf", reranker=False, n_ctx=512)
         ref = _ref("tiny", home / "tiny.gguf", "embedding")
+    elif request.param == "sentence_transformers":
+        folder = tiny_embedder.write(home / "tiny", max_seq_length=512, prompts={"query": "q: ", "document": "d: "})
+        ref = replace(_ref("tiny", folder, "embedding"), format="hf")
     else:
         by = {"engine": "llama"} if request.param == "e5-llama" else {}
         ref = _ref("e5", request.getfixturevalue("e5"), "embedding", prefixes=PREFIXES, normalizer="nfkc", **by)
     engine = await _load(ref, home)
     assert isinstance(engine, Embedder)
-    assert engine.info().engine == {"hash": "hash", "e5-llama": "llama"}.get(request.param, "onnx")
+    assert engine.info().engine == {"e5": "onnx", "e5-llama": "llama"}.get(request.param, request.param)
     yield engine
     await engine.close()
 
@@ -155,7 +164,7 @@ def _say(text: str) -> list[Message]:
 
 
 async def test_every_engine_is_tried_here() -> None:
-    assert set(ENGINES.names()) == {"llama", "hash", "onnx", *TINY} - {"native"}, (
+    assert set(ENGINES.names()) == {"llama", "hash", "onnx", "sentence_transformers", *TINY} - {"native"}, (
         "a new engine takes part in this suite"
     )
 

@@ -314,7 +314,7 @@ def test_a_folder_answers_unasked_only_where_there_is_nothing_else(
 
 def test_a_folder_that_no_engine_reads_says_what_to_do(store: ModelStore, tmp_path: Path) -> None:
     for name, config in (
-        ("vectors", '{"architectures": ["BertModel"]}'),
+        ("scores", '{"architectures": ["BertForSequenceClassification"]}'),
         ("gptq", '{"architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "gptq"}}'),
     ):
         folder = tmp_path / name
@@ -324,7 +324,7 @@ def test_a_folder_that_no_engine_reads_says_what_to_do(store: ModelStore, tmp_pa
         ref = store.add(folder)
         assert not ref.runnable
         with pytest.raises(Invalid) as raised:
-            store.resolve(name, "embedding" if ref.kind == "embedding" else "chat")
+            store.resolve(name, "reranker" if ref.kind == "reranker" else "chat")
         assert raised.value.code in ("not_runnable", "wrong_kind")
 
 

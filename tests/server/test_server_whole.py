@@ -17,7 +17,7 @@ import openai
 import pytest
 from served import Gateway, serving, wait_until
 
-from fakes import install_model
+from fakes import FakePool, HashEmbedder, SharedLetters, install_model
 from mofang.client import ApiError, Client
 from mofang.errors import MofangError
 from mofang.server.backend import LocalBackend
@@ -291,3 +291,72 @@ def test_a_real_model_behind_the_official_client(home: Path, qwen: Path) -> None
     assert long.value.code == "context_length_exceeded"
     assert "prompt" in kinds and kinds[-1] == "stopped"
     assert details["architecture"] == "qwen2" and details["memory"]["total"] > details["size_bytes"]
+
+
+def test_a_stored_answer_needs_no_model(home: Path) -> None:
+    """The same in chat, in a generation, streamed and whole; no chat model is installed."""
+    install_model(home, "hash", kind="embedding", engine="hash")
+    table = "问题,答案\n怎样开启自动保存？,在选项里勾选。\n"
+    with serving(LocalBackend(Settings(home=home, port=0))) as gateway, gateway.http() as http:
+        http.post("/v1/knowledge", json={"name": "faq"})
+        added = http.post("/v1/knowledge/faq/documents", files={"files": ("问答.csv", table.encode())}).json()
+        wait_until(lambda: http.get(f"/v1/jobs/{added['id']}").json()["status"] == "done")
+        turn = [{"role": "user", "content": "请问如何开启自动保存？"}]
+        body = {"model": "auto", "messages": turn, "knowledge": ["faq"]}
+        whole = http.post("/v1/chat/completions", json=body).json()
+        streamed = http.post("/v1/chat/completions", json={**body, "stream": True}).text
+        asked = http.post("/v1/knowledge/faq/ask", json={"question": turn[0]["content"]}).json()
+        begun = http.post("/v1/generations", json=body).json()
+        wait_until(lambda: http.get(f"/v1/generations/{begun['id']}").json()["status"] == "done")
+        kept = http.get(f"/v1/generations/{begun['id']}").json()
+        refused = http.post(
+            "/v1/chat/completions", json={**body, "messages": [{"role": "user", "content": "如何关闭自动保存？"}]}
+        )
+        formed = http.post("/v1/chat/completions", json={**body, "response_format": {"type": "json_object"}})
+    said = "在选项里勾选。 [1]"
+    assert whole["choices"][0]["message"]["content"] == asked["answer"] == kept["content"] == said
+    assert whole["choices"][0]["finish_reason"] == asked["finish_reason"] == "stop"
+    for sources in (whole["sources"], asked["sources"], kept["sources"]):
+        assert [(one["number"], one["cited"], one["spans"]) for one in sources] == [(1, True, [[10, 17]])]
+    assert [notice["code"] for notice in whole["notices"]] == [n["code"] for n in asked["notices"]] == ["stored_answer"]
+    assert whole["usage"]["total_tokens"] == 0
+    events = [json.loads(line[6:]) for line in streamed.splitlines() if line.startswith("data: {")]
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == said
+    assert events[-1]["sources"] == whole["sources"] and events[-1]["notices"] == whole["notices"]
+    assert [answer.json()["error"]["code"] for answer in (refused, formed)] == ["no_model_installed"] * 2, (
+        "what is not stored needs a model"
+    )
+
+
+def test_a_search_names_its_reranker(home: Path) -> None:
+    install_model(home, "letters", kind="reranker")
+    install_model(home, "hash", kind="embedding", engine="hash")
+    pool = FakePool(SharedLetters(), HashEmbedder())
+    with (
+        serving(LocalBackend(Settings(home=home, port=0), engines=pool), key="secret") as gateway,
+        gateway.http() as http,
+    ):
+        http.post("/v1/knowledge", json={"name": "b"})
+        files = [("files", (f"{n}.txt", text.encode())) for n, text in enumerate(("年假", "年假五天怎么请", "请假"))]
+        added = http.post("/v1/knowledge/b/documents", files=files).json()
+        wait_until(lambda: http.get(f"/v1/jobs/{added['id']}").json()["status"] == "done")
+        body = {"query": "年假五天怎么请", "knowledge": ["b"]}
+        plain = http.post("/v1/knowledge/search", json=body).json()
+        found = http.post("/v1/knowledge/search", json={**body, "rerank": "auto"}).json()
+        missing = http.post("/v1/knowledge/search", json={**body, "rerank": "nobody"})
+        wrong = http.post("/v1/knowledge/search", json={**body, "rerank": "hash"})
+        made = http.post("/v1/keys", json={"name": "guest", "models": ["hash"]}).json()
+        guest = {"Authorization": f"Bearer {made['key']}"}
+        http.put(f"/v1/knowledge/b/readers/{made['id']}")
+        denied = http.post("/v1/knowledge/search", json={**body, "rerank": "auto"}, headers=guest)
+    assert {hit["rerank_score"] for hit in plain["data"]} == {None}
+    assert [(hit["title"], hit["rerank_score"]) for hit in found["data"]] == [
+        ("1.txt", 1.0),
+        ("0.txt", pytest.approx(2 / 7)),
+        ("2.txt", pytest.approx(2 / 7)),
+    ]
+    assert [(answer.status_code, answer.json()["error"]["code"]) for answer in (missing, wrong, denied)] == [
+        (404, "model_not_found"),
+        (400, "wrong_kind"),
+        (403, "model_denied"),
+    ]

@@ -53,6 +53,32 @@ def test_query_meets_passage(query: str, passage: str) -> None:
     assert set(query_words(query)) & set(words(passage)), (query_words(query), words(passage))
 
 
+@pytest.mark.parametrize(
+    ("traditional", "one"),
+    [
+        ("頭髮", "头发"),
+        ("發財", "发财"),
+        ("乾燥", "干燥"),
+        ("乾隆", "乾隆"),
+        ("皇后以後", "皇后以后"),
+        ("瞭解", "了解"),
+        ("ＰＤＦ檔", "pdf档"),
+    ],
+)
+def test_traditional_becomes_simplified_by_phrase(traditional: str, one: str) -> None:
+    assert fold(traditional) == one == fold(one)
+
+
+@given(st.text(max_size=60))
+def test_folding_twice_changes_little_and_folding_the_folded_nothing(text: str) -> None:
+    once = fold(text)
+    assert fold(once) == fold(fold(once)) and words(text) == words(text.upper().lower() if text.isascii() else text)
+
+
+def test_half_a_character_is_left_alone() -> None:
+    assert fold("\ud800體") == "\ud800體"
+
+
 def test_stop_words_leave_queries_only() -> None:
     assert query_words("请问怎么设置打印机？") == ["设置", "打印", "印机", "打印机"]
     assert "的" in words("我的书")

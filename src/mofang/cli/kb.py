@@ -293,12 +293,15 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, max=100, metavar="K", help=say("cli.option_k"))] = 8,
     names: Annotated[list[str], typer.Option("--in", metavar="NAME", help=say("cli.option_in"))] = [],  # noqa: B006
     types: Annotated[list[str], typer.Option("--type", metavar="SUFFIX", help=say("cli.option_type"))] = [],  # noqa: B006
+    rerank: Annotated[str | None, typer.Option("--rerank", metavar="MODEL", help=say("cli.option_rerank"))] = None,
     as_json: Json = False,
 ) -> None:
     from mofang import api
     from mofang.cli import answers, render
 
-    limits = {"filter": {"names": names, "types": types}} if names or types else {}
+    limits: dict[str, Any] = {"filter": {"names": names, "types": types}} if names or types else {}
+    if rerank is not None:
+        limits["rerank"] = rerank
     notices: list[str] = []
     with api.gateway() as client, render.working(say("cli.searching")):
         hits = client.search([name], query, k, notices=notices, **limits)
@@ -329,6 +332,8 @@ def _why(hit: Mapping[str, Any]) -> str:
         parts.append(say("cli.rank_words", n=hit["bm25_rank"]))
     if hit.get("dense_rank") is not None:
         parts.append(say("cli.rank_meaning", n=hit["dense_rank"]))
+    if hit.get("rerank_score") is not None:
+        parts.append(say("cli.rerank_score", score=f"{hit['rerank_score']:.2f}"))
     return " · ".join(parts)
 
 

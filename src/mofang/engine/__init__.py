@@ -14,6 +14,12 @@ ENGINES = Registry(
             extra="train",
             library="torch",
         ),
+        "sentence_transformers": Entry(
+            "mofang.engine.sentence_transformers.engine:load",
+            "embedders in Hugging Face folders, by sentence-transformers, in a child process",
+            extra="train",
+            library="sentence_transformers",
+        ),
         "llama_cpp": Entry(
             "mofang.engine.llama_cpp.engine:load",
             "GGUF models through llama-cpp-python's bindings, in a child process",
@@ -29,7 +35,7 @@ ENGINES = Registry(
 
 BY_FORMAT = {"gguf": "llama", "hf": "transformers"}
 """Which engine reads a format, where the manifest names none."""
-BY_KIND = {("gguf", "embedding"): "onnx"}
+BY_KIND = {("gguf", "embedding"): "onnx", ("hf", "embedding"): "sentence_transformers"}
 """The same for models of one kind; goes before."""
 
 

@@ -43,6 +43,8 @@ class Grounding:
     query: str
     """What was searched for."""
     notices: list[str] = field(default_factory=list)
+    answer: str = ""
+    """The answer itself, with its mark, where one is stored (knowledge/stored.py); "": the model is to write it."""
 
 
 async def compose(
@@ -62,7 +64,7 @@ async def compose(
         return Grounding(_prompt(messages, [], lang), [], query, [said])
     sources: list[Source] = []
     for hit in found:
-        trial = [*sources, _source(len(sources) + 1, hit)]
+        trial = [*sources, source_of(len(sources) + 1, hit)]
         if await engine.count_tokens(_prompt(messages, trial, lang)) <= max_prompt_tokens:
             sources = trial
     if not sources:
@@ -124,7 +126,8 @@ def _joined(best: Hit, other: Hit) -> Hit:
     )
 
 
-def _source(number: int, hit: Hit) -> Source:
+def source_of(number: int, hit: Hit) -> Source:
+    """A hit as a numbered source."""
     return Source(
         number=number,
         knowledge=hit.knowledge,

@@ -75,6 +75,8 @@ class Hit:
     place: Place | None = None
     lead: str = ""
     """The header row of the table, or the question, that `text` was cut away from."""
+    rerank_score: float | None = None
+    """What a reranker gave it, comparable within one search; None: none read it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,12 @@ class Centres:
 
     async def direction(self, query: Vectors, embedder: Embedder, language: str) -> Vectors:
         """(d,) of length 1: where passages for `query` (d,), a vector of `embedder`, are to be sought."""
-        mean = await self._mean(embedder, language)
+        mean = await self.mean(embedder, language)
         away = query - SHARE * mean
         return np.asarray(away / max(float(np.linalg.norm(away)), 1e-12), np.float32)
 
-    async def _mean(self, embedder: Embedder, language: str) -> Vectors:
+    async def mean(self, embedder: Embedder, language: str) -> Vectors:
+        """(d,), not of length 1: a query's product with it is its mean cosine to everyday queries."""
         key = (embedder.info().model, language)
         async with self._lock:
             if key not in self._means:

@@ -14,10 +14,9 @@ from typing import Any
 
 from mofang.knowledge.base import Hit
 from mofang.knowledge.evalset import Judged
+from mofang.knowledge.rerank import RERANKED, read_as
 from mofang.messages import Progress, Source
 
-RERANKED = 50
-"""Passages of the fused list that a reranker is shown; the others keep their places behind them."""
 TIMED = 200
 """Questions that the latency is taken over, each as a plain search for SERVED passages."""
 SERVED = 8
@@ -151,7 +150,7 @@ async def _rankings(query: str, search: Search, rerank: Rerank | None) -> dict[s
     rankings["fused"] = documents_of(hits)
     if rerank is not None:
         head = list(hits[:RERANKED])
-        scores = await rerank(query, [hit.text for hit in head]) if head else []
+        scores = await rerank(query, [read_as(hit) for hit in head]) if head else []
         best = sorted(range(len(head)), key=lambda place: -scores[place])
         rankings["reranked"] = documents_of([*(head[place] for place in best), *hits[RERANKED:]])
     return rankings

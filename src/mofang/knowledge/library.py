@@ -21,11 +21,12 @@ import numpy as np
 
 from mofang.engine.base import ChatEngine, Embedder, Engine
 from mofang.errors import Invalid, MofangError, NotFound
-from mofang.knowledge import STORES, answer, retrieve
+from mofang.knowledge import STORES, answer, retrieve, stored
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.centre import Centres
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
+from mofang.knowledge.rerank import RERANKED, OpenReranker, reranked
 from mofang.knowledge.retrieve import Asked
 from mofang.knowledge.rewrite import query_of
 from mofang.knowledge.split.sentence import split
@@ -34,6 +35,7 @@ from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress
 from mofang.settings import Settings
 from mofang.strings import say
+from mofang.text.fold import simplified
 from mofang.text.languages import language_of
 
 CONTEXT_CHARACTERS = 120
@@ -60,13 +62,18 @@ class Library:
         splitter: str = "sentence",
         limit_bytes: int | None = None,
         settings: Settings | None = None,
+        reranker: OpenReranker | None = None,
     ) -> None:
-        """settings: how the stores of bases that name another than the built-in one are reached."""
+        """settings: how the stores of bases that name another than the built-in one are reached, and which reranker
+        searches use. reranker: opens one by its name; None: there are none here."""
         self.folder = folder
         self._embedder = embedder
         self._splitter = splitter
         self._limit_bytes = limit_bytes
-        self._legs = Legs(settings or Settings())
+        settings = settings or Settings()
+        self._legs = Legs(settings)
+        self._reranker = settings.reranker_model
+        self._open_reranker = reranker
         self._centres = Centres()
 
     def close(self) -> None:
@@ -184,11 +191,13 @@ class Library:
         k: int | None = 8,
         within: Filter | None = None,
         notices: builtins.list[str] | None = None,
+        rerank: str | None = None,
     ) -> builtins.list[Hit]:
         """The k passages nearest to `query` in all of the bases, best first; None: every candidate of both legs.
 
         Raises Invalid for an empty query.
         within: the documents that may answer. notices: gets what a person should know of how the search was done.
+        rerank: the reranker that orders the first of them; "": none; None: the setting's.
         """
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
@@ -198,9 +207,35 @@ class Library:
             model, dimensions = await asyncio.to_thread(store.embedder)
             if dimensions is not None and model not in asked:
                 asked[model] = await self._ask(store, model, dimensions, query)
-        return await asyncio.to_thread(
-            retrieve.search, stores, query, asked, k=k, legs=self._legs, within=within, notices=notices
+        notices = [] if notices is None else notices
+        model = (self._reranker if rerank is None else rerank) if self._open_reranker else ""
+        depth = max(k, RERANKED) if k and model else k
+        hits = await asyncio.to_thread(
+            retrieve.search, stores, query, asked, k=depth, legs=self._legs, within=within, notices=notices
         )
+        if model and hits and self._open_reranker:
+            hits = await reranked(query, hits, model, self._open_reranker, notices)
+        return hits[:k]
+
+    async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> answer.Grounding | None:
+        """The answer that a question-answer pair of these bases has for the last question; None: a model must answer.
+
+        A question that leans on what was said before has none: what it asks, only the model can tell.
+        """
+        asked = await query_of(messages, None)
+        stores = {name: self._store(name) for name in dict.fromkeys(names)}
+        if not asked.text or asked.how != "asked" or not stored.plain_question(messages):
+            return None
+        if not await asyncio.to_thread(stored.has_pairs, list(stores.values())):
+            return None
+        notices: builtins.list[str] = []
+        hits = await self.search(names, asked.text, k=stored.CANDIDATES, notices=notices, rerank="")
+        pairs = await asyncio.to_thread(stored.pairs_of, stores, hits)
+        found = stored.the_very(asked.text, pairs)
+        if found is None and (rival := stored.the_nearest(asked.text, pairs)) is not None:
+            near = await self._nearness(stores[rival.hit.knowledge], asked.text, rival.question)
+            found = rival if near >= stored.LEAST_NEARNESS else None
+        return stored.grounding(found, messages, asked.text, notices) if found else None
 
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
@@ -231,6 +266,7 @@ class Library:
 
     async def _ask(self, store: Store, model: str, dimensions: int, query: str) -> Asked:
         """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""
+        query = simplified(query)
         chunks = split(ParsedDocument(query, [Block("paragraph", 0, len(query))]))
         parts = [query[chunk.start : chunk.end] for chunk in chunks]
         async with self._embedder(model) as embedder:
@@ -240,6 +276,14 @@ class Library:
             mean = vectors.mean(axis=0)
             vector = np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
             return Asked(vector, await self._centres.direction(vector, embedder, language_of(query)))
+
+    async def _nearness(self, store: Store, one: str, other: str) -> float:
+        """Of two questions, by the base's own embedder."""
+        model, _ = await asyncio.to_thread(store.embedder)
+        async with self._embedder(model) as embedder:
+            assert isinstance(embedder, Embedder)
+            vectors = np.asarray(await embedder.embed([simplified(one), simplified(other)], "query"), dtype=np.float32)
+            return stored.nearness(vectors, await self._centres.mean(embedder, language_of(one)))
 
     def _store(self, name: str) -> Store:
         """Raises NotFound with the nearest name."""

@@ -52,7 +52,7 @@ async def query_of(messages: Sequence[Message], engine: ChatEngine | None) -> Qu
     if not questions:
         return Query("")
     last = questions[-1]
-    if len(questions) == 1 or not (len(last) <= SHORT_QUESTION or PRONOUN.match(last)):
+    if len(questions) == 1 or not (len(last) <= SHORT_QUESTION or PRONOUN.match(fold(last))):
         return Query(last)
     joined = Query(f"{questions[-2]} {last}", "joined")
     if engine is None:

@@ -8,17 +8,19 @@ each commit took away (as far back as base.removed_from), so that a copy can fol
 """
 
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from mofang.errors import Conflict
+from mofang.knowledge.recut import simplify_words
+from mofang.knowledge.texts import TEXT_PART
 from mofang.text.words import INNER
 
 _TOKENIZER = "ascii tokenchars ''{}''".format(INNER.replace("'", "''''"))
 
-TEXT_PART = 1 << 16
-"""Characters in one row of `texts`; `start` is a multiple of it."""
+Step = Callable[[sqlite3.Connection], None]
 
-MIGRATIONS: tuple[str, ...] = (
+MIGRATIONS: tuple[str | Step, ...] = (
     f"""
     CREATE TABLE base (
         name TEXT NOT NULL, title TEXT NOT NULL, embedding_model TEXT NOT NULL, dimensions INTEGER,
@@ -90,6 +92,9 @@ MIGRATIONS: tuple[str, ...] = (
     DROP TABLE words;
     ALTER TABLE cut RENAME TO words;
     """,
+    # Whether a base holds question-answer pairs is asked before each answer.
+    "CREATE INDEX blocks_of_pairs ON blocks (version_id) WHERE kind = 'qa';",
+    simplify_words,
 )
 
 
@@ -98,5 +103,20 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found > len(MIGRATIONS):
         raise Conflict("core.newer_home", path=path, found=found, known=len(MIGRATIONS))
-    for number, script in enumerate(MIGRATIONS[found:], start=found + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
+    for number, step in enumerate(MIGRATIONS[found:], start=found + 1):
+        if isinstance(step, str):
+            connection.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;")
+        else:
+            _run(connection, step, number)
+
+
+def _run(connection: sqlite3.Connection, step: Step, number: int) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] < number:  # else another process was first
+            step(connection)
+            connection.execute(f"PRAGMA user_version = {number}")
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.execute("COMMIT")

@@ -25,13 +25,12 @@ from mofang.errors import Busy, Conflict, Invalid, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.archive import Source
 from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
-from mofang.knowledge.loaders.build import stem
-from mofang.knowledge.passage import digest, passage
-from mofang.knowledge.schema import TEXT_PART
+from mofang.knowledge.passage import digest, indexed, passage, title_words
 from mofang.knowledge.space import out_of_space
 from mofang.knowledge.stores.base import Changes, Commit, Place, Row
 from mofang.knowledge.stores.base import Vector as Vector
-from mofang.text.words import words
+from mofang.knowledge.texts import TEXT_PART
+from mofang.knowledge.texts import span as span
 
 FILE = "base.sqlite"
 BUSY_TIMEOUT_S = 30.0
@@ -432,14 +431,6 @@ def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> me
     return replace(place, row=place.row + span(connection, block["version_id"], block["start"], start).count("\n"))
 
 
-def span(connection: sqlite3.Connection, version_id: int, start: int, end: int) -> str:
-    """text[start:end] of a version's canonical text."""
-    first = start - start % TEXT_PART
-    query = "SELECT text FROM texts WHERE version_id = ? AND start >= ? AND start < ? ORDER BY start"
-    text = "".join(row[0] for row in connection.execute(query, (version_id, first, max(end, start + 1))))
-    return text[start - first : end - first]
-
-
 def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVersion) -> int:
     document = new.document
     cursor = connection.execute(
@@ -505,9 +496,9 @@ class _ChunkRow:
 
 
 def _chunk_rows(new: NewVersion) -> list[_ChunkRow]:
-    title = words(f"{new.document.title} {stem(new.name)}")
+    title = title_words(new.document.title, new.name)
     return [
-        _ChunkRow(chunk, digest(text), " ".join([*title, *words(text)]))
+        _ChunkRow(chunk, digest(text), indexed(title, text))
         for chunk, text in zip(new.chunks, new.passages(), strict=True)
     ]
 

@@ -111,8 +111,8 @@ class ModelStore:
     def resolve(self, name: str, kind: Wanted | None) -> ModelRef:
         """The model that `name` means where a model of `kind` is wanted (None: any kind).
 
-        "auto" is the setting chat_model or embedding_model, else an installed default of the catalogue, else the
-        only model of that kind. Raises NotFound with what to type, Invalid for a model of another kind.
+        "auto" is the setting chat_model, embedding_model or reranker_model, else an installed default of the catalogue,
+        else the only model of that kind. Raises NotFound with what to type, Invalid for a model of another kind.
         """
         if name == "auto":
             return self._automatic(kind or "chat")
@@ -272,7 +272,12 @@ class ModelStore:
     # ---- inside ----
 
     def _automatic(self, kind: Wanted) -> ModelRef:
-        setting = {"chat": self.settings.chat_model, "embedding": self.settings.embedding_model}.get(kind, "auto")
+        settings = self.settings
+        setting = {
+            "chat": settings.chat_model,
+            "embedding": settings.embedding_model,
+            "reranker": settings.reranker_model or "auto",
+        }[kind]
         if setting != "auto":
             return self.resolve(setting, kind)
         accepted = _ACCEPTED.get(kind, (kind,))

@@ -189,10 +189,16 @@ class Guarded:
         k: int | None = 8,
         within: Filter | None = None,
         notices: builtins.list[str] | None = None,
+        rerank: str | None = None,
     ) -> Sequence[Hit]:
         for name in names:
             self.check(name)
-        return await self._library.search(names, query, k=k, within=within, notices=notices)
+        return await self._library.search(names, query, k=k, within=within, notices=notices, rerank=rerank)
+
+    async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> Grounding | None:
+        for name in names:
+            self.check(name)
+        return await self._library.stored(names, messages)
 
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int

@@ -15,7 +15,7 @@ from mofang.knowledge.marks import marks
 from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
-from mofang.server.rooms import Rooms
+from mofang.server.rooms import Grounding, Rooms
 from mofang.server.sse import closing
 from mofang.server.truncate import cut_to
 from mofang.server.visit import current, words
@@ -182,6 +182,13 @@ async def answering(
 
     visit = current()
     visit.asked(words(question.messages))
+    if grounding := await _stored(rooms, question):
+        _tell_of(grounding, "stored_answer", answer, tell)
+        for delta in (Delta(grounding.answer), Delta(finish_reason="stop", usage=Usage(0, 0))):
+            visit.note(delta)
+            answer.add(delta)
+            yield delta
+        return
     sampling = bounded(question.sampling, rooms.settings.max_tokens)
     async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
@@ -299,12 +306,27 @@ async def _ground(
     grounding = await rooms.library.ground(
         list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
     )
+    _tell_of(grounding, "knowledge", answer, tell)
+    return grounding.messages
+
+
+async def _stored(rooms: Rooms, question: Question) -> Grounding | None:
+    """The answer that is stored for this very question. No model is loaded, waited for or charged for it; whoever asked
+    for more than one answer, for one of a certain form, or to see its tokens, wants a model's."""
+    asked = question.sampling.options
+    written = question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
+    if not question.knowledge or written or asked.get("n", 1) != 1:
+        return None
+    return await rooms.library.stored(list(question.knowledge), question.messages)
+
+
+def _tell_of(grounding: Grounding, code: str, answer: Answer, tell: Callable[[Event], None]) -> None:
+    """Its sources and notices, to whoever follows the answer."""
     answer.sources = list(grounding.sources)
     tell({"type": "sources", "sources": [asdict(source) for source in answer.sources]})
     for notice in grounding.notices:
-        answer.notices.append({"code": "knowledge", "message": notice})
+        answer.notices.append({"code": code, "message": notice})
         tell({"type": "notice", **answer.notices[-1]})
-    return grounding.messages
 
 
 def progress_shape(progress: Progress) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol, cast
 
-from mofang.engine.base import Embedder, Kind
+from mofang.engine.base import Embedder, Engine, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
 from mofang.server.access import Access, Guarded
@@ -149,4 +149,7 @@ def _library(settings: Settings, engines: Engines) -> Library:
     def embedder(name: str) -> AbstractAsyncContextManager[Embedder]:
         return cast(AbstractAsyncContextManager[Embedder], engines.use(name, "embedding"))
 
-    return LocalLibrary(settings.home / "knowledge", embedder, settings=settings)
+    def reranker(name: str) -> AbstractAsyncContextManager[Engine]:
+        return engines.use(name, "reranker")
+
+    return LocalLibrary(settings.home / "knowledge", embedder, settings=settings, reranker=reranker)

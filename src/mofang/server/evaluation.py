@@ -43,7 +43,7 @@ async def run(
     """The figures, and each question's. model: who answers; None: search alone is measured."""
 
     async def search(query: str, k: int | None) -> Any:
-        return await backend.library.search([name], query, k=k)
+        return await backend.library.search([name], query, k=k, rerank="")
 
     async def answer(query: str) -> Answered:
         answer = Answer()

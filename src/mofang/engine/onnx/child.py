@@ -1,12 +1,11 @@
 """The child process of the engine `onnx`: `python -m mofang.engine.onnx.child`. See worker/serve.py."""
 
-import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mofang.engine.worker.embed import answered, check_lengths
 from mofang.engine.worker.serve import main
-from mofang.errors import TooLarge
 
 
 class Embedding:
@@ -36,12 +35,9 @@ class Embedding:
         if call["call"] == "tokenize":
             return self._bert.encode(call["text"])
         ids = self._bert.encode_all(call["texts"])
-        for number, (one, text) in enumerate(zip(ids, call["texts"], strict=True)):
-            if len(one) > self.facts["n_ctx"]:
-                values = {"number": number, "text": text[:40] + "…", "n_tokens": len(one), "n_ctx": self.facts["n_ctx"]}
-                raise TooLarge("engine.text_too_long", **values)
-        vectors = self._bert.embed(ids)
-        return {"vectors": base64.b64encode(vectors.tobytes()).decode(), "n_tokens": sum(map(len, ids))}
+        lengths = [len(one) for one in ids]
+        check_lengths(call["texts"], lengths, self.facts["n_ctx"])
+        return answered(self._bert.embed(ids), sum(lengths))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """mofang.engine.base.Embedder over a child with onnxruntime; none of it is imported here."""
 
 import asyncio
-import base64
 import tomllib
 from collections.abc import Callable, Sequence
 from importlib.resources import files
-
-import numpy as np
+from typing import Any
 
 from mofang.engine import children
-from mofang.engine.base import COUNTED, Engine, EngineInfo, Purpose, Vectors
+from mofang.engine.base import Engine, Purpose
 from mofang.engine.onnx.known import knows
 from mofang.engine.prefixes import normalised, prefixes
+from mofang.engine.worker.embed import WorkerEmbedder
 from mofang.engine.worker.process import WorkerProcess
 from mofang.errors import Invalid
 from mofang.messages import Progress
@@ -62,7 +61,13 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
     )
     lower_priority(process.pid, BESIDE_CHAT)  # a folder being read must not take the speed of an answer
     progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
-    return OnnxEmbedder(ref, process, wanted=dtype)
+
+    def given(texts: Sequence[str], purpose: Purpose) -> dict[str, Any]:
+        return {"texts": [normalised(ref, prefix[purpose] + text) for text in texts]}
+
+    rounded_badly = process.said["dtype"] != dtype
+    notices = (say("engine.onnx_float32", model=ref.name),) if rounded_badly else ()
+    return WorkerEmbedder(ref, process, engine="onnx", asked=given, notices=notices)
 
 
 def sample() -> list[str]:
@@ -70,47 +75,3 @@ def sample() -> list[str]:
     told = tomllib.loads(files("mofang.engine").joinpath("passages.toml").read_text(encoding="utf-8"))
     texts = (" ".join(text.split()) for text in told["passages"])
     return [text[at : at + SAMPLE_LENGTH] for text in texts for at in range(0, len(text), SAMPLE_LENGTH)][:40]
-
-
-class OnnxEmbedder:
-    """See the module."""
-
-    def __init__(self, ref: ModelRef, process: WorkerProcess, *, wanted: str) -> None:
-        self._ref = ref
-        self._process = process
-        self._prefixes = prefixes(ref)
-        rounded_badly = process.said["dtype"] != wanted
-        self._notices = (say("engine.onnx_float32", model=ref.name),) if rounded_badly else ()
-
-    @property
-    def dimensions(self) -> int:
-        return int(self._process.said["dimensions"])
-
-    def info(self) -> EngineInfo:
-        return EngineInfo(
-            self._ref.name,
-            "onnx",
-            "embedding",
-            n_ctx=self._process.said["n_ctx"],
-            n_slots=n_cores(),
-            pid=self._process.pid,
-            memory_bytes=self._process.memory_bytes(),
-            provider=self._process.said["provider"],
-            notices=self._notices,
-        )
-
-    def alive(self) -> bool:
-        return self._process.alive()
-
-    async def tokenize(self, text: str) -> list[int]:
-        return list(await self._process.call("tokenize", text=text))
-
-    async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors:
-        prefixed = [normalised(self._ref, self._prefixes[purpose] + text) for text in texts]
-        answer = await self._process.call("embed", texts=prefixed)
-        COUNTED.set(answer["n_tokens"])
-        rows = np.frombuffer(base64.b64decode(answer["vectors"]), dtype="<f4")
-        return rows.reshape(len(prefixed), self.dimensions).astype(np.float32)
-
-    async def close(self) -> None:
-        await self._process.close()

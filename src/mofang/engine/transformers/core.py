@@ -36,9 +36,9 @@ class TransformersCore:
         folder = Path(configuration["path"])
         check_weights(folder)
         torch.set_num_threads(configuration["n_threads"])
-        device = _device(configuration["device"])
-        dtype = _dtype(configuration["dtype"], device)
-        _check_memory(folder, dtype, device, configuration["model"])
+        device = chosen_device(configuration["device"])
+        dtype = chosen_dtype(configuration["dtype"], device)
+        check_memory(folder, dtype, device, configuration["model"])
         trusted = bool(configuration["trust_remote_code"])
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
         self._model = AutoModelForCausalLM.from_pretrained(
@@ -145,7 +145,7 @@ def check_weights(folder: Path) -> None:
     raise Unreadable("models.no_weights", path=folder)
 
 
-def _device(wanted: str) -> torch.device:
+def chosen_device(wanted: str) -> torch.device:
     """CUDA and Metal were not at hand where this was written: only the CPU has been run."""
     if wanted != "auto":
         return torch.device(wanted)
@@ -154,7 +154,7 @@ def _device(wanted: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _dtype(wanted: str, on: torch.device) -> torch.dtype:
+def chosen_dtype(wanted: str, on: torch.device) -> torch.dtype:
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
     if on.type == "cuda":
@@ -164,7 +164,7 @@ def _dtype(wanted: str, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
 
-def _check_memory(folder: Path, dtype: torch.dtype, device: torch.device, model: str) -> None:
+def check_memory(folder: Path, dtype: torch.dtype, device: torch.device, model: str) -> None:
     """Raises TooLarge before loading what would not fit. (A GPU says so itself.)"""
     needed, available = hf.facts(folder).parameters * dtype.itemsize + PROCESS_BYTES, memory().available
     if device.type == "cpu" and needed > available:

@@ -15,7 +15,7 @@ FORMATS = Registry(
     },
 )
 
-RUNNABLE = {"gguf": ("chat", "base", "embedding", "reranker"), "hf": ("chat", "base")}
+RUNNABLE = {"gguf": ("chat", "base", "embedding", "reranker"), "hf": ("chat", "base", "embedding")}
 """Formats that an engine answers from as they lie there, and the kinds of models; others are trained and exported."""
 
 CONVERTERS = Registry(

@@ -56,7 +56,13 @@ async def search(body: SearchRequest, request: Request, backend: Here) -> dict[s
     within = (
         Filter(**{name: tuple(values) for name, values in body.filter.model_dump().items()}) if body.filter else None
     )
-    hits = await backend.library.search(body.knowledge, body.query, k=body.k, within=within, notices=notices)
+    rerank = body.rerank
+    if rerank:
+        rerank = backend.models.resolve(rerank, "reranker").name
+        backend.engines.check_permitted(rerank)
+    hits = await backend.library.search(
+        body.knowledge, body.query, k=body.k, within=within, notices=notices, rerank=rerank
+    )
     return {"object": "list", "data": [asdict(hit) for hit in hits], "notices": notices}
 
 
