@@ -1,8 +1,13 @@
 """Marks are judged while an answer is written: what its source does not hold is not let through."""
 
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from mofang.knowledge.cite import Citing
 from mofang.messages import Source
@@ -19,9 +24,12 @@ def sources() -> list[Source]:
 
 
 def written(text: str, size: int = 3) -> tuple[str, Citing]:
-    citing = Citing(sources())
-    shown = "".join(citing.push(text[at : at + size]) for at in range(0, len(text), size))
-    return shown + citing.close(), citing
+    return asyncio.run(_written(text, size, Citing(sources())))
+
+
+async def _written(text: str, size: int, citing: Citing) -> tuple[str, Citing]:
+    shown = [await citing.push(text[at : at + size]) for at in range(0, len(text), size)]
+    return "".join(shown) + citing.close(), citing
 
 
 @pytest.mark.parametrize(
@@ -75,3 +83,30 @@ def test_pieces_do_not_matter_and_nothing_but_marks_is_lost(text: str, size: int
     assert shown == whole
     if not citing.dropped and not citing.moved and len(citing.citations) == 0:
         assert shown == text
+
+
+def test_between_languages_a_mark_goes_to_the_source_with_the_nearest_sentence() -> None:
+    near = "Unplug the device before you clean it."
+    texts = {
+        near: (1.0, 0.0),
+        "The warranty runs for two years.": (0.6, 0.8),
+        "清洁设备之前应该先把电源拔掉": (0.98, 0.199),
+    }
+
+    async def vectors(base: str, sentences: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([texts[one] for one in sentences], np.float32)
+
+    def english(number: int, text: str) -> Source:
+        return Source(number, "manual", str(number), f"{number}.md", text, 10, 10 + len(text))
+
+    held = [english(1, near), english(2, "The warranty runs for two years.")]
+    for mark, wanted in (("[1]", "[1]"), ("[2]", "[1]")):
+        shown, citing = asyncio.run(_written(f"清洁设备之前应该先把电源拔掉{mark}。", 5, Citing(held, vectors)))
+        assert shown == f"清洁设备之前应该先把电源拔掉{wanted}。"
+        assert citing.spans(1) == ((10, 10 + len(near)),)
+
+
+def test_without_vectors_what_another_language_says_is_not_judged() -> None:
+    held = [Source(1, "manual", "1", "1.md", "The warranty runs for two years.", 0, 32)]
+    shown, _ = asyncio.run(_written("保修期为两年，从购买之日算起[1]。", 4, Citing(held)))
+    assert shown == "保修期为两年，从购买之日算起[1]。"

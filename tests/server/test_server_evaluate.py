@@ -275,7 +275,7 @@ def test_passages_are_drawn_the_same_way_each_time(client: Client) -> None:
 
 def test_ask_answers_with_sources(client: Client, gateway: Gateway, engine: Replying) -> None:
     engine.reply = lambda messages: "保修期为两年[1]。"
-    whole = client.ask("手册", "保修期几年？")
+    whole = client.ask("手册", "整机保修期是几年？")
     (cited,) = [source for source in whole["sources"] if source["cited"]]
     assert whole["answer"] == f"保修期为两年[{cited['number']}]。" and "两年" in cited["text"]
     assert whole["knowledge"] == "手册" and whole["model"] == "echo" and whole["usage"]["completion_tokens"] > 0

@@ -44,7 +44,9 @@ class Grounding:
     """What was searched for."""
     notices: list[str] = field(default_factory=list)
     answer: str = ""
-    """The answer itself, with its mark, where one is stored (knowledge/stored.py); "": the model is to write it."""
+    """The answer itself: with its mark where one is stored (knowledge/stored.py), or that there is none
+    (knowledge/evidence.py); "": the model is to write it."""
+    refused: bool = False
 
 
 async def compose(
@@ -73,6 +75,13 @@ async def compose(
     if len(sources) < len(found):
         notices.append(say("knowledge.sources_left_out", found=len(found), used=len(sources), lang=lang))
     return Grounding(_prompt(messages, sources, lang), sources, query, notices)
+
+
+def refused(grounding: Grounding, names: Sequence[str]) -> Grounding:
+    """The same with the answer that the bases hold nothing on it. The nearest passages stay, for a person to judge."""
+    lang = language_of(grounding.query)
+    said = say("knowledge.refused", query=grounding.query, names="、".join(names), lang=lang)
+    return replace(grounding, answer=said, refused=True)
 
 
 def mark_cited(answer: str, sources: Sequence[Source]) -> list[Source]:

@@ -71,6 +71,8 @@ class Hit:
     bm25_rank: int | None
     dense_rank: int | None
     cosine: float | None
+    coverage: float = 0.0
+    """The share of the query's information (by inverse document frequency) that the passage's words hold."""
     box: Box | None = None
     place: Place | None = None
     lead: str = ""

@@ -24,10 +24,10 @@ SHARE = 0.6
 
 
 class Centres:
-    """The means, by embedder and language, computed once each."""
+    """The everyday queries' vectors, by embedder and language, computed once each."""
 
     def __init__(self) -> None:
-        self._means: dict[tuple[str, str], Vectors] = {}
+        self._vectors: dict[tuple[str, str], Vectors] = {}
         self._lock = asyncio.Lock()
 
     async def direction(self, query: Vectors, embedder: Embedder, language: str) -> Vectors:
@@ -38,12 +38,17 @@ class Centres:
 
     async def mean(self, embedder: Embedder, language: str) -> Vectors:
         """(d,), not of length 1: a query's product with it is its mean cosine to everyday queries."""
+        mean: Vectors = (await self.everyday(embedder, language)).mean(axis=0)
+        return mean
+
+    async def everyday(self, embedder: Embedder, language: str) -> Vectors:
+        """(n, d), each of length 1."""
         key = (embedder.info().model, language)
         async with self._lock:
-            if key not in self._means:
-                vectors = np.asarray(await embedder.embed(everyday_queries()[language], "query"), np.float32)
-                self._means[key] = vectors.mean(axis=0)
-            return self._means[key]
+            if key not in self._vectors:
+                vectors = await embedder.embed(everyday_queries()[language], "query")
+                self._vectors[key] = np.asarray(vectors, np.float32)
+            return self._vectors[key]
 
 
 def everyday_queries() -> dict[str, list[str]]:

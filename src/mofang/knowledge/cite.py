@@ -4,15 +4,24 @@ A small model puts [1] behind what source 1 never said. So a mark is held back u
 for in the source that it names, and a mark without support is not let through; where another source holds the sentence,
 the mark names that one. What is kept tells the span of the source that it rests on, which pages highlight.
 Support is the share of the sentence's character pairs that stand in a few neighbouring sentences of the source.
+
+Between languages there are no shared characters: there a mark goes to the source with the sentence nearest by vectors,
+and stays where its own is as near. Within a language vectors do not tell: a sentence of another help page on the
+subject was nearer than the page's own next sentences 64 times in 100; an English page's own sentence was the nearest of
+400 pages 88 times (docs/log.md, 2026-11-25). So vectors decide nothing where characters can.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mofang.knowledge.marks import BEGUN, LONGEST, MARK, OPENS, numbers
 from mofang.knowledge.support import MIN_PAIRS
 from mofang.messages import Source
+from mofang.text.languages import language_of
 from mofang.text.pairs import Pairs, pairs_of
 from mofang.text.sentences import sentences
 
@@ -21,11 +30,17 @@ KEEP = 0.4
 subject that do not say the same share a fifth to a third (support.py)."""
 MOVE = 0.6
 """Share at which another source takes over a mark that its own does not support."""
+AS_NEAR = 0.01
+"""Of a cosine: what a source may be farther than the nearest one and keep its mark."""
 WINDOW = 3
 """Neighbouring sentences of a source that may together support one sentence."""
 WORTH = 0.12
 """What a further sentence has to add to the share."""
 _INDEXED = re.compile(r"[A-Za-z0-9_)\]]$")
+
+
+Vectors = Callable[[str, Sequence[str]], Awaitable[NDArray[np.float32]]]
+"""(base, texts) → (n, d), each of length 1, by that base's embedder; a base without vectors gives (n, 0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +49,8 @@ class Citation:
 
     number: int
     share: float
-    """Of the sentence's character pairs, those found in the span; 1.0 for sentences too short to be judged."""
+    """Of the sentence's character pairs, those found in the span; 1.0 for sentences too short to be judged. Between
+    languages the cosine."""
     start: int
     end: int
     """The span of the document that supports the sentence, end exclusive."""
@@ -45,6 +61,8 @@ class Citing:
     """One answer's text as it comes. `push` and `close` return what may be shown."""
 
     sources: Sequence[Source]
+    vectors: Vectors | None = None
+    """None: what the sources say in another language is not judged."""
     citations: list[Citation] = field(default_factory=list)
     dropped: int = 0
     moved: int = 0
@@ -57,7 +75,7 @@ class Citing:
         self._marked: set[int] = set()
         """Numbers that the sentence under way carries already."""
 
-    def push(self, text: str) -> str:
+    async def push(self, text: str) -> str:
         self._held += text
         shown: list[str] = []
         while self._held:
@@ -73,7 +91,7 @@ class Citing:
                 continue
             whole = MARK.match(self._held)
             if whole:
-                shown.append(self._judge(whole[0], numbers(whole[1])))
+                shown.append(await self._judge(whole[0], numbers(whole[1])))
                 self._held = self._held[whole.end() :]
             elif len(self._held) < LONGEST and BEGUN.fullmatch(self._held):
                 break  # it may become one
@@ -107,13 +125,13 @@ class Citing:
         """Whether a bracket at this place is one of code: a[1], or within a block of it."""
         return bool(_INDEXED.search(self._said)) or self._said.count("```") % 2 == 1
 
-    def _judge(self, mark: str, numbers: Sequence[int]) -> str:
+    async def _judge(self, mark: str, numbers: Sequence[int]) -> str:
         """The mark as it may stand: itself, with fewer or other numbers, or nothing."""
         sentence = _last_sentence(self._said)
         pairs = pairs_of(sentence)
         kept: list[int] = []
         for number in numbers:
-            found = self._supported(number, pairs)
+            found = await self._supported(number, sentence, pairs)
             if found is None:
                 self.dropped += 1
             elif found.number not in kept and found.number not in self._marked:
@@ -125,16 +143,28 @@ class Citing:
             return mark
         return "".join(f"[{number}]" for number in kept)
 
-    def _supported(self, number: int, pairs: Pairs) -> Citation | None:
+    async def _supported(self, number: int, sentence: str, pairs: Pairs) -> Citation | None:
         named = self._by_number.get(number)
-        if named and len(pairs) < MIN_PAIRS:
-            return Citation(number, 1.0, named.source.start, named.source.end)
+        if len(pairs) < MIN_PAIRS:
+            return Citation(number, 1.0, named.source.start, named.source.end) if named else None
+        lang = language_of(sentence)
+        if named and named.lang != lang:
+            return await self._nearest(named, sentence)
         own = named.best(pairs) if named else None
         if own and own.share >= KEEP:
             return own
         others = [other.best(pairs) for other in self._by_number.values() if other is not named]
         best = max(others, key=lambda found: found.share, default=None)
-        return best if best and len(pairs) >= MIN_PAIRS and best.share >= MOVE else None
+        return best if best and best.share >= MOVE else None
+
+    async def _nearest(self, named: "_Searchable", sentence: str) -> Citation:
+        """The source of `named`'s language with the nearest sentence; `named` itself where it is as near."""
+        if self.vectors is None:
+            return Citation(named.source.number, 1.0, named.source.start, named.source.end)
+        of_its_kind = [one for one in self._by_number.values() if one.lang == named.lang]
+        found = {one.source.number: await one.nearest(sentence, self.vectors) for one in of_its_kind}
+        own, best = found[named.source.number], max(found.values(), key=lambda one: one.share)
+        return own if own.share >= best.share - AS_NEAR else best
 
 
 class _Searchable:
@@ -144,6 +174,21 @@ class _Searchable:
         self.source = source
         self._spans = list(sentences(source.text)) or [(0, len(source.text))]
         self._pairs = [pairs_of(source.text[start:end]) for start, end in self._spans]
+        self._vectors: NDArray[np.float32] | None = None
+        self.lang = language_of(source.text)
+
+    async def nearest(self, sentence: str, vectors: Vectors) -> Citation:
+        """The sentence of the source with the highest cosine; the whole source where there are no vectors."""
+        base = self.source.knowledge
+        if self._vectors is None:
+            texts = [self.source.text[start:end] for start, end in self._spans]
+            self._vectors = await vectors(base, texts)
+        if not self._vectors.size:
+            return Citation(self.source.number, 0.0, self.source.start, self.source.end)
+        cosines = self._vectors @ (await vectors(base, [sentence]))[0]
+        place = int(cosines.argmax())
+        start, end = self._spans[place]
+        return Citation(self.source.number, float(cosines[place]), self.source.start + start, self.source.start + end)
 
     def best(self, pairs: Pairs) -> Citation:
         """The shortest run of sentences, WINDOW at most, that holds most of the pairs."""

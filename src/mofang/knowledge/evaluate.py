@@ -165,6 +165,8 @@ class Answered:
 
     text: str
     sources: Sequence[Source]
+    refused: bool = False
+    """The search itself refused (evidence.py)."""
 
 
 _NOT_FOUND = re.compile(
@@ -173,10 +175,10 @@ _NOT_FOUND = re.compile(
 
 
 def is_refusal(answered: Answered) -> bool:
-    """Whether an answer says that the base does not hold it: it had nothing to rest on, or it says so and cites
-    nothing."""
+    """Whether an answer says that the base does not hold it: search refused, there was nothing to rest on, or the model
+    says so and cites nothing."""
     cited = any(source.cited for source in answered.sources)
-    return not answered.sources or (not cited and bool(_NOT_FOUND.search(answered.text)))
+    return answered.refused or not answered.sources or (not cited and bool(_NOT_FOUND.search(answered.text)))
 
 
 @dataclass(frozen=True, slots=True)

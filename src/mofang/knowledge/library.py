@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from mofang.engine.base import ChatEngine, Embedder, Engine
+from mofang.engine.base import ChatEngine, Embedder, Engine, Vectors
 from mofang.errors import Invalid, MofangError, NotFound
 from mofang.knowledge import STORES, answer, retrieve, stored
 from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
 from mofang.knowledge.centre import Centres
+from mofang.knowledge.evidence import Usual, has_words, is_first, is_greeting
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
 from mofang.knowledge.rerank import RERANKED, OpenReranker, reranked
@@ -75,6 +76,7 @@ class Library:
         self._reranker = settings.reranker_model
         self._open_reranker = reranker
         self._centres = Centres()
+        self._usual = Usual(self._legs)
 
     def close(self) -> None:
         """Let go of connections to stores elsewhere."""
@@ -237,17 +239,47 @@ class Library:
             found = rival if near >= stored.LEAST_NEARNESS else None
         return stored.grounding(found, messages, asked.text, notices) if found else None
 
+    async def covers(self, names: Sequence[str], query: str, hits: Sequence[Hit]) -> bool:
+        """Whether any of the bases holds something on `query`, for which search found `hits`; see evidence.py."""
+        if has_words(hits):
+            return True
+        for name in dict.fromkeys(names):
+            store, lang = self._store(name), language_of(query)
+            model, dimensions = await asyncio.to_thread(store.embedder)
+            if dimensions is None:
+                continue
+            vector = (await self._ask(store, model, dimensions, query)).vector
+            async with self._embedder(model) as embedder:
+                assert isinstance(embedder, Embedder)
+                everyday = await self._centres.everyday(embedder, lang)
+            if await asyncio.to_thread(self._usual.is_near, store, vector, everyday, lang):
+                return True
+        return False
+
+    async def vectors(self, name: str, texts: Sequence[str]) -> Vectors:
+        """(n, d) of a base's embedder, each of length 1; (n, 0) for a base without documents."""
+        model, dimensions = await asyncio.to_thread(self._store(name).embedder)
+        if dimensions is None:
+            return np.zeros((len(texts), 0), np.float32)
+        async with self._embedder(model) as embedder:
+            assert isinstance(embedder, Embedder)
+            return np.asarray(await embedder.embed([simplified(text) for text in texts], "query"), np.float32)
+
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
     ) -> answer.Grounding:
         """The conversation with numbered sources for its last question, within `max_prompt_tokens`."""
         asked = await query_of(messages, engine)
         query = asked.text
+        if is_greeting(query):
+            return answer.Grounding(list(messages), [], query)
         notices: builtins.list[str] = []
         hits = await self.search(names, query, k=CANDIDATES, notices=notices) if query else []
         grounding = await answer.compose(
             messages, hits, query=query, names=names, engine=engine, max_prompt_tokens=max_prompt_tokens
         )
+        if grounding.sources and is_first(messages) and not await self.covers(names, query, hits):
+            grounding = answer.refused(grounding, names)
         if asked.how != "asked":
             grounding.notices.insert(0, say(f"knowledge.query_{asked.how}", query=query))
         grounding.notices.extend(notices)

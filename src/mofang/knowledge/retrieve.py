@@ -75,6 +75,8 @@ class _Found:
     evidence: dict[Key, float] = field(default_factory=dict)
     """Of every passage that holds a word of the query: its BM25 score as a share of the query's information (about 1 where
     all words are there), times its coverage's weight."""
+    coverage: dict[Key, float] = field(default_factory=dict)
+    """Of the same passages: the share of the query's information that they hold."""
     dense: list[Key] = field(default_factory=list)
     """Nearest first."""
     nearness: list[dict[Key, float]] = field(default_factory=list)
@@ -120,6 +122,7 @@ def search(
                 keyword_rank.get(key),
                 dense_rank.get(key),
                 cosines.get(key),
+                found.coverage.get(key, 0.0),
             )
             for key, score in best
         ]
@@ -160,8 +163,8 @@ def _search_keywords(
     total = sum(weights.values())
     scores = _bm25(held, weights)
     for key, has in held.items():
-        coverage = sum(weights[word] for word in words if word in has) / total
-        found.evidence[key] = min(1.0, coverage / FULL_COVERAGE) ** 3 * scores[key] / total
+        found.coverage[key] = sum(weights[word] for word in words if word in has) / total
+        found.evidence[key] = min(1.0, found.coverage[key] / FULL_COVERAGE) ** 3 * scores[key] / total
     # A base's own order stands; among several, each ranked by its own statistics, only shared ones compare.
     found.keyword = list(held) if len(bases) == 1 else sorted(held, key=lambda key: -scores[key])[:depth]
 
@@ -237,7 +240,7 @@ def _interleave(lists: Sequence[Sequence[Key]]) -> list[Key]:
 
 def passage_hit(store: Store, connection: sqlite3.Connection, chunk_id: int) -> Hit:
     """A passage that nobody searched for."""
-    return _hit(store, connection, chunk_id, 0.0, None, None, None)
+    return _hit(store, connection, chunk_id, 0.0)
 
 
 def _hit(
@@ -245,9 +248,10 @@ def _hit(
     connection: sqlite3.Connection,
     chunk_id: int,
     score: float,
-    bm25_rank: int | None,
-    dense_rank: int | None,
-    cosine: float | None,
+    bm25_rank: int | None = None,
+    dense_rank: int | None = None,
+    cosine: float | None = None,
+    coverage: float = 0.0,
 ) -> Hit:
     row = connection.execute(
         """
@@ -274,6 +278,7 @@ def _hit(
         bm25_rank=bm25_rank,
         dense_rank=dense_rank,
         cosine=cosine,
+        coverage=coverage,
         box=block.box if block else None,
         place=block.place if block else None,
         lead=lead,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mofang.engine.base import CALLER, ChatEngine
+from mofang.engine.base import CALLER, ChatEngine, Vectors
 from mofang.errors import Conflict, Forbidden
 from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
 from mofang.knowledge.library import not_found
@@ -206,3 +206,7 @@ class Guarded:
         for name in names:
             self.check(name)
         return await self._library.ground(names, messages, engine=engine, max_prompt_tokens=max_prompt_tokens)
+
+    async def vectors(self, name: str, texts: Sequence[str]) -> Vectors:
+        self.check(name)
+        return await self._library.vectors(name, texts)

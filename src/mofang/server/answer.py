@@ -3,7 +3,7 @@
 The OpenAI routes and the server's own generations both stand on `answering`. It knows neither HTTP nor the store.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -92,6 +92,8 @@ class Answer:
     timings: Timings | None = None
     reasoning_tokens: int = 0
     """Of the completion's tokens, those of the thoughts, as the model's tokenizer cuts them."""
+    refused: bool = False
+    """The bases hold nothing on what was asked, and no model was asked either."""
     truncated: dict[str, int] | None = None
     """{"dropped_messages", "dropped_tokens"} where the conversation was cut to fit."""
 
@@ -184,7 +186,7 @@ async def answering(
     visit.asked(words(question.messages))
     if grounding := await _stored(rooms, question):
         _tell_of(grounding, "stored_answer", answer, tell)
-        for delta in (Delta(grounding.answer), Delta(finish_reason="stop", usage=Usage(0, 0))):
+        for delta in _given(grounding):
             visit.note(delta)
             answer.add(delta)
             yield delta
@@ -196,11 +198,19 @@ async def answering(
         question = await _fitting(question, engine, sampling, answer, tell)
         messages = question.messages
         if question.knowledge:
-            messages = await _ground(rooms, question, engine, sampling, answer, tell)
-        judge = _judge(question, answer)
+            grounding = await _ground(rooms, question, engine, sampling, answer, tell)
+            if grounding.answer and _is_free(question):
+                answer.refused = grounding.refused
+                for delta in _given(grounding):
+                    visit.note(delta)
+                    answer.add(delta)
+                    yield delta
+                return
+            messages = grounding.messages
+        judge = _judge(rooms, question, answer)
         async with closing(engine.chat(messages, sampling)) as deltas:
             async for delta in deltas:
-                delta = judge(delta)
+                delta = await judge(delta)
                 if delta.logprobs and question.top_logprobs is not None:
                     delta = replace(delta, logprobs=_trimmed(delta.logprobs, question.top_logprobs))
                 if delta.usage and answer.choices:
@@ -217,22 +227,26 @@ async def answering(
     answer.check_complete()
 
 
-def _judge(question: Question, answer: Answer) -> Callable[[Delta], Delta]:
+def _judge(rooms: Rooms, question: Question, answer: Answer) -> Callable[[Delta], Awaitable[Delta]]:
     """Lets through of each piece what may be shown: a mark whose source does not hold its sentence is not.
 
     Answers of a certain form, and those whose tokens are shown one by one, stay as the model wrote them.
     """
     if not answer.sources or question.top_logprobs is not None or question.sampling.options.keys() & STRUCTURED:
-        return lambda delta: delta
+        return _as_written
 
-    def judged(delta: Delta) -> Delta:
-        citing = answer.citing.setdefault(delta.index, Citing(answer.sources))
-        text = citing.push(delta.content) if delta.content else ""
+    async def judged(delta: Delta) -> Delta:
+        citing = answer.citing.setdefault(delta.index, Citing(answer.sources, rooms.library.vectors))
+        text = await citing.push(delta.content) if delta.content else ""
         if delta.finish_reason:
             text += citing.close()
         return replace(delta, content=text)
 
     return judged
+
+
+async def _as_written(delta: Delta) -> Delta:
+    return delta
 
 
 def _forgotten_marks(question: Question, answer: Answer, last: Delta, tell: Callable[[Event], None]) -> Delta | None:
@@ -300,24 +314,34 @@ async def _ground(
     sampling: Sampling,
     answer: Answer,
     tell: Callable[[Event], None],
-) -> Sequence[Message]:
+) -> Grounding:
     """The messages with the passages that belong to them."""
     room = prompt_room(engine.info().n_ctx, sampling)
     grounding = await rooms.library.ground(
         list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
     )
     _tell_of(grounding, "knowledge", answer, tell)
-    return grounding.messages
+    return grounding
 
 
 async def _stored(rooms: Rooms, question: Question) -> Grounding | None:
     """The answer that is stored for this very question. No model is loaded, waited for or charged for it; whoever asked
     for more than one answer, for one of a certain form, or to see its tokens, wants a model's."""
-    asked = question.sampling.options
-    written = question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
-    if not question.knowledge or written or asked.get("n", 1) != 1:
+    if not question.knowledge or not _is_free(question):
         return None
     return await rooms.library.stored(list(question.knowledge), question.messages)
+
+
+def _is_free(question: Question) -> bool:
+    """Whether an answer may come from elsewhere than the model."""
+    asked = question.sampling.options
+    written = question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
+    return not written and asked.get("n", 1) == 1
+
+
+def _given(grounding: Grounding) -> tuple[Delta, Delta]:
+    """An answer that no model wrote, as its pieces."""
+    return Delta(grounding.answer), Delta(finish_reason="stop", usage=Usage(0, 0))
 
 
 def _tell_of(grounding: Grounding, code: str, answer: Answer, tell: Callable[[Event], None]) -> None:

@@ -52,7 +52,7 @@ async def run(
             async for _ in deltas:
                 pass
         said = answer.choice().content
-        return Answered(said, mark_cited(said, answer.sources))
+        return Answered(said, mark_cited(said, answer.sources), answer.refused)
 
     async with AsyncExitStack() as stack:
         reranker = await _reranker(backend, stack)

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from mofang.engine.base import ChatEngine, Engine, EngineInfo, Kind
+from mofang.engine.base import ChatEngine, Engine, EngineInfo, Kind, Vectors
 from mofang.errors import MofangError
 from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
 from mofang.knowledge.within import Filter
@@ -72,6 +72,8 @@ class Grounding(Protocol):
     def notices(self) -> Sequence[str]: ...
     @property
     def answer(self) -> str: ...
+    @property
+    def refused(self) -> bool: ...
 
 
 class Library(Protocol):
@@ -105,6 +107,7 @@ class Library(Protocol):
     async def ground(
         self, names: Sequence[str], messages: Sequence[Message], *, engine: ChatEngine, max_prompt_tokens: int
     ) -> Grounding: ...
+    async def vectors(self, name: str, texts: Sequence[str]) -> Vectors: ...
 
 
 class Rooms(Protocol):
