@@ -21,8 +21,8 @@ import numpy as np
 
 from mofang.engine.base import ChatEngine, Embedder, Engine
 from mofang.errors import Invalid, MofangError, NotFound
-from mofang.knowledge import STORES, answer, retrieve, stored
-from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
+from mofang.knowledge import STORES, answer, pages, retrieve, stored
+from mofang.knowledge.base import AddReport, Block, Chunk, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument, Span
 from mofang.knowledge.centre import Centres
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
@@ -75,6 +75,7 @@ class Library:
         self._reranker = settings.reranker_model
         self._open_reranker = reranker
         self._centres = Centres()
+        self._drawing = asyncio.Semaphore(pages.AT_ONCE)
 
     def close(self) -> None:
         """Let go of connections to stores elsewhere."""
@@ -150,6 +151,20 @@ class Library:
             "before": found.before,
             "after": found.after,
         }
+
+    def chunks(self, name: str, document_id: str, /, start: int = 0, n: int = 100) -> builtins.list[Chunk]:
+        """The first n chunks of a document that reach beyond `start`, in the order of the text."""
+        return self._store(name).chunks(document_id, start, n)
+
+    async def picture(
+        self, name: str, document_id: str, page: int, /, *, width: int, within: Span | None = None
+    ) -> bytes:
+        """A page of a PDF as PNG, `width` pixels wide or less, the boxes of what stands in `within` marked on it.
+
+        Raises NotFound for a page, Unreadable for a document, that is not there to be drawn."""
+        sheet = await asyncio.to_thread(self._store(name).page, document_id, page, within)
+        async with self._drawing:
+            return await asyncio.to_thread(pages.draw, sheet, width)
 
     async def add(
         self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]
