@@ -286,11 +286,11 @@ def test_a_base_is_created_searched_and_deleted(page: AppTest, state: fake_gatew
     assert "我的资料" in state.bases
     page.text_input(key="query_我的资料").set_value("模型").run()
     said = text_of(page)
-    assert "词语第 1" in said and "语义第 3" in said and "词语未命中" in said
+    assert "关键词第 1" in said and "向量第 3" in said and "关键词未命中" in said
     page.segmented_control(key="order_我的资料").set_value("dense").run()
     said = text_of(page)
-    assert said.index("语义第 1") < said.index("语义第 2") < said.index("语义第 3"), "the leg alone, in its own order"
+    assert said.index("向量第 1") < said.index("向量第 2") < said.index("向量第 3"), "the leg alone, in its own order"
     page.segmented_control(key="order_我的资料").set_value("bm25").run()
-    assert "词语未命中" not in text_of(page)
+    assert "关键词未命中" not in text_of(page)
     page.button(key="delete_base_sure").click().run()
     assert "我的资料" not in state.bases

@@ -108,7 +108,7 @@ def test_documents_in_a_search_and_an_answer_with_sources(page: AppTest, gateway
     run_until(page, lambda: "已收录" in text_of(page))
     assert "空.txt：" in text_of(page)
     page.text_input(key="query_手册").set_value("离线安装").run()
-    assert "词语第 1" in text_of(page) and "安装 › 离线安装" in text_of(page)
+    assert "关键词第 1" in text_of(page) and "安装 › 离线安装" in text_of(page)
     page._page_hash = calc_hash("")
     page.run()
     page.pills(key="knowledge_new").set_value(["手册"]).run()

@@ -150,6 +150,8 @@ class Library:
             "headings": block.headings if block else (),
             "before": found.before,
             "after": found.after,
+            "n_chars": found.n_chars,
+            "n_pages": found.n_pages,
         }
 
     def chunks(self, name: str, document_id: str, /, start: int = 0, n: int = 100) -> builtins.list[Chunk]:

@@ -82,6 +82,9 @@ class Excerpt:
     before: str
     after: str
     block: Block | None
+    n_chars: int
+    """Of the whole document."""
+    n_pages: int | None
 
 
 class Store:
@@ -247,6 +250,8 @@ class Store:
                 before=text[: start - first],
                 after=text[end - first :],
                 block=block_at(connection, version["id"], start, end),
+                n_chars=length,
+                n_pages=version["n_pages"],
             )
 
     def page(self, document_id: str, number: int, within: Span | None = None) -> Page:
