@@ -117,6 +117,7 @@ class State:
     stopped: set[str] = field(default_factory=set)
     searches: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/knowledge/search."""
+    uploads: list[dict[str, bytes]] = field(default_factory=list)
     pages: list[tuple[str, int, int, int]] = field(default_factory=list)
     """Pictures that were asked for: document, page, span."""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -510,6 +511,7 @@ def _knowledge(app: FastAPI, state: State) -> None:
     async def _(name: str, files: list[UploadFile]) -> Any:
         job = start_job(state, "ingest", name)
         names = [str(file.filename) for file in files]
+        state.uploads.append({str(file.filename): await file.read() for file in files})
         state.tasks.add(asyncio.create_task(_ingest(state, job, name, names)))
         return job
 

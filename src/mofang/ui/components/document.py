@@ -22,7 +22,7 @@ BEFORE: Final = 200
 CHUNKS: Final = 1_000
 """The most that the gateway tells at once; a window has a tenth of that."""
 PIXELS: Final = 1_400
-"""Width of a page's picture: the dialog's, and half as much again for sharp screens."""
+"""Width of a page's picture: twice the dialog's, for sharp screens."""
 
 Text = dict[str, Any]
 
@@ -43,12 +43,12 @@ def show() -> None:
     name, document = st.query_params.get("kb"), st.query_params.get("doc")
     if name and document:
         body = guarded(partial(_body, name, document, *_span(st.query_params.get("at") or "")))
-        st.dialog(t("document"), width="large", on_dismiss=_close)(body)()
+        st.dialog(t("document"), width="medium", on_dismiss=_close)(body)()
 
 
 def _close() -> None:
-    for name in ("doc", "at"):
-        st.query_params.pop(name, None)
+    # In one step: each change of the URL is one in the browser's history.
+    st.query_params.from_dict({name: value for name, value in st.query_params.items() if name not in ("doc", "at")})
 
 
 def _span(at: str) -> tuple[int, int]:

@@ -81,8 +81,8 @@ def _show(rank: int, hit: Hit, query: str) -> None:
     lead = f'<div class="mf-quiet">{escape(hit["lead"])}</div>' if hit.get("lead") else ""
     with st.container(key=f"hit_{rank}"):
         st.html(
-            f'<div class="mf-hit"><div class="mf-card"><span class="mf-n">{rank}</span><b>{escape(hit["title"])}</b>'
-            f'<span class="mf-quiet">{escape(place(hit, language()))}</span></div>'
+            f'<div class="mf-hit"><div class="mf-card"><span class="mf-n">{rank}</span><span><b>{escape(hit["title"])}</b> '
+            f'<span class="mf-quiet">{escape(place(hit, language()))}</span></span></div>'
             f'<div class="mf-legs">{_why(hit)}</div>{lead}'
             f'<div class="mf-passage">{marked(text, marks(text, query))}</div></div>'
         )

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from html import escape
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import streamlit as st
@@ -147,8 +148,14 @@ def _under_way(name: str) -> None:
                 show_fault(job.get("error"))
             elif job["status"] == "stopped":
                 quiet(t("job_was_stopped"))
-            report(name, job)
-            st.button(t("dismiss"), key=f"dismiss_{ours}", type="tertiary", on_click=_put_away, args=(name, kind))
+            if result := job.get("result"):
+                report(result)
+            with st.container(horizontal=True, vertical_alignment="center", key=f"after_{kind}"):
+                sent = st.session_state.get(f"sent_{name}", ()) if kind == "ingest" else ()
+                if again := to_retry(sent, job):
+                    label = t("retry_n", n=len(again))
+                    st.button(label, key=f"retry_{ours}", icon=":material/refresh:", on_click=_send, args=(name, again))
+                st.button(t("dismiss"), key=f"dismiss_{ours}", type="tertiary", on_click=_put_away, args=(name, kind))
 
 
 def _put_away(name: str, kind: str) -> None:
@@ -156,36 +163,29 @@ def _put_away(name: str, kind: str) -> None:
         st.session_state.pop(key, None)
 
 
-def _rebuilt(name: str, job: dict[str, Any]) -> None:
-    if result := job.get("result"):
-        st.html(
-            f'<div class="mf-file">{badges((t("rebuilt"), "good"))}'
-            f"<span>{escape(t('chunks_n', n=result['n_chunks']))}</span></div>"
-        )
+def _rebuilt(result: dict[str, Any]) -> None:
+    st.html(
+        f'<div class="mf-file">{badges((t("rebuilt"), "good"))}'
+        f"<span>{escape(t('chunks_n', n=result['n_chunks']))}</span></div>"
+    )
 
 
-def _ingested(name: str, job: dict[str, Any]) -> None:
+def _ingested(result: dict[str, Any]) -> None:
     """What became of each file: what failed with the reason and the way out first, then the others."""
-    files = (job.get("result") or {}).get("files") or []
+    files = result["files"]
     counts = Counter(file["status"] for file in files)
     if len(files) > 1:
         told = [(f"{t(f'state_{state}')} {n}", TONES.get(state, "")) for state, n in counts.items()]
         st.html(f'<div class="mf-legs">{badges(*told)}</div>')
     failed = [file for file in files if file["status"] == "failed"]
     for file in failed[:SHOWN]:
-        fault(t("file_failed", name=file["name"], why=file.get("error") or t("unknown_error")), file.get("hint") or "")
+        why = file.get("error") or t("unknown_error")
+        fault(why if file["name"] in why else t("file_failed", name=file["name"], why=why), file.get("hint") or "")
     others = [file for file in files if file["status"] != "failed"]
-    st.html("".join(_line(file) for file in others[:SHOWN]))
+    if others:
+        st.html("".join(_line(file) for file in others[:SHOWN]))
     if left := len(failed[SHOWN:]) + len(others[SHOWN:]):
         quiet(t("files_more", n=left))
-    if again := _to_retry(name, job, {file["name"] for file in failed}):
-        st.button(
-            t("retry_n", n=len(again)),
-            key=f"retry_{job.get('id')}",
-            icon=":material/refresh:",
-            on_click=_send,
-            args=(name, again),
-        )
 
 
 def _line(file: dict[str, Any]) -> str:
@@ -198,12 +198,12 @@ def _line(file: dict[str, Any]) -> str:
     )
 
 
-def _to_retry(name: str, job: dict[str, Any], failed: set[str]) -> list[Any]:
-    """The files of the last upload that may go in when sent once more: the failed ones, and archives where a file of
-    theirs failed (what went in already is passed over); all of them where the job itself came to nothing."""
-    sent = st.session_state.get(f"sent_{name}") or []
+def to_retry(sent: Sequence[Any], job: dict[str, Any]) -> Sequence[Any]:
+    """The files of an upload that may go in when sent once more: the failed ones, and archives where a file of theirs
+    failed (what went in already is passed over); all of them where the job itself came to nothing."""
     if job["status"] != "done":
-        return list(sent)
+        return sent
+    failed = {file["name"] for file in job["result"]["files"] if file["status"] == "failed"}
     names = {unicodedata.normalize("NFC", file.name): file for file in sent}
     inside = bool(failed - names.keys())
     return [file for own, file in names.items() if own in failed or (inside and own.lower().endswith(f".{ARCHIVE}"))]
@@ -264,7 +264,8 @@ def _documents(name: str, writable: bool) -> None:
             ]
             notes = "".join(f'<div class="mf-hint">{escape(note)}</div>' for note in one.get("notes") or ())
             title = one.get("title") or ""
-            more = f'<span class="mf-quiet">{escape(title)}</span>' if title and title != one["name"] else ""
+            said = title in ("", one["name"], PurePosixPath(one["name"]).stem)
+            more = "" if said else f'<span class="mf-quiet">{escape(title)}</span>'
             st.html(
                 f'<div class="mf-card"><b>{escape(one["name"])}</b>{more}</div>'
                 f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>{notes}'
