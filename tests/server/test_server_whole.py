@@ -90,6 +90,10 @@ def test_documents_from_upload_to_citation(whole: Gateway) -> None:
         last = list(client.follow_job(job["id"]))[-1]
         files = {file["name"]: file for file in last["result"]["files"]}
         assert files["文档/手册.md"]["status"] == "added" and files["空.txt"]["status"] == "failed"
+        with Client(client.url, lang="en") as english:
+            job = english.add_documents("手册", [("空.txt", b"")])
+            [empty] = list(english.follow_job(job["id"]))[-1]["result"]["files"]
+        assert (files["空.txt"]["error"], empty["error"]) == ("空.txt 是空文件", "空.txt is empty")
         hits = client.search(["手册"], "怎样卸载", k=3)
         assert "卸载" in hits[0]["text"] and hits[0]["headings"][-1] == "卸载"
         span = client.document_text("手册", hits[0]["document_id"], hits[0]["start"], hits[0]["end"])

@@ -24,6 +24,7 @@ from mofang.server.backend import Backend
 from mofang.server.events import Event
 from mofang.server.faults import fault, internal, interrupted
 from mofang.server.routes.here import Here, Lang
+from mofang.strings import speaking
 from mofang.wire import AskRequest, KnowledgeRequest, SearchRequest
 
 router = APIRouter(tags=["knowledge"])
@@ -50,7 +51,7 @@ def create(body: KnowledgeRequest, backend: Here) -> dict[str, Any]:
 
 
 @router.post("/v1/knowledge/search")
-async def search(body: SearchRequest, request: Request, backend: Here) -> dict[str, Any]:
+async def search(body: SearchRequest, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
     """The passages nearest to a query, best first, of several bases at once."""
     notices: list[str] = []
     within = (
@@ -60,9 +61,10 @@ async def search(body: SearchRequest, request: Request, backend: Here) -> dict[s
     if rerank:
         rerank = backend.models.resolve(rerank, "reranker").name
         backend.engines.check_permitted(rerank)
-    hits = await backend.library.search(
-        body.knowledge, body.query, k=body.k, within=within, notices=notices, rerank=rerank
-    )
+    with speaking(lang):
+        hits = await backend.library.search(
+            body.knowledge, body.query, k=body.k, within=within, notices=notices, rerank=rerank
+        )
     return {"object": "list", "data": [asdict(hit) for hit in hits], "notices": notices}
 
 

@@ -34,7 +34,7 @@ def params(source: dict[str, Any]) -> dict[str, str]:
 
 
 def open_now(source: dict[str, Any]) -> None:
-    """For a callback or what a rerun of the page follows."""
+    """Name it in the URL: a rerun of the page shows it."""
     st.query_params.update(params(source))
 
 
