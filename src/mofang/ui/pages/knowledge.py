@@ -151,7 +151,7 @@ def _under_way(name: str) -> None:
             if result := job.get("result"):
                 report(result)
             with st.container(horizontal=True, vertical_alignment="center", key=f"after_{kind}"):
-                sent = st.session_state.get(f"sent_{name}", ()) if kind == "ingest" else ()
+                sent = st.session_state.get(f"sent_{kind}_{name}", ())
                 if again := to_retry(sent, job):
                     label = t("retry_n", n=len(again))
                     st.button(label, key=f"retry_{ours}", icon=":material/refresh:", on_click=_send, args=(name, again))
@@ -159,7 +159,7 @@ def _under_way(name: str) -> None:
 
 
 def _put_away(name: str, kind: str) -> None:
-    for key in (f"{kind}_{name}", f"sent_{name}"):
+    for key in (f"{kind}_{name}", f"sent_{kind}_{name}"):
         st.session_state.pop(key, None)
 
 
@@ -239,7 +239,7 @@ def _send(name: str, files: Sequence[Any]) -> None:
         flash(error)
         return
     st.session_state[f"ingest_{name}"] = job["id"]
-    st.session_state[f"sent_{name}"] = list(files)
+    st.session_state[f"sent_ingest_{name}"] = list(files)
     st.session_state["upload_round"] += 1
 
 
