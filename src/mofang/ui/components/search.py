@@ -66,14 +66,20 @@ def _within(name: str, types: Sequence[str]) -> dict[str, list[str]]:
 
 def _found(name: str, query: str, order: str, within: dict[str, list[str]], notices: list[str]) -> list[Hit]:
     """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it. Each
-    knows its place in the search itself."""
+    knows its place in the fusion, unless a reranker chose the K: what was fused before them is not among them."""
     limits = {"filter": within} if within else {}
     k = K if order == ORDERS[0] else None
     hits = client().search([name], query, k, notices=notices, **limits)
-    ranked = [{**hit, "fused_rank": rank} for rank, hit in enumerate(hits, 1)]
+    if k is None or not any(_reranked(hit) for hit in hits):
+        for rank, hit in enumerate(sorted(hits, key=lambda hit: -float(hit["score"])), 1):
+            hit["fused_rank"] = rank
     if k:
-        return ranked
-    return sorted((hit for hit in ranked if hit.get(f"{order}_rank")), key=lambda hit: int(hit[f"{order}_rank"]))[:K]
+        return hits
+    return sorted((hit for hit in hits if hit.get(f"{order}_rank")), key=lambda hit: int(hit[f"{order}_rank"]))[:K]
+
+
+def _reranked(hit: Hit) -> bool:
+    return hit.get("rerank_score") is not None
 
 
 def _show(rank: int, hit: Hit, query: str) -> None:
@@ -98,7 +104,8 @@ def _why(hit: Hit) -> str:
         said.append((t(f"leg_{leg}", n=rank), "good") if rank else (t(f"leg_{leg}_none"), ""))
     if hit.get("cosine") is not None:
         said.append((t("cosine", n=f"{hit['cosine']:.3f}"), ""))
-    said.append((t("fused", rank=hit["fused_rank"], n=f"{hit['score']:.4f}"), ""))
-    if hit.get("rerank_score") is not None:
+    score, rank = f"{hit['score']:.4f}", hit.get("fused_rank")
+    said.append((t("fused", rank=rank, n=score) if rank else t("fused_score", n=score), ""))
+    if _reranked(hit):
         said.append((t("reranked", n=f"{hit['rerank_score']:.3f}"), "good"))
     return badges(*said)
