@@ -568,7 +568,7 @@ def _knowledge(app: FastAPI, state: State) -> None:
                     "bm25_rank": number if number < 3 else None,
                     "dense_rank": 4 - number,
                     "cosine": 0.9 - number / 50,
-                    "rerank_score": 1.5 - number if "重排" in body["query"] else None,
+                    "rerank_score": 1.5 - number if "重排" in body["query"] and body.get("rerank") != "" else None,
                 }
             )
         return {"data": hits[: body["k"]]}

@@ -361,9 +361,7 @@ def test_a_search_is_limited_marked_and_timed(page: AppTest, state: fake_gateway
         "in the leg's order each hit keeps its place in the search"
     )
     page.text_input(key="query_handbook").set_value("重排").run()
-    assert "重排 0.500" in text_of(page) and "融合第 1（" in text_of(page), (
-        "all candidates are there: the place is known"
-    )
+    assert "重排 0.500" not in text_of(page) and "融合第 1（" in text_of(page), "a leg's own order, without a reranker"
     page.segmented_control(key="order_handbook").set_value("fused").run()
     assert "重排 -1.500" in text_of(page) and "融合 0.0300" in text_of(page) and "融合第" not in text_of(page)
     page.text_input(key="query_handbook").set_value("没有这回事").run()

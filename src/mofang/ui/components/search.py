@@ -65,13 +65,16 @@ def _within(name: str, types: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _found(name: str, query: str, order: str, within: dict[str, list[str]], notices: list[str]) -> list[Hit]:
-    """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it. Each
-    knows its place in the fusion, unless a reranker chose the K: what was fused before them is not among them."""
-    limits = {"filter": within} if within else {}
-    k = K if order == ORDERS[0] else None
+    """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it, without a
+    reranker. Each knows its place in the fusion, unless a reranker chose the K: what was fused before them is not among
+    them."""
+    limits: dict[str, Any] = {"filter": within} if within else {}
+    k: int | None = K
+    if order != ORDERS[0]:
+        k, limits["rerank"] = None, ""
     hits = client().search([name], query, k, notices=notices, **limits)
-    if k is None or not any(_reranked(hit) for hit in hits):
-        for rank, hit in enumerate(sorted(hits, key=lambda hit: -float(hit["score"])), 1):
+    if not any(_reranked(hit) for hit in hits):
+        for rank, hit in enumerate(hits, 1):
             hit["fused_rank"] = rank
     if k:
         return hits
