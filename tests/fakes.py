@@ -17,7 +17,7 @@ import numpy as np
 
 from mofang.engine.base import EngineInfo, Kind, Purpose, Vectors
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, NotFound, Unreadable
-from mofang.knowledge.base import AddReport, DocumentInfo, FileReport, Hit, KnowledgeInfo
+from mofang.knowledge.base import AddReport, Chunk, DocumentInfo, FileReport, Hit, KnowledgeInfo, Span
 from mofang.knowledge.within import Filter
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Source, Timings, Usage
 
@@ -289,6 +289,12 @@ class FakeLibrary:
         path = self.originals / document_id
         path.write_text(self._base(name)[document_id][1], encoding="utf-8")
         return path
+
+    def chunks(self, name: str, document_id: str, start: int = 0, n: int = 100) -> Sequence[Chunk]:
+        return [Chunk(0, len(self._base(name)[document_id][1]))][:n]
+
+    async def picture(self, name: str, document_id: str, page: int, *, width: int, within: Span | None = None) -> bytes:
+        raise Unreadable("knowledge.no_pictures", name=self._base(name)[document_id][0].name)
 
     async def add(
         self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]

@@ -66,6 +66,7 @@ ONLY_IN = {
     "openpyxl": "knowledge/loaders/xlsx",
     "rapidocr": "knowledge/loaders/ocr",
     "pypdfium2": "knowledge/loaders/pdf",
+    "PIL": "knowledge/loaders/pdf_page",
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
     "opencc": "text/fold",

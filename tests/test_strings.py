@@ -1,5 +1,6 @@
 """Both languages say the same things: same files, same keys, same placeholders; and every key in the code exists."""
 
+import asyncio
 import re
 import string
 import tomllib
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mofang import strings
 from mofang.strings import LANGUAGES, say
 
 FOLDER = Path(__file__).parent.parent / "src" / "mofang" / "strings"
@@ -56,3 +58,15 @@ def test_say_chooses_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
     assert say("core.missing_extra", part="message", **values).startswith("'x' needs")
     monkeypatch.setenv("MOFANG_LANG", "zh")
     assert "还没有安装" in say("core.missing_extra", part="message", **values)
+
+
+async def test_one_process_speaks_to_each_in_their_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOFANG_LANG", "zh")
+
+    async def said(lang: str) -> tuple[str, str]:
+        with strings.speaking(lang):
+            await asyncio.sleep(0)
+            return strings.language(), await asyncio.to_thread(strings.language)
+
+    assert await asyncio.gather(said("en"), said("zh"), said("en")) == [("en", "en"), ("zh", "zh"), ("en", "en")]
+    assert strings.language() == "zh"

@@ -69,12 +69,17 @@ class Client:
         """The decoded JSON answer (None for 204). Raises ApiError, or Unreachable when nobody answers."""
         if body is not None:
             options["json"] = body
+        answer = self.send(method, path, **options)
+        return answer.json() if answer.content else None
+
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer as it came, where it is not JSON. Raises as `request` does."""
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TransportError as error:
             raise Unreachable("client.gateway_unreachable", url=self.url, why=error) from error
         _check(answer)
-        return answer.json() if answer.content else None
+        return answer
 
     @contextmanager
     def stream(self, method: str, path: str, body: Any = None) -> Iterator[Iterator[tuple[int | None, Any]]]:
@@ -286,6 +291,18 @@ class Client:
         params = {"start": start} if end is None else {"start": start, "end": end}
         path = f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}/text"
         return self.request("GET", path, params=params)  # type: ignore[no-any-return]
+
+    def document_chunks(self, name: str, document_id: str, start: int = 0, n: int = 100) -> list[dict[str, Any]]:
+        """How it was cut: the first n spans that reach beyond `start`."""
+        path = f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}/chunks"
+        return list(self.request("GET", path, params={"start": start, "n": n})["data"])
+
+    def document_page(
+        self, name: str, document_id: str, page: int, *, width: int = 1_000, start: int = 0, end: int = 0
+    ) -> bytes:
+        """A page of a PDF as PNG; what stands in the span is marked."""
+        path = f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}/pages/{page}.png"
+        return self.send("GET", path, params={"width": width, "start": start, "end": end}).content
 
     def passages(self, name: str, n: int = 20, seed: int = 0) -> list[dict[str, Any]]:
         """n passages drawn by `seed`; see Library.passages."""

@@ -305,6 +305,18 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def limit_process(*, memory_bytes: int, cpu_s: int) -> None:
+    """Let the system end this process beyond these limits, for what may not be trusted. Windows has none; macOS keeps
+    the time only."""
+    if sys.platform == "win32":
+        return
+    import resource  # not on Windows
+
+    for limit, most in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CPU, cpu_s)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (most, most))
+
+
 def free_disk(path: Path) -> int:
     """Bytes left on the disk that holds `path` (or the nearest folder above it that exists)."""
     while not path.exists() and path != path.parent:

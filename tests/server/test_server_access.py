@@ -139,7 +139,7 @@ def test_the_lists_of_routes_are_not_empty() -> None:
 @pytest.mark.parametrize(("method", "path"), _named())
 def test_a_stranger_gets_what_a_missing_base_gets(method: str, path: str, mine: Person, stranger: Person) -> None:
     [document] = mine.http.get(f"/v1/knowledge/{HIDDEN}/documents").json()["data"]
-    ids = {"document_id": document["id"], "file_id": document["id"], "key_id": stranger.key_id}
+    ids = {"document_id": document["id"], "file_id": document["id"], "key_id": stranger.key_id, "page": "1"}
     hidden = _send(stranger.http, method, path, HIDDEN, ids)
     missing = _send(stranger.http, method, path, MISSING, ids)
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "knowledge_not_found", missing.text

@@ -23,6 +23,8 @@ from mofang.errors import MofangError
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
 
+PAPER = Path(__file__).parent.parent / "knowledge" / "samples" / "员工手册.pdf"
+"""Three pages."""
 PAGE = """# 模坊手册
 
 ## 安装
@@ -88,6 +90,10 @@ def test_documents_from_upload_to_citation(whole: Gateway) -> None:
         last = list(client.follow_job(job["id"]))[-1]
         files = {file["name"]: file for file in last["result"]["files"]}
         assert files["文档/手册.md"]["status"] == "added" and files["空.txt"]["status"] == "failed"
+        with Client(client.url, lang="en") as english:
+            job = english.add_documents("手册", [("空.txt", b"")])
+            [empty] = list(english.follow_job(job["id"]))[-1]["result"]["files"]
+        assert (files["空.txt"]["error"], empty["error"]) == ("空.txt 是空文件", "空.txt is empty")
         hits = client.search(["手册"], "怎样卸载", k=3)
         assert "卸载" in hits[0]["text"] and hits[0]["headings"][-1] == "卸载"
         span = client.document_text("手册", hits[0]["document_id"], hits[0]["start"], hits[0]["end"])
@@ -101,7 +107,21 @@ def test_documents_from_upload_to_citation(whole: Gateway) -> None:
         assert missing.value.status == 404 and "手册" in missing.value.hint() + missing.value.message()
     assert events[-1]["type"] == "done", events[-1]
     assert events[-1]["sources"][0]["cited"] is True and "卸载" in events[-1]["sources"][0]["text"]
+    with whole.client() as client:
+        chunks = client.document_chunks("手册", hits[0]["document_id"], start=hits[0]["start"], n=1)
+        assert [(chunk["start"], chunk["end"]) for chunk in chunks] == [(hits[0]["start"], hits[0]["end"])]
+        list(client.follow_job(client.add_documents("手册", [("纸.pdf", PAPER.read_bytes())])["id"]))
+        paper = next(one["id"] for one in client.documents("手册") if one["name"] == "纸.pdf")
+        assert client.document_page("手册", paper, 1, start=0, end=3)[:4] == b"\x89PNG"
+        faults = []
+        for document, page in ((paper, 4), (hits[0]["document_id"], 1)):
+            with pytest.raises(ApiError) as refused:
+                client.document_page("手册", document, page)
+            faults.append((refused.value.status, refused.value.code))
+        assert faults == [(404, "page_not_found"), (422, "no_pictures")]
     with whole.http() as http:
+        drawn = http.get(f"/v1/knowledge/手册/documents/{paper}/pages/1.png", params={"width": 10**6})
+        assert drawn.status_code == 400 and drawn.json()["error"]["param"] == "width"
         original = http.get(f"/v1/knowledge/手册/documents/{hits[0]['document_id']}/file")
         bad = http.get(f"/v1/knowledge/手册/documents/{hits[0]['document_id']}/text", params={"start": 10**9})
         unknown = http.get("/v1/knowledge/手册/documents/nothing/file")

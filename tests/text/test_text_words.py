@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mofang.text.fold import fold
-from mofang.text.words import INNER, query_words, stop_words, words
+from mofang.text.words import INNER, marks, query_words, stop_words, words
 
 
 def test_long_words_come_with_the_words_inside_them() -> None:
@@ -100,3 +100,29 @@ def test_words_are_what_the_index_can_hold(text: str) -> None:
 def test_every_han_character_is_in_some_word(text: str) -> None:
     held = set("".join(words(text)))
     assert {c for c in text if "一" <= c <= "鿿"} <= held
+
+
+def _marked(text: str, query: str) -> list[str]:
+    return [text[start:end] for start, end in marks(text, query)]
+
+
+def test_the_words_of_a_query_are_marked_where_they_stand() -> None:
+    text = "没有网络的机器也能离线安装；先下载 ＧＧＵＦ 文件，再 pip install gguf-tools。"
+    assert _marked(text, "怎样离线安装 GGUF？") == ["离线安装", "ＧＧＵＦ", "gguf"], "width and case are folded"
+    assert _marked(text, "INSTALL") == ["install"]
+    assert _marked("installed", "install") == [], "a part of another word is not it"
+    assert _marked("装在表里的表示", "表") == ["表", "表"]
+    assert _marked("把表装好，离线", "表离线") == ["离线"], "a lone character next to a longer word is noise"
+    assert _marked("", "离线") == [] and _marked("离线", "，。") == []
+
+
+@given(
+    st.text(alphabet=st.sampled_from("离线安装aＡb1 ß，\u0301ﬁ的"), max_size=40),
+    st.text(alphabet="离线安装aA1ßfi", max_size=8),
+)
+def test_marks_are_spans_in_order_that_hold_a_word(text: str, query: str) -> None:
+    spans = marks(text, query)
+    assert all(0 <= start < end <= len(text) for start, end in spans)
+    assert all(one[1] < other[0] for one, other in zip(spans, spans[1:], strict=False))
+    held = [fold(text[start:end]) for start, end in spans]
+    assert all(any(word in one for word in query_words(query)) for one in held)

@@ -6,6 +6,7 @@ scripted: its loss falls, step by step. `python tests/ui/fake_gateway.py PORT` r
 """
 
 import asyncio
+import io
 import itertools
 import json
 import math
@@ -18,12 +19,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, UploadFile
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from PIL import Image
 
 from mofang.data.readers import Conversation, read
 from mofang.errors import MissingExtra, MofangError
@@ -53,8 +56,10 @@ TEXT = (
     "# 模型\n\n## 已经下载好的模型\n\n"
     + SENTENCE
     + "\n\n或者只登记一个文件，不复制：mofang models add /data/models/我的模型.gguf\n\n"
-    + "更多说明。" * 60
+    + "更多说明。" * 1200
 )
+CHUNK = 150
+"""Characters of a passage of it."""
 
 
 ENGINE = {
@@ -110,6 +115,11 @@ class State:
     """False: the training extra is not installed."""
     is_full: bool = False
     stopped: set[str] = field(default_factory=set)
+    searches: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of POST /v1/knowledge/search."""
+    uploads: list[dict[str, bytes]] = field(default_factory=list)
+    pages: list[tuple[str, int, int, int]] = field(default_factory=list)
+    """Pictures that were asked for: document, page, span."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/generations, newest last."""
     languages: list[str] = field(default_factory=list)
@@ -132,13 +142,13 @@ def chat_model(
 def base(name: str, title: str, n_documents: int = 0) -> dict[str, Any]:
     return {
         "name": name, "title": title, "embedding_model": "multilingual-e5-small", "dimensions": 384, "n_documents": n_documents,
-        "n_chunks": 8 * n_documents, "size_bytes": 84_213 * n_documents, "created_at": now(),
+        "n_chunks": 8 * n_documents, "size_bytes": 84_213 * n_documents, "created_at": now(), "store": "builtin",
     }  # fmt: skip
 
 
 def document(name: str, identity: str) -> dict[str, Any]:
     return {
-        "id": identity, "name": name, "title": "模型", "sha256": "0" * 64, "size_bytes": 5_213, "n_chars": 1_824, "n_pages": None,
+        "id": identity, "name": name, "title": "模型", "sha256": "0" * 64, "size_bytes": 5_213, "n_chars": 1_824, "n_pages": 3 if name.endswith(".pdf") else None,
         "n_chunks": 8, "added_at": now(), "notes": [],
     }  # fmt: skip
 
@@ -147,8 +157,9 @@ def furnished() -> State:
     """A gateway as it is after the first start: two models, the handbook."""
     state = State()
     state.models = [chat_model(loaded=True), chat_model("multilingual-e5-small", kind="embedding")]
-    state.bases["handbook"] = base("handbook", "模坊手册", 2)
-    state.documents["handbook"] = [document("models.md", "doc_1"), document("安装与离线使用.md", "doc_2")]
+    names = ("models.md", "安装与离线使用.md", "手册/用户指南.pdf")
+    state.bases["handbook"] = base("handbook", "模坊手册", len(names))
+    state.documents["handbook"] = [document(name, f"doc_{n}") for n, name in enumerate(names, 1)]
     state.datasets["身份.jsonl"] = EXAMPLES.encode()
     taught = new_run(state, "sft", {"base": state.models[0]["id"], "data": ["身份.jsonl"], "name": "小坊"})
     for step in range(STEPS + 1):
@@ -163,7 +174,7 @@ def _sources() -> list[dict[str, Any]]:
     return [
         {**common, "number": 1, "document_id": "doc_1", "title": "models.md", "text": SENTENCE, "start": start, "end": start + len(SENTENCE),
          "page": None, "headings": ["模型", "已经下载好的模型"], "cited": True},
-        {**common, "number": 2, "document_id": "doc_1", "title": "手册/用户指南.pdf", "text": "mofang models add /data/models/我的模型.gguf",
+        {**common, "number": 2, "document_id": "doc_3", "title": "手册/用户指南.pdf", "text": "mofang models add /data/models/我的模型.gguf",
          "start": 60, "end": 100, "page": 3, "headings": [], "cited": True},
         {**common, "number": 3, "document_id": "doc_2", "title": "安装与离线使用.md", "text": "没有网络的机器也能使用。<b>不是标签</b>",
          "start": 0, "end": 20, "page": None, "headings": ["离线"], "cited": False},
@@ -469,6 +480,12 @@ async def _answer(
 
 
 def _knowledge(app: FastAPI, state: State) -> None:
+    def find_document(name: str, identity: str) -> dict[str, Any]:
+        for one in state.documents[name]:
+            if one["id"] == identity:
+                return one
+        raise fault(404, "document_not_found", f"知识库 {name} 里没有编号为 {identity} 的文档", "看看它的文档")
+
     @app.get("/v1/knowledge")
     async def _() -> Any:
         return {"data": list(state.bases.values())}
@@ -494,6 +511,7 @@ def _knowledge(app: FastAPI, state: State) -> None:
     async def _(name: str, files: list[UploadFile]) -> Any:
         job = start_job(state, "ingest", name)
         names = [str(file.filename) for file in files]
+        state.uploads.append({str(file.filename): await file.read() for file in files})
         state.tasks.add(asyncio.create_task(_ingest(state, job, name, names)))
         return job
 
@@ -503,17 +521,43 @@ def _knowledge(app: FastAPI, state: State) -> None:
 
     @app.get("/v1/knowledge/{name}/documents/{identity}/text")
     async def _(name: str, identity: str, start: int = 0, end: int | None = None) -> Any:
+        one = find_document(name, identity)
         end = len(TEXT) if end is None else end
         return {
-            "text": TEXT[start:end], "start": start, "end": end, "page": None, "headings": [], "title": "models.md",
-            "before": TEXT[max(0, start - 200) : start], "after": TEXT[end : end + 200],
+            "text": TEXT[start:end], "start": start, "end": end, "page": 3 if one["n_pages"] else None, "headings": [], "title": one["name"],
+            "before": TEXT[max(0, start - 200) : start], "after": TEXT[end : end + 200], "n_chars": len(TEXT), "n_pages": one["n_pages"],
         }  # fmt: skip
+
+    @app.get("/v1/knowledge/{name}/documents/{identity}/chunks")
+    async def _(name: str, identity: str, start: int = 0, n: int = 100) -> Any:
+        find_document(name, identity)
+        edges = [*range(0, len(TEXT), CHUNK), len(TEXT)]
+        spans = [
+            {"start": one, "end": other, "headings": [], "lead": None}
+            for one, other in pairwise(edges)
+            if other > start
+        ]
+        return {"data": spans[:n]}
+
+    @app.get("/v1/knowledge/{name}/documents/{identity}/pages/{page}.png")
+    async def _(name: str, identity: str, page: int, width: int = 1000, start: int = 0, end: int = 0) -> Response:
+        state.pages.append((find_document(name, identity)["name"], page, start, end))
+        buffer = io.BytesIO()
+        Image.new("RGB", (width, width * 7 // 5), "white").save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+    @app.post("/v1/knowledge/{name}/rebuild", status_code=202)
+    async def _(name: str) -> Any:
+        job = start_job(state, "rebuild", name)
+        state.tasks.add(asyncio.create_task(_rebuild(job)))
+        return job
 
     @app.post("/v1/knowledge/search")
     async def _(request: Request) -> Any:
         body = await request.json()
+        state.searches.append(body)
         if "没有" in body["query"]:
-            return {"data": []}
+            return {"data": [], "notices": ["索引落后了，这次检索在本机精确完成"]}
         hits = []
         for source in _sources():
             hit = {key: value for key, value in source.items() if key not in ("number", "cited")}
@@ -524,9 +568,17 @@ def _knowledge(app: FastAPI, state: State) -> None:
                     "bm25_rank": number if number < 3 else None,
                     "dense_rank": 4 - number,
                     "cosine": 0.9 - number / 50,
+                    "rerank_score": 1.5 - number if "重排" in body["query"] and body.get("rerank") != "" else None,
                 }
             )
         return {"data": hits[: body["k"]]}
+
+
+async def _rebuild(job: dict[str, Any]) -> None:
+    for done in range(0, 1001, 250):
+        job["progress"] = {"stage": "index", "done": done, "total": 1000, "unit": "passages", "rate": 0.0, "detail": ""}
+        await asyncio.sleep(0.4)
+    job.update(status="done", result={"n_chunks": 1000})
 
 
 async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]) -> None:

@@ -75,6 +75,9 @@ def walk(page: Page, url: str, lang: str, ask: bool, name: str, folder: Path) ->
     page.keyboard.press("Enter")
     page.wait_for_selector(".mf-hit")
     shot("knowledge-search")
+    page.locator("[class*=st-key-view_hit_] button").first.click()
+    page.wait_for_selector("[role=dialog] :is(.mf-document, .mf-page)")
+    shot("knowledge-document")
 
 
 def main() -> None:

@@ -1,8 +1,11 @@
 """The pages' logic in process, with Streamlit's own AppTest, against the scripted gateway."""
 
+import re
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qsl
 
 import fake_gateway
 import pytest
@@ -11,6 +14,7 @@ from streamlit.util import calc_hash
 
 from mofang.client import Client
 from mofang.ui import words
+from mofang.ui.pages.knowledge import to_retry
 from mofang.ui.places import PLACES
 from mofang.ui.run import SCRIPT
 
@@ -286,11 +290,120 @@ def test_a_base_is_created_searched_and_deleted(page: AppTest, state: fake_gatew
     assert "我的资料" in state.bases
     page.text_input(key="query_我的资料").set_value("模型").run()
     said = text_of(page)
-    assert "词语第 1" in said and "语义第 3" in said and "词语未命中" in said
+    assert "关键词第 1" in said and "向量第 3" in said and "关键词未命中" in said
     page.segmented_control(key="order_我的资料").set_value("dense").run()
     said = text_of(page)
-    assert said.index("语义第 1") < said.index("语义第 2") < said.index("语义第 3"), "the leg alone, in its own order"
+    assert said.index("向量第 1") < said.index("向量第 2") < said.index("向量第 3"), "the leg alone, in its own order"
     page.segmented_control(key="order_我的资料").set_value("bm25").run()
-    assert "词语未命中" not in text_of(page)
+    assert "关键词未命中" not in text_of(page)
     page.button(key="delete_base_sure").click().run()
     assert "我的资料" not in state.bases
+
+
+def test_what_failed_is_sent_again(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    files: list[Any] = [("好.md", "正文".encode(), "text/markdown"), ("坏.txt", b"x", "text/plain")]
+    page.file_uploader[0].set_value(files).run()
+    page.button(key="upload").click().run()
+    run_until(page, lambda: "坏.txt：文件是空的" in text_of(page))
+    assert "已收录 1" in text_of(page) and "失败 1" in text_of(page)
+    next(button for button in page.button if button.label == "重试 1 个文件").click().run()
+    run_until(page, lambda: len(state.uploads) == 2 and "坏.txt：文件是空的" in text_of(page))
+    assert state.uploads[1] == {"坏.txt": b"x"}, "its content too, from the beginning"
+    next(button for button in page.button if button.label == "知道了").click().run()
+    assert "坏.txt" not in text_of(page) and not any("重试" in button.label for button in page.button)
+
+
+def test_an_archive_is_sent_again_for_a_file_in_it_and_all_when_the_job_failed() -> None:
+    def again(job: dict[str, Any], *names: str) -> list[str]:
+        return [file.name for file in to_retry([SimpleNamespace(name=name) for name in names], job)]
+
+    def done(*failed: str) -> dict[str, Any]:
+        reports = [{"name": name, "status": "failed"} for name in failed]
+        return {"status": "done", "result": {"files": [*reports, {"name": "好.md", "status": "added"}]}}
+
+    assert again(done(), "好.md") == []
+    assert again(done("坏.txt"), "好.md", "坏.txt", "包.zip") == ["坏.txt"]
+    assert again(done("包/坏.txt"), "好.md", "包.zip") == ["包.zip"]
+    assert again({"status": "error"}, "好.md", "包.zip") == ["好.md", "包.zip"]
+
+
+def test_an_index_is_rebuilt(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    assert "索引 内置" in text_of(page)
+    page.button(key="rebuild_start").click().run()
+    assert "正在重建索引" in text_of(page) and "建索引" in text_of(page)
+    run_until(page, lambda: "索引已重建" in text_of(page))
+    assert "1000 个片段" in text_of(page)
+    state.jobs.clear()
+    page.run()
+    assert "mf-fault" in text_of(page), "a job that the gateway no longer knows is said, and can be put away"
+    next(button for button in page.button if button.label == "知道了").click().run()
+    assert "mf-fault" not in text_of(page)
+
+
+def test_a_search_is_limited_marked_and_timed(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    page.text_input(key="query_handbook").set_value("gguf 文件夹").run()
+    said = text_of(page)
+    assert "<mark>gguf</mark>" in said and "<mark>文件夹</mark>" in said and re.search(r"3 条，用时 \d+ 毫秒", said)
+    assert "filter" not in state.searches[-1]
+    page.text_input(key="names_handbook").set_value("手册/， *.md").run()
+    page.multiselect(key="types_handbook").set_value(["pdf"]).run()
+    assert state.searches[-1]["filter"] == {"names": ["手册/", "*.md"], "types": ["pdf"]}
+    page.segmented_control(key="order_handbook").set_value("dense").run()
+    said = text_of(page)
+    assert state.searches[-1]["k"] is None
+    assert said.index("融合第 3（") < said.index("融合第 1（"), (
+        "in the leg's order each hit keeps its place in the search"
+    )
+    page.text_input(key="query_handbook").set_value("重排").run()
+    assert "重排 0.500" not in text_of(page) and "融合第 1（" in text_of(page), "a leg's own order, without a reranker"
+    page.segmented_control(key="order_handbook").set_value("fused").run()
+    assert "重排 -1.500" in text_of(page) and "融合 0.0300" in text_of(page) and "融合第" not in text_of(page)
+    page.text_input(key="query_handbook").set_value("没有这回事").run()
+    assert "没有找到相关内容" in text_of(page) and "索引落后了" in text_of(page)
+
+
+def test_a_document_opens_at_its_span(page: AppTest, state: fake_gateway.State) -> None:
+    page.run()
+    go(page, "knowledge")
+    page.text_input(key="query_handbook").set_value("模型").run()
+    page.button(key="view_hit_1").click().run()
+    start = fake_gateway.TEXT.index(fake_gateway.SENTENCE)
+    end = start + len(fake_gateway.SENTENCE)
+    assert page.query_params["at"] == f"{start}-{end}"
+    assert f"<mark>{fake_gateway.SENTENCE}</mark>" in text_of(page)
+    page.segmented_control(key="view_doc_1").set_value("chunks").run()
+    shown = text_of(page)
+    chunks = re.findall(r'<span class="mf-chunk( odd)?">', shown)
+    assert len(chunks) == -(-4_000 // fake_gateway.CHUNK) and chunks[:3] == ["", " odd", ""]
+    page.button(key=f"step_on_from_doc_1_{start}").click().run()
+    assert "第 4,001–" in text_of(page)
+    assert not page.exception
+
+
+def test_a_pdf_opens_as_its_page(page: AppTest, state: fake_gateway.State) -> None:
+    page.query_params.update({"kb": "handbook", "doc": "doc_3", "at": "60-100"})
+    page.run()
+    go(page, "knowledge")
+    assert state.pages[-1] == ("手册/用户指南.pdf", 3, 60, 100) and "第 3 / 3 页" in text_of(page)
+    assert 'src="data:image/png;base64,' in text_of(page)
+    page.button(key="step_back_page_doc_3_60").click().run()
+    assert state.pages[-1][1] == 2
+    page.query_params.update({"doc": "doc_gone"})
+    page.run()
+    assert "没有编号为 doc_gone 的文档" in text_of(page)
+
+
+def test_a_cited_source_leads_to_its_document(page: AppTest) -> None:
+    page.run()
+    page.button(key="example_docs").click().run()
+    run_until(page, lambda: not page.chat_input[0].disabled)
+    [first, second] = [element for element in page.get("page_link") if element.proto.label in ("1", "2")]
+    query = dict(parse_qsl(second.proto.query_string))
+    assert (query["kb"], query["doc"], query["at"]) == ("handbook", "doc_3", "60-100")
+    assert dict(parse_qsl(first.proto.query_string))["doc"] == "doc_1"

@@ -153,6 +153,56 @@ def test_documents_go_in_with_their_state(bench: Any, visit: Any) -> None:
     page.locator(".st-key-upload button").click()
     expect(page.locator("[role=alert]")).to_contain_text("坏.txt：文件是空的")
     expect(page.locator("[class*=st-key-doc_doc_]").last).to_contain_text("说明.md")
+    page.locator("[class*=st-key-retry_] button").click()
+    expect(page.get_by_text("失败 1")).to_have_count(0)
+    expect(page.locator("[role=alert]")).to_contain_text("坏.txt：文件是空的")
+    page.locator("[class*=st-key-dismiss_] button").click()
+    expect(page.locator("[role=alert]")).to_have_count(0)
+    assert set(bench.state.uploads[-1]) == {"坏.txt"}
+
+
+def test_a_hit_opens_the_document_and_closing_it_leaves_the_search(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/knowledge")
+    page.get_by_role("tab").nth(1).click()
+    page.locator("[class*=st-key-query_] input").fill("GGUF 文件夹")
+    page.keyboard.press("Enter")
+    expect(page.locator(".mf-hit mark").first).to_be_visible()
+    page.locator(".st-key-view_hit_2 button").click()
+    picture = page.locator("[role=dialog] img.mf-page")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("one => one.naturalWidth") > 1000
+    assert bench.state.pages[-1] == ("手册/用户指南.pdf", 3, 60, 100)
+    page.reload()
+    expect(picture).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    page.wait_for_url(lambda url: "doc=" not in url and "at=" not in url)
+    page.get_by_role("tab").nth(1).click()
+    page.locator("[class*=st-key-query_] input").fill("GGUF 文件夹")
+    page.keyboard.press("Enter")
+    page.locator(".st-key-view_hit_1 button").click()
+    expect(page.locator("[role=dialog] .mf-document mark")).to_have_text(fake_gateway.SENTENCE)
+    page.keyboard.press("Escape")
+    expect(page.locator("[class*=st-key-query_] input")).to_have_value("GGUF 文件夹")
+    expect(page.locator(".mf-hit")).to_have_count(3)
+
+
+def test_a_cited_source_leads_to_the_document(bench: Any, visit: Any) -> None:
+    page = visit(bench.url)
+    page.locator(".st-key-example_docs button").click()
+    page.locator("[class*=st-key-originals_] a:visible").nth(1).click()
+    expect(page.locator("[role=dialog] img.mf-page")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name="对话", exact=True).click()
+    expect(page.locator(".mf-source")).to_have_count(3)
+
+
+def test_an_index_is_rebuilt_with_its_progress(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/knowledge")
+    page.locator(".st-key-rebuild_base button").first.click()
+    page.locator(".st-key-rebuild_start button").click()
+    expect(page.locator("[class*=st-key-job_job_]")).to_contain_text("正在重建索引")
+    expect(page.get_by_text("索引已重建")).to_be_visible()
 
 
 def test_the_gateway_goes_and_comes_back(visit: Any, tmp_path: Path) -> None:
@@ -187,7 +237,7 @@ OVERFLOW = """() => {
   if (main && main.scrollWidth > main.clientWidth) wide.push('main is ' + main.scrollWidth + ' of ' + main.clientWidth);
   const scrolls = (e) => { for (let p = e.parentElement; p; p = p.parentElement) {
     const s = getComputedStyle(p); if (p !== main && /auto|scroll/.test(s.overflowX) && p.scrollWidth > p.clientWidth) return true; } return false; };
-  for (const e of document.querySelectorAll('[data-testid=stMain] *, [data-testid=stBottom] *')) {
+  for (const e of document.querySelectorAll('[data-testid=stMain] *, [data-testid=stBottom] *, [data-testid=stDialog] *')) {
     const box = e.getBoundingClientRect(); const s = getComputedStyle(e);
     if (box.width < 2 || box.height < 2 || s.visibility === 'hidden' || s.opacity === '0' || s.clipPath !== 'none') continue;
     if ((box.right > innerWidth + 1 || box.left < -1) && !scrolls(e)) wide.push(e.tagName + '.' + e.className + ' ' + Math.round(box.left) + '–' + Math.round(box.right));
@@ -258,7 +308,20 @@ def everything(page: Page, url: str, lang: str) -> Any:
     page.locator("[class*=st-key-query_] input").fill("GGUF")
     page.keyboard.press("Enter")
     page.wait_for_selector(".mf-hit")
+    page.locator("[class*=st-key-within_] summary").click()
+    page.wait_for_selector("[class*=st-key-types_] input")
     yield "search"
+    page.locator(".st-key-view_hit_2 button").click()
+    page.wait_for_selector("[role=dialog] img.mf-page")
+    yield "page of a document"
+    for view, shown in ((1, ".mf-document mark"), (2, ".mf-chunk")):
+        page.locator("[role=dialog] [class*=st-key-view_] button").nth(view).click()
+        page.wait_for_selector(f"[role=dialog] {shown}")
+        yield f"document {shown}"
+    page.keyboard.press("Escape")
+    page.locator(".st-key-rebuild_base button").first.click()
+    page.wait_for_selector(".st-key-rebuild_start")
+    yield "rebuild"
 
 
 @pytest.mark.parametrize("lang", words.LANGUAGES)

@@ -3,6 +3,7 @@
 import re
 import string
 import time
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as some
 from mofang.client import Client
 from mofang.engine.tune import MIXES
 from mofang.ui import curve, figures, prose, run, shell, style, theme, tree, watch, words
+from mofang.ui.components import document
 
 UI = Path(words.__file__).parent
 
@@ -49,7 +51,11 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "preset_",
         "memory_",
         "engine_speed_",
-        "file_",
+        "state_",
+        "store_",
+        "view_",
+        "leg_",
+        "step_",
         "job_",
         "page_",
         "run_",
@@ -378,3 +384,37 @@ def test_the_process_serves_its_page_with_the_policy_and_refuses_other_names(ben
     assert answer.headers["content-security-policy"] == shell.POLICY
     assert "模坊工作台" in answer.text
     assert httpx.get(f"{bench.url}/favicon.png", trust_env=False).headers["content-type"] == "image/svg+xml"
+
+
+# ---- documents ----
+
+
+@given(
+    some.text(max_size=60),
+    some.lists(some.tuples(some.integers(0, 80), some.integers(0, 80)), max_size=6),
+    some.integers(0, 20),
+)
+def test_chunks_add_shades_and_lose_no_letter(text: str, spans: list[tuple[int, int]], offset: int) -> None:
+    chunks = [{"start": min(span), "end": max(span)} for span in sorted(spans)]
+    html = prose.chunks_html(text, offset, chunks, lambda n: f"{n} 字")
+    bare = re.sub(r'<i>\d+ 字</i>|<span class="mf-chunk(?: odd)?">|</span>', "", html)
+    assert bare == escape(text)
+
+
+def test_neighbouring_chunks_have_different_shades() -> None:
+    chunks = [{"start": 0, "end": 2}, {"start": 2, "end": 4}, {"start": 3, "end": 6}]
+    assert prose.chunks_html("甲乙丙丁戊己<", 0, chunks, str) == (
+        '<span class="mf-chunk"><i>2</i>甲乙</span><span class="mf-chunk odd"><i>2</i>丙丁</span>'
+        '<span class="mf-chunk"><i>3</i>戊己</span>&lt;'
+    ), "what two share is in the first"
+
+
+def test_marks_escape_what_they_mark() -> None:
+    assert prose.marked("a<b>c", [(1, 4)]) == "a<mark>&lt;b&gt;</mark>c" and prose.marked("a&", []) == "a&amp;"
+
+
+@pytest.mark.parametrize(
+    ("at", "span"), [("12-40", (12, 40)), ("", (0, 0)), ("x-1", (0, 0)), ("-5", (0, 0)), ("5", (0, 0))]
+)
+def test_the_urls_span(at: str, span: tuple[int, int]) -> None:
+    assert document._span(at) == span

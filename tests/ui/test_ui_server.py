@@ -1,6 +1,7 @@
 """The pages against the real gateway in this process, with the echo model and the hash embedder."""
 
 import json
+import re
 import socket
 import threading
 import time
@@ -106,9 +107,14 @@ def test_documents_in_a_search_and_an_answer_with_sources(page: AppTest, gateway
     ).run()
     page.button(key="upload").click().run()
     run_until(page, lambda: "已收录" in text_of(page))
-    assert "空.txt：" in text_of(page)
+    assert "空.txt 是空文件" in text_of(page) and "重试 1 个文件" in [button.label for button in page.button]
     page.text_input(key="query_手册").set_value("离线安装").run()
-    assert "词语第 1" in text_of(page) and "安装 › 离线安装" in text_of(page)
+    assert "关键词第 1" in text_of(page) and "安装 › 离线安装" in text_of(page)
+    page.button(key="view_hit_1").click().run()
+    assert "没有网络的机器也能安装模坊" in re.findall("<mark>(.*?)</mark>", text_of(page), re.DOTALL)[-1]
+    view = next(one for one in page.segmented_control if str(one.key).startswith("view_"))
+    view.set_value("chunks").run()
+    assert text_of(page).count("mf-chunk") >= 2
     page._page_hash = calc_hash("")
     page.run()
     page.pills(key="knowledge_new").set_value(["手册"]).run()

@@ -21,8 +21,8 @@ import numpy as np
 
 from mofang.engine.base import ChatEngine, Embedder, Engine, Vectors
 from mofang.errors import Invalid, MofangError, NotFound
-from mofang.knowledge import STORES, answer, retrieve, stored
-from mofang.knowledge.base import AddReport, Block, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument
+from mofang.knowledge import STORES, answer, pages, retrieve, stored
+from mofang.knowledge.base import AddReport, Block, Chunk, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument, Span
 from mofang.knowledge.centre import Centres
 from mofang.knowledge.evidence import Usual, has_words, is_first, is_greeting
 from mofang.knowledge.ingest import Ingest
@@ -77,6 +77,7 @@ class Library:
         self._open_reranker = reranker
         self._centres = Centres()
         self._usual = Usual(self._legs)
+        self._drawing = asyncio.Semaphore(pages.AT_ONCE)
 
     def close(self) -> None:
         """Let go of connections to stores elsewhere."""
@@ -151,7 +152,23 @@ class Library:
             "headings": block.headings if block else (),
             "before": found.before,
             "after": found.after,
+            "n_chars": found.n_chars,
+            "n_pages": found.n_pages,
         }
+
+    def chunks(self, name: str, document_id: str, /, start: int = 0, n: int = 100) -> builtins.list[Chunk]:
+        """The first n chunks of a document that reach beyond `start`, in the order of the text."""
+        return self._store(name).chunks(document_id, start, n)
+
+    async def picture(
+        self, name: str, document_id: str, page: int, /, *, width: int, within: Span | None = None
+    ) -> bytes:
+        """A page of a PDF as PNG, `width` pixels wide or less, the boxes of what stands in `within` marked on it.
+
+        Raises NotFound for a page, Unreadable for a document, that is not there to be drawn."""
+        sheet = await asyncio.to_thread(self._store(name).page, document_id, page, within)
+        async with self._drawing:
+            return await asyncio.to_thread(pages.draw, sheet, width)
 
     async def add(
         self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]

@@ -24,7 +24,9 @@ from mofang import messages, platform
 from mofang.errors import Busy, Conflict, Invalid, NotFound, Unreadable
 from mofang.knowledge import schema
 from mofang.knowledge.archive import Source
-from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument
+from mofang.knowledge.base import Block, Chunk, DocumentInfo, KnowledgeInfo, ParsedDocument, Span
+from mofang.knowledge.loaders import suffix
+from mofang.knowledge.pages import Page
 from mofang.knowledge.passage import digest, indexed, passage, title_words
 from mofang.knowledge.space import out_of_space
 from mofang.knowledge.stores.base import Changes, Commit, Place, Row
@@ -80,6 +82,9 @@ class Excerpt:
     before: str
     after: str
     block: Block | None
+    n_chars: int
+    """Of the whole document."""
+    n_pages: int | None
 
 
 class Store:
@@ -245,7 +250,39 @@ class Store:
                 before=text[: start - first],
                 after=text[end - first :],
                 block=block_at(connection, version["id"], start, end),
+                n_chars=length,
+                n_pages=version["n_pages"],
             )
+
+    def page(self, document_id: str, number: int, within: Span | None = None) -> Page:
+        """A page of a document that has pages to look at, with the boxes of what stands in `within` on it.
+
+        Raises Unreadable (knowledge.no_pictures) for other documents, NotFound for a page that is not there."""
+        with self.read() as connection:
+            version = self._version(connection, document_id)
+            if suffix(version["name"]) != "pdf":
+                raise Unreadable("knowledge.no_pictures", name=version["name"])
+            if not 1 <= number <= (version["n_pages"] or 0):
+                raise NotFound("knowledge.page_not_found", name=version["name"], page=number, pages=version["n_pages"])
+            query = """
+                SELECT box FROM blocks
+                WHERE version_id = ? AND page = ? AND start < ? AND "end" > ? AND box IS NOT NULL ORDER BY n
+            """
+            first, last = within or (0, 0)
+            rows = connection.execute(query, (version["id"], number, last, first))
+            boxes = [tuple(json.loads(row["box"])) for row in rows]
+        return Page(self.folder / "files" / str(version["sha256"]), version["name"], number, boxes)
+
+    def chunks(self, document_id: str, start: int, n: int) -> list[Chunk]:
+        """The first n chunks that reach beyond `start`, in the order of the text."""
+        query = """
+            SELECT start, "end", headings, lead FROM chunks WHERE version_id = ? AND "end" > ? ORDER BY start, id LIMIT ?
+        """
+        with self.read() as connection:
+            rows = connection.execute(query, (self._version(connection, document_id)["id"], start, n))
+            return [
+                Chunk(row["start"], row["end"], tuple(json.loads(row["headings"])), _lead(row["lead"])) for row in rows
+            ]
 
     def vectors(self, digests: Iterable[bytes]) -> dict[bytes, Vector]:
         """Those of the digests whose vectors are known."""
@@ -420,7 +457,7 @@ def block_at(connection: sqlite3.Connection, version_id: int, start: int, end: i
         row["page"],
         tuple(json.loads(row["box"])) if row["box"] else None,
         _place(connection, row, start),
-        tuple(json.loads(row["lead"])) if row["lead"] else None,
+        _lead(row["lead"]),
     )
 
 
@@ -429,6 +466,10 @@ def _place(connection: sqlite3.Connection, block: sqlite3.Row, start: int) -> me
     if place.row is None or block["kind"] != "table" or start <= block["start"]:
         return place
     return replace(place, row=place.row + span(connection, block["version_id"], block["start"], start).count("\n"))
+
+
+def _lead(row: str | None) -> Span | None:
+    return tuple(json.loads(row)) if row else None
 
 
 def _insert_version(connection: sqlite3.Connection, document_id: str, new: NewVersion) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mofang.engine.base import CALLER, ChatEngine, Vectors
 from mofang.errors import Conflict, Forbidden
-from mofang.knowledge.base import AddReport, DocumentInfo, Hit, KnowledgeInfo
+from mofang.knowledge.base import AddReport, Chunk, DocumentInfo, Hit, KnowledgeInfo, Span
 from mofang.knowledge.library import not_found
 from mofang.knowledge.within import Filter
 from mofang.messages import Message
@@ -163,6 +163,16 @@ class Guarded:
     def file(self, name: str, document_id: str, /) -> Path:
         self.check(name)
         return self._library.file(name, document_id)
+
+    def chunks(self, name: str, document_id: str, /, start: int = 0, n: int = 100) -> Sequence[Chunk]:
+        self.check(name)
+        return self._library.chunks(name, document_id, start=start, n=n)
+
+    async def picture(
+        self, name: str, document_id: str, page: int, /, *, width: int, within: Span | None = None
+    ) -> bytes:
+        self.check(name)
+        return await self._library.picture(name, document_id, page, width=width, within=within)
 
     def passages(self, name: str, *, n: int, seed: int = 0) -> Sequence[Hit]:
         self.check(name)

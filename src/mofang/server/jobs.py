@@ -18,6 +18,7 @@ from mofang.server.events import Event, EventLog, on_this_loop, thinned
 from mofang.server.faults import fault, internal
 from mofang.server.store import new_id, now
 from mofang.settings import Settings
+from mofang.strings import speaking
 
 log = logging.getLogger("mofang.server")
 
@@ -69,7 +70,7 @@ class Jobs:
         return next((job for job in same if job.status == "running"), None)
 
     def start(self, kind: str, title: str, work: Work, *, lang: str) -> Job:
-        """Run `work(report)` as a task; its JSON result becomes the job's. Errors are said in `lang`."""
+        """Run `work(report)` as a task; its JSON result becomes the job's. What it says is said in `lang`."""
         job = Job(kind, title)
         self._jobs[job.id] = job
         job.task = asyncio.create_task(self._run(job, work, lang), name=job.id)
@@ -100,7 +101,8 @@ class Jobs:
             told(progress)
 
         try:
-            job.result = await work(on_this_loop(report))
+            with speaking(lang):
+                job.result = await work(on_this_loop(report))
             job.status = "done"
             job.events.append({"type": "done", "result": job.result})
         except asyncio.CancelledError:

@@ -8,7 +8,9 @@ to the same keys and the same placeholders.
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,25 @@ from typing import Any
 LANGUAGES = ("zh", "en")
 
 
+_SPEAKING: ContextVar[str] = ContextVar("language", default="")
+
+
+@contextmanager
+def speaking(lang: str) -> Iterator[None]:
+    """What is said in this block, and in the threads and tasks that it starts, is said in `lang`: the asker's, where one
+    process works for many."""
+    token = _SPEAKING.set(lang)
+    try:
+        yield
+    finally:
+        _SPEAKING.reset(token)
+
+
 def language() -> str:
-    """The language of this process: `MOFANG_LANG` ("zh" or "en"), Chinese when it is not set."""
+    """The language of the block at hand (`speaking`), else of this process: `MOFANG_LANG` ("zh" or "en"), Chinese when
+    it is not set."""
+    if lang := _SPEAKING.get():
+        return lang
     value = os.environ.get("MOFANG_LANG", "zh").lower()
     return "en" if value.startswith("en") else "zh"
 

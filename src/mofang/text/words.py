@@ -19,6 +19,8 @@ _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u3007"
 _KANA = "\u3040-\u30ff\uac00-\ud7af"
 _LATIN = rf"[^\W{_HAN}{_KANA}]"
 _RUN = re.compile(rf"(?P<han>[{_HAN}]+)|(?P<kana>[{_KANA}]+)|(?P<latin>{_LATIN}+(?:[.\-'@]{_LATIN}+)*(?:\+\+|\#)?)")
+_HAN_CHARACTER = re.compile(rf"[{_HAN}]")
+_LATIN_LETTER = re.compile(_LATIN)
 _PART = re.compile(r"[.\-'@_]+")
 
 INNER = ".-'@_+#"
@@ -34,6 +36,34 @@ def query_words(text: str) -> list[str]:
     """The words of a query that carry meaning, each once. All words when every one is a stop word."""
     every = list(dict.fromkeys(_cut(fold(text))))
     return [word for word in every if word not in stop_words()] or every
+
+
+def marks(text: str, query: str) -> list[tuple[int, int]]:
+    """Where in `text` words of `query` stand: spans in order, none touching the next. For eyes: a single Han character
+    counts only where the query has no longer word, and traditional characters are what they are."""
+    wanted = query_words(query)
+    longer = [word for word in wanted if len(word) > 1 or not _HAN_CHARACTER.fullmatch(word)] or wanted
+    # Folded letter by letter, since what is shown must be found again: `at` leads from the folded text back.
+    pieces = [fold(letter) for letter in text]
+    at = [i for i, piece in enumerate(pieces) for _ in piece]
+    folded = "".join(pieces)
+    found = sorted(
+        (at[one.start()], at[one.end() - 1] + 1) for word in longer for one in re.finditer(_as_word(word), folded)
+    )
+    spans: list[tuple[int, int]] = []
+    for start, end in found:
+        if spans and start <= spans[-1][1]:
+            spans[-1] = spans[-1][0], max(end, spans[-1][1])
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def _as_word(word: str) -> str:
+    """A pattern for it: Latin letters and digits on either side would make it a part of another word."""
+    before = rf"(?<!{_LATIN})" if _LATIN_LETTER.match(word[0]) else ""
+    after = rf"(?!{_LATIN})" if _LATIN_LETTER.match(word[-1]) else ""
+    return before + re.escape(word) + after
 
 
 @cache

@@ -5,7 +5,7 @@ and Streamlit's own directives (":red[…]", ":material/x:") stay text. Code is 
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from html import escape
 from typing import Any
 
@@ -62,13 +62,38 @@ def place(source: Mapping[str, Any], lang: str) -> str:
     return " · ".join(where(source, lang))
 
 
-def _marked(text: str, source: Mapping[str, Any]) -> str:
-    """A source's text with what the answer rests on marked; all of it where the answer does not say what that is."""
-    parts, at, offset = [], 0, int(source.get("start") or 0)
-    for start, end in source.get("spans") or [(offset, offset + len(text))]:
-        parts += [escape(text[at : start - offset]), f"<mark>{escape(text[start - offset : end - offset])}</mark>"]
-        at = end - offset
+def marked(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """HTML of a text with these spans of it marked; they come in order."""
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [escape(text[at:start]), f"<mark>{escape(text[start:end])}</mark>"]
+        at = end
     return "".join([*parts, escape(text[at:])])
+
+
+def chunks_html(text: str, offset: int, chunks: Iterable[Mapping[str, Any]], label: Callable[[int], str]) -> str:
+    """HTML of a piece of a document, which begins at `offset`, with its chunks in alternating shades.
+
+    Each begins with `label(its characters)`, also where only its end is in this piece. What chunks share belongs to the
+    first; what is in none has no shade."""
+    parts, at = [], 0
+    for number, chunk in enumerate(chunks):
+        start, end = max(at, chunk["start"] - offset), min(len(text), chunk["end"] - offset)
+        if start >= end:
+            continue
+        length = label(chunk["end"] - chunk["start"])
+        parts += [
+            escape(text[at:start]),
+            f'<span class="mf-chunk{" odd" if number % 2 else ""}"><i>{escape(length)}</i>{escape(text[start:end])}</span>',
+        ]
+        at = end
+    return "".join([*parts, escape(text[at:])])
+
+
+def _rests_on(text: str, source: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The spans of a source's text that the answer rests on; all of it where the answer does not say what that is."""
+    offset = int(source.get("start") or 0)
+    return [(start - offset, end - offset) for start, end in source.get("spans") or [(offset, offset + len(text))]]
 
 
 def sources_html(
@@ -107,6 +132,6 @@ def sources_html(
             f'<span class="mf-title">{escape(str(source.get("title", "")))}</span>'
             f'<span class="mf-where">{stands}</span>{mark}</summary>'
             f'<div class="mf-passage" id="{anchor_of(message_id, number)}">{escape(str(before))}'
-            f"{_marked(str(text), source)}{escape(str(after))}{gone}</div></details>"
+            f"{marked(str(text), _rests_on(str(text), source))}{escape(str(after))}{gone}</div></details>"
         )
     return f'<div class="mf-sources"><div class="mf-label">{escape(title)}</div>{"".join(items)}</div>'

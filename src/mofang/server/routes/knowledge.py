@@ -24,6 +24,7 @@ from mofang.server.backend import Backend
 from mofang.server.events import Event
 from mofang.server.faults import fault, internal, interrupted
 from mofang.server.routes.here import Here, Lang
+from mofang.strings import speaking
 from mofang.wire import AskRequest, KnowledgeRequest, SearchRequest
 
 router = APIRouter(tags=["knowledge"])
@@ -50,7 +51,7 @@ def create(body: KnowledgeRequest, backend: Here) -> dict[str, Any]:
 
 
 @router.post("/v1/knowledge/search")
-async def search(body: SearchRequest, request: Request, backend: Here) -> dict[str, Any]:
+async def search(body: SearchRequest, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
     """The passages nearest to a query, best first, of several bases at once."""
     notices: list[str] = []
     within = (
@@ -60,9 +61,10 @@ async def search(body: SearchRequest, request: Request, backend: Here) -> dict[s
     if rerank:
         rerank = backend.models.resolve(rerank, "reranker").name
         backend.engines.check_permitted(rerank)
-    hits = await backend.library.search(
-        body.knowledge, body.query, k=body.k, within=within, notices=notices, rerank=rerank
-    )
+    with speaking(lang):
+        hits = await backend.library.search(
+            body.knowledge, body.query, k=body.k, within=within, notices=notices, rerank=rerank
+        )
     return {"object": "list", "data": [asdict(hit) for hit in hits], "notices": notices}
 
 
@@ -162,6 +164,39 @@ def text(
 ) -> dict[str, Any]:
     """A span of the canonical text, and what surrounds it."""
     return backend.library.text(name, document_id, start=start, end=end)
+
+
+@router.get("/v1/knowledge/{name}/documents/{document_id}/chunks")
+def chunks(
+    name: str,
+    document_id: str,
+    backend: Here,
+    start: int = Query(default=0, ge=0),
+    n: int = Query(default=100, ge=1, le=1_000),
+) -> dict[str, Any]:
+    """How it was cut: the first n chunks that reach beyond `start`, as spans of the canonical text."""
+    found = backend.library.chunks(name, document_id, start=start, n=n)
+    return {"object": "list", "data": [asdict(chunk) for chunk in found]}
+
+
+@router.get(
+    "/v1/knowledge/{name}/documents/{document_id}/pages/{page}.png",
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def picture(
+    name: str,
+    document_id: str,
+    page: int,
+    backend: Here,
+    width: int = Query(default=1_000, ge=50, le=2_400),
+    start: int = Query(default=0, ge=0),
+    end: int = Query(default=0, ge=0),
+) -> Response:
+    """A page of a PDF, from 1, as a picture `width` pixels wide or less; the paragraphs that `start` to `end` of the
+    canonical text touches are marked on it."""
+    drawn = await backend.library.picture(name, document_id, page, width=width, within=(start, end))
+    return Response(drawn, media_type="image/png", headers={"X-Content-Type-Options": "nosniff"})
 
 
 @router.get("/v1/knowledge/{name}/documents/{document_id}/file", response_class=FileResponse)

@@ -13,8 +13,8 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import jobs, settings
-from mofang.ui.components.base import flash, fragment, mark, quiet, show_fault, show_flash
+from mofang.ui.components import document, jobs, settings
+from mofang.ui.components.base import flash, fragment, mark, plain, quiet, show_fault, show_flash
 from mofang.ui.prose import anchor_of, sources_html, to_markdown
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
 from mofang.ui.tree import Message, Turn, path, title_of
@@ -196,6 +196,7 @@ def _said(message: Message) -> None:
         quiet(t("was_stopped"))
     if sources:
         st.html(_sources(sources, message["id"]))
+        _originals(sources, message["id"])
 
 
 def _content(text: str, sources: Iterable[dict[str, Any]], message_id: str) -> None:
@@ -225,6 +226,19 @@ def _sources(sources: list[dict[str, Any]], message_id: str) -> str:
         for source in wanted
     }
     return sources_html(sources, contexts, message_id, words, language())
+
+
+def _originals(sources: list[dict[str, Any]], message_id: str) -> None:
+    """The way from each source that counts to the document itself, at its span."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"originals_{message_id}"):
+        st.html(f'<span class="mf-quiet">{escape(t("open_document"))}</span>', width="content")
+        for source in [source for source in sources if source.get("cited")] or sources:
+            st.page_link(
+                st.session_state["pages"]["knowledge"],
+                label=str(source["number"]),
+                help=plain(str(source.get("title") or "")),
+                query_params=link_params(**document.params(source)),
+            )
 
 
 @st.cache_data(max_entries=4096, show_spinner=False)

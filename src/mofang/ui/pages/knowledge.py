@@ -1,26 +1,32 @@
 """知识库: bases of documents; files in, their state, documents out, and a box that shows what a search finds and why."""
 
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from html import escape
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, Final
 
 import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import jobs
-from mofang.ui.components.base import badges, fault, flash, fragment, quiet, show_error, show_fault, show_flash
-from mofang.ui.prose import place
-from mofang.ui.session import client, language, t
+from mofang.ui.components import document, jobs
+from mofang.ui.components.base import badges, fault, flash, quiet, show_error, show_fault, show_flash
+from mofang.ui.components.search import search
+from mofang.ui.session import client, t, t_or
 
 TYPES = [
     *("pdf", "docx", "docm", "xlsx", "xlsm", "pptx", "epub", "txt", "text", "md", "markdown", "html", "htm"),
     *("csv", "tsv", "jsonl", "zip"),
 ]
 """What the gateway reads: a test compares."""
-K = 8
-ORDERS = ("fused", "bm25", "dense")
-"""What the search test is ordered by: the search itself, or one of its legs alone."""
+ARCHIVE: Final = "zip"
+SHOWN: Final = 50
+"""Documents, and files of a report, that are listed at a time: a list of thousands would hold up every click."""
+TONES: Final = {"added": "good", "replaced": "good", "failed": "bad"}
+"""A file's state after an ingest → the colour of its label."""
 
 Base = dict[str, Any]
 
@@ -28,6 +34,7 @@ Base = dict[str, Any]
 def page() -> None:
     st.html(f'<div class="mf-head"><h2>{escape(t("page_knowledge"))}</h2><p>{escape(t("knowledge_text"))}</p></div>')
     show_flash()
+    document.show()
     bases = client().knowledge()
     with st.container(horizontal=True, vertical_alignment="center", key="base_bar"):
         base = _choose(bases)
@@ -37,7 +44,8 @@ def page() -> None:
         st.html(f'<div class="mf-hero"><h3>{escape(t("no_base_title"))}</h3><p>{escape(t("no_base_text"))}</p></div>')
         return
     _facts(base)
-    documents, search = st.tabs([t("documents_n", n=base.get("n_documents") or 0), t("search_test")])
+    _under_way(base["name"])
+    documents, test = st.tabs([t("documents_n", n=base.get("n_documents") or 0), t("search_test")])
     writable = base.get("writable", True)
     with documents:
         if writable:
@@ -45,8 +53,8 @@ def page() -> None:
         else:
             quiet(t("base_read_only"))
         _documents(base["name"], writable)
-    with search:
-        _search(base["name"])
+    with test:
+        search(base["name"], [kind for kind in TYPES if kind != ARCHIVE])
 
 
 def _choose(bases: list[Base]) -> Base | None:
@@ -88,14 +96,25 @@ def _facts(base: Base) -> None:
         facts = [
             t("base_chunks", n=base.get("n_chunks") or 0),
             t("base_embedder", name=base["embedding_model"]) if base.get("embedding_model") else "",
+            t("base_store", name=t_or(f"store_{base['store']}", base["store"])) if base.get("store") else "",
             figures.size(base.get("size_bytes") or 0),
             t("base_since", when=figures.moment(base.get("created_at"))),
         ]
         st.html(f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>')
         if base.get("writable", True):
+            with st.popover(t("rebuild"), icon=":material/database_upload:", key="rebuild_base"):
+                st.write(t("rebuild_text"))
+                st.button(t("rebuild_start"), key="rebuild_start", type="primary", on_click=_rebuild, args=(name,))
             with st.popover(t("delete"), icon=":material/delete:", key="delete_base"):
                 st.write(t("delete_base_text"))
                 st.button(t("delete_sure"), key="delete_base_sure", type="primary", on_click=_remove, args=(name,))
+
+
+def _rebuild(name: str) -> None:
+    try:
+        st.session_state[f"rebuild_{name}"] = client().rebuild_knowledge(name)["id"]
+    except MofangError as error:
+        flash(error)
 
 
 def _remove(name: str) -> None:
@@ -106,6 +125,92 @@ def _remove(name: str) -> None:
     else:
         st.query_params.pop("kb", None)
         st.session_state.pop("base", None)
+
+
+# ---- jobs ----
+
+
+def _under_way(name: str) -> None:
+    """The jobs that run, and what the last ones of this base and this visitor came to, until they are put away."""
+    running = jobs.running(tuple(REPORTS))
+    jobs.live(tuple(REPORTS), tuple(job["id"] for job in running))
+    for kind, report in REPORTS.items():
+        ours = st.session_state.get(f"{kind}_{name}")
+        if not ours or ours in {job["id"] for job in running}:
+            continue
+        try:
+            job = client().job(ours)
+        except MofangError as error:
+            show_error(error)
+            job = {"status": "gone"}
+        with st.container(key=f"report_{kind}"):
+            if job["status"] == "error":
+                show_fault(job.get("error"))
+            elif job["status"] == "stopped":
+                quiet(t("job_was_stopped"))
+            if result := job.get("result"):
+                report(result)
+            with st.container(horizontal=True, vertical_alignment="center", key=f"after_{kind}"):
+                sent = st.session_state.get(f"sent_{kind}_{name}", ())
+                if again := to_retry(sent, job):
+                    label = t("retry_n", n=len(again))
+                    st.button(label, key=f"retry_{ours}", icon=":material/refresh:", on_click=_send, args=(name, again))
+                st.button(t("dismiss"), key=f"dismiss_{ours}", type="tertiary", on_click=_put_away, args=(name, kind))
+
+
+def _put_away(name: str, kind: str) -> None:
+    for key in (f"{kind}_{name}", f"sent_{kind}_{name}"):
+        st.session_state.pop(key, None)
+
+
+def _rebuilt(result: dict[str, Any]) -> None:
+    st.html(
+        f'<div class="mf-file">{badges((t("rebuilt"), "good"))}'
+        f"<span>{escape(t('chunks_n', n=result['n_chunks']))}</span></div>"
+    )
+
+
+def _ingested(result: dict[str, Any]) -> None:
+    """What became of each file: what failed with the reason and the way out first, then the others."""
+    files = result["files"]
+    counts = Counter(file["status"] for file in files)
+    if len(files) > 1:
+        told = [(f"{t(f'state_{state}')} {n}", TONES.get(state, "")) for state, n in counts.items()]
+        st.html(f'<div class="mf-legs">{badges(*told)}</div>')
+    failed = [file for file in files if file["status"] == "failed"]
+    for file in failed[:SHOWN]:
+        why = file.get("error") or t("unknown_error")
+        fault(why if file["name"] in why else t("file_failed", name=file["name"], why=why), file.get("hint") or "")
+    others = [file for file in files if file["status"] != "failed"]
+    if others:
+        st.html("".join(_line(file) for file in others[:SHOWN]))
+    if left := len(failed[SHOWN:]) + len(others[SHOWN:]):
+        quiet(t("files_more", n=left))
+
+
+def _line(file: dict[str, Any]) -> str:
+    chunks = t("chunks_n", n=file["n_chunks"]) if file.get("n_chunks") else ""
+    notes = "".join(f'<div class="mf-hint">{escape(note)}</div>' for note in file.get("notes") or ())
+    state = badges((t(f"state_{file['status']}"), TONES.get(file["status"], "")))
+    return (
+        f'<div class="mf-file">{state}<span>{escape(file["name"])}</span>'
+        f'<span class="mf-quiet">{escape(chunks)}</span></div>{notes}'
+    )
+
+
+def to_retry(sent: Sequence[Any], job: dict[str, Any]) -> Sequence[Any]:
+    """The files of an upload that may go in when sent once more: the failed ones, and archives where a file of theirs
+    failed (what went in already is passed over); all of them where the job itself came to nothing."""
+    if job["status"] != "done":
+        return sent
+    failed = {file["name"] for file in job["result"]["files"] if file["status"] == "failed"}
+    names = {unicodedata.normalize("NFC", file.name): file for file in sent}
+    inside = bool(failed - names.keys())
+    return [file for own, file in names.items() if own in failed or (inside and own.lower().endswith(f".{ARCHIVE}"))]
+
+
+REPORTS: Final = {"ingest": _ingested, "rebuild": _rebuilt}
+"""A kind of job → what shows its result."""
 
 
 # ---- documents ----
@@ -120,73 +225,58 @@ def _upload(name: str) -> None:
         key=f"files_{name}_{generation}",
     )
     if files and st.button(t("upload_n", n=len(files)), key="upload", type="primary", icon=":material/upload:"):
-        try:
-            job = client().add_documents(name, [(file.name, file) for file in files])
-        except MofangError as error:
-            show_error(error)
-            return
-        st.session_state[f"ingest_{name}"] = job["id"]
-        st.session_state["upload_round"] = generation + 1
+        _send(name, files)
         st.rerun()
-    running = jobs.running(("ingest",))
-    jobs.live(("ingest",), tuple(job["id"] for job in running))
-    if (ours := st.session_state.get(f"ingest_{name}")) and ours not in {job["id"] for job in running}:
-        _report(name, ours)
 
 
-def _report(name: str, job_id: str) -> None:
-    """What the last upload did, file by file, until it is put away."""
+def _send(name: str, files: Sequence[Any]) -> None:
+    """The uploaded files are kept in this visit until the report is put away: some may have to be sent again."""
+    for file in files:
+        file.seek(0)
     try:
-        job = client().job(job_id)
+        job = client().add_documents(name, [(file.name, file) for file in files])
     except MofangError as error:
-        show_error(error)
-        st.session_state.pop(f"ingest_{name}", None)
+        flash(error)
         return
-    if job["status"] == "error":
-        show_fault(job.get("error"))
-    for file in (job.get("result") or {}).get("files", []):
-        if file["status"] == "failed":
-            fault(
-                t("file_failed", name=file["name"], why=file.get("error") or t("unknown_error")), file.get("hint") or ""
-            )
-        else:
-            state = badges((t(f"file_{file['status']}"), "good"))
-            chunks = t("chunks_n", n=file["n_chunks"]) if file.get("n_chunks") else ""
-            st.html(
-                f'<div class="mf-file">{state}<span>{escape(file["name"])}</span>'
-                f'<span class="mf-quiet">{escape(chunks)}</span></div>'
-            )
-            for note in file.get("notes") or ():
-                quiet(note)
-    st.button(
-        t("dismiss"),
-        key=f"report_{job_id}",
-        type="tertiary",
-        on_click=st.session_state.pop,
-        args=(f"ingest_{name}", None),
-    )
+    st.session_state[f"ingest_{name}"] = job["id"]
+    st.session_state[f"sent_ingest_{name}"] = list(files)
+    st.session_state["upload_round"] += 1
 
 
 def _documents(name: str, writable: bool) -> None:
     documents = client().documents(name)
     if not documents:
         quiet(t("no_documents"))
-    for document in documents:
-        own = document["id"]
+    if len(documents) > SHOWN:
+        wanted = st.text_input(t("find_document"), key=f"find_{name}", icon=":material/search:").strip().casefold()
+        documents = [one for one in documents if wanted in one["name"].casefold()]
+        if len(documents) > SHOWN or not documents:
+            quiet(t("documents_shown", shown=min(SHOWN, len(documents)), n=len(documents)))
+    for one in documents[:SHOWN]:
+        own = one["id"]
         with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"doc_{own}"):
             facts = [
-                t("pages_n", n=document["n_pages"]) if document.get("n_pages") else "",
-                t("chars_n", n=f"{document.get('n_chars') or 0:,}"),
-                t("chunks_n", n=document.get("n_chunks") or 0),
-                figures.size(document.get("size_bytes") or 0),
-                figures.moment(document.get("added_at")),
+                t("pages_n", n=one["n_pages"]) if one.get("n_pages") else "",
+                t("chars_n", n=f"{one.get('n_chars') or 0:,}"),
+                t("chunks_n", n=one.get("n_chunks") or 0),
+                figures.size(one.get("size_bytes") or 0),
+                figures.moment(one.get("added_at")),
             ]
-            notes = "".join(f'<div class="mf-hint">{escape(note)}</div>' for note in document.get("notes") or ())
-            title = document.get("title") or ""
-            more = f'<span class="mf-quiet">{escape(title)}</span>' if title and title != document["name"] else ""
+            notes = "".join(f'<div class="mf-hint">{escape(note)}</div>' for note in one.get("notes") or ())
+            title = one.get("title") or ""
+            said = title in ("", one["name"], PurePosixPath(one["name"]).stem)
+            more = "" if said else f'<span class="mf-quiet">{escape(title)}</span>'
             st.html(
-                f'<div class="mf-card"><b>{escape(document["name"])}</b>{more}</div>'
+                f'<div class="mf-card"><b>{escape(one["name"])}</b>{more}</div>'
                 f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div>{notes}'
+            )
+            st.button(
+                t("open_document"),
+                key=f"doc_view_{own}",
+                icon=":material/find_in_page:",
+                help=t("open_document"),
+                on_click=document.open_now,
+                args=({"knowledge": name, "document_id": own, "start": 0, "end": 0},),
             )
             if not writable:
                 continue
@@ -206,46 +296,3 @@ def _try(call: partial[None]) -> None:
         call()
     except MofangError as error:
         flash(error)
-
-
-# ---- search ----
-
-
-def _found(name: str, query: str, order: str) -> list[dict[str, Any]]:
-    """The K best of the search itself, or of one of its legs: the leg's own ranking, as evaluations judge it."""
-    if order == ORDERS[0]:
-        return client().search([name], query, K)
-    found = [hit for hit in client().search([name], query, None) if hit.get(f"{order}_rank")]
-    return sorted(found, key=lambda hit: int(hit[f"{order}_rank"]))[:K]
-
-
-@fragment()
-def _search(name: str) -> None:
-    query = st.text_input(t("search_label"), placeholder=t("search_placeholder"), key=f"query_{name}", max_chars=4096)
-    quiet(t("search_help"))
-    if not query.strip():
-        return
-    order = st.segmented_control(
-        t("search_order"), ORDERS, default=ORDERS[0], format_func=lambda one: t(f"order_{one}"), key=f"order_{name}"
-    )
-    hits = _found(name, query.strip(), order or ORDERS[0])
-    if not hits:
-        quiet(t("nothing_found"))
-    for rank, hit in enumerate(hits, 1):
-        legs = badges(
-            (
-                t("leg_words", n=hit["bm25_rank"]) if hit.get("bm25_rank") else t("leg_words_none"),
-                "good" if hit.get("bm25_rank") else "",
-            ),
-            (
-                t("leg_meaning", n=hit["dense_rank"]) if hit.get("dense_rank") else t("leg_meaning_none"),
-                "good" if hit.get("dense_rank") else "",
-            ),
-            (t("cosine", n=f"{hit['cosine']:.3f}") if hit.get("cosine") is not None else "", ""),
-            (t("fused", n=f"{hit['score']:.4f}"), ""),
-        )
-        st.html(
-            f'<div class="mf-hit"><div class="mf-card"><span class="mf-n">{rank}</span><b>{escape(hit["title"])}</b>'
-            f'<span class="mf-quiet">{escape(place(hit, language()))}</span></div>'
-            f'<div class="mf-legs">{legs}</div><div class="mf-passage">{escape(hit["text"].strip())}</div></div>'
-        )
