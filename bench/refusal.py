@@ -9,8 +9,9 @@ words than theirs. A title that another page carries as a heading is no unanswer
 tuned: a question is refused when the base's nearest passage is no nearer than everyday questions' on average and no
 passage holds half of its words' information (knowledge/evidence.py). For the answers of a model:
 
-    MOFANG_HOME=HOME mofang serve &
-    MOFANG_HOME=HOME mofang kb eval help HOME/questions.jsonl --answers
+    export MOFANG_HOME=HOME MOFANG_MODEL_PATH=~/.cache/mofang-tests/models
+    mofang serve &
+    mofang kb eval help HOME/questions.jsonl --answers
 
 Needs bench/corpora (fetch.sh, libreoffice_beir.py) and the tests' embedding model.
 """
@@ -25,7 +26,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ingest import MODEL, NAME, PAGES
+from ingest import MODEL, PAGES
 from mofang.engine import ENGINES
 from mofang.knowledge.evaluate import f1
 from mofang.knowledge.library import CANDIDATES, Library
@@ -56,7 +57,7 @@ async def main() -> None:
 
 @asynccontextmanager
 async def _library(home: Path) -> AsyncIterator[Library]:
-    ref = ModelRef(NAME, MODEL, "gguf", "embedding", MODEL.stat().st_size, manifest={"normalizer": "nfkc"})
+    ref = ModelRef(MODEL.stem, MODEL, "gguf", "embedding", MODEL.stat().st_size, manifest={"normalizer": "nfkc"})
     engine = await ENGINES.get("onnx")(ref, Settings(home=home), progress=lambda _: None)
 
     @asynccontextmanager
@@ -85,7 +86,7 @@ async def fill(library: Library, home: Path) -> None:
     gone = [*with_questions[::2], *without][:REMOVED]
     kept = [*with_questions[1::2], *[page for page in without if page not in gone]][:REMOVED]
 
-    library.create(BASE, embedding_model=NAME)
+    library.create(BASE, embedding_model=MODEL.stem)
     files = [
         (name, path)
         for path in sorted(PAGES.rglob("*.html"))

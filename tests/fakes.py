@@ -198,7 +198,7 @@ class FakePool:
         if name == "auto":
             return of_kind[0]
         if name not in self.engines:
-            raise NotFound("models.model_not_found", name=name, near="-")
+            raise NotFound("models.model_not_found", name=name, cure="-")
         if self.engines[name] not in of_kind:
             found = self.engines[name].info().kind
             raise Invalid("models.wrong_kind", param="model", name=name, found=found, wanted=kind)

@@ -56,7 +56,7 @@ class Shelf(Bench):
         async def opened(name: str) -> AsyncIterator[Any]:
             self.names.append(name)
             if name == "nobody":
-                raise NotFound("models.model_not_found", name=name, near="-")
+                raise NotFound("models.model_not_found", name=name, cure="-")
             yield self.reranker
 
         self.library = Library(folder / "knowledge", self.open, settings=Settings(**settings), reranker=opened)

@@ -134,6 +134,9 @@ def test_get_names_the_nearest(store: ModelStore, manifest: Manifest) -> None:
         store.get("qwen-chines")
     assert caught.value.code == "model_not_found"
     assert "qwen-chinese" in caught.value.hint()
+    with pytest.raises(NotFound) as caught:
+        store.get("multilingual-e5-small")
+    assert "mofang models pull multilingual-e5-small" in caught.value.hint()
 
 
 def test_remove_deletes_what_is_ours(store: ModelStore, manifest: Manifest, home: Path) -> None:

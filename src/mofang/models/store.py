@@ -29,6 +29,7 @@ from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
 from mofang.models.sources.base import HubAnswers
 from mofang.settings import Settings
+from mofang.strings import say
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -88,9 +89,10 @@ class ModelStore:
         found = found or self.made_by(name, "gguf")
         if found:
             return found
-        known = [*(ref.name for ref in self.list()), *(entry.name for entry in catalogue.load().entries)]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
-        raise NotFound("models.model_not_found", name=name, near=near[0] if near else "-")
+        to_be_had = [entry.name for entry in catalogue.load().entries]
+        near = difflib.get_close_matches(name, [*(ref.name for ref in self.list()), *to_be_had], n=1, cutoff=0.3)
+        cure = "to_pull" if name in to_be_had else "nearest" if near else "no_near"
+        raise NotFound("models.model_not_found", name=name, cure=say(f"models.{cure}", name=near[0] if near else name))
 
     def get_or_path(self, name: str) -> ModelRef:
         """The model of that name, or the one that lies at that absolute path."""
