@@ -7,7 +7,7 @@
 Titles are the pages' own; questions were written by a person who saw the pages (bench/questions/libreoffice.jsonl), in other
 words than theirs. A title that another page carries as a heading is no unanswerable one and is left out. Nothing is
 tuned: a question is refused when the base's nearest passage is no nearer than everyday questions' on average and no
-passage holds half of its words' information (knowledge/evidence.py). For the answers of a model:
+passage holds a third of its words' information (knowledge/evidence.py). For the answers of a model:
 
     export MOFANG_HOME=HOME MOFANG_MODEL_PATH=~/.cache/mofang-tests/models
     mofang serve &

@@ -298,6 +298,22 @@ def test_ask_answers_with_sources(client: Client, gateway: Gateway, engine: Repl
     wait_until(lambda: engine.open == 0)
 
 
+def test_what_the_base_has_nothing_on_is_refused_by_no_model(
+    client: Client, gateway: Gateway, engine: Replying
+) -> None:
+    refused = client.ask("手册", "足球越位")
+    assert refused["answer"].startswith("资料中没有找到") and "手册" in refused["answer"]
+    assert engine.asked == [] and refused["usage"]["completion_tokens"] == 0
+    assert refused["sources"] and not any(source["cited"] for source in refused["sources"])
+    assert client.ask("手册", "你好")["sources"] == [] and len(engine.asked) == 1, "a greeting is the model's"
+    body = {"model": "auto", "knowledge": ["手册"], "messages": [{"role": "user", "content": "足球越位"}]}
+    with gateway.http() as http:
+        written = http.post("/v1/chat/completions", json={**body, "response_format": {"type": "json_object"}}).json()
+    assert len(engine.asked) == 2 and not written["choices"][0]["message"]["content"].startswith("资料中没有找到"), (
+        "of a form"
+    )
+
+
 def test_the_official_client_finds_the_sources_on_the_last_chunk(gateway: Gateway, engine: Replying) -> None:
     engine.reply = lambda messages: "保修期为两年[1]。"
     with openai.OpenAI(
