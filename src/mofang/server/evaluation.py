@@ -19,6 +19,9 @@ from mofang.server.backend import Backend
 from mofang.server.rooms import Report
 from mofang.strings import say
 
+MAX_TOKENS = 400
+"""Of one answer: small models that go on longer repeat themselves, for minutes."""
+
 
 def match(library: Guarded, name: str, questions: Sequence[evalset.Question]) -> tuple[list[Judged], list[str]]:
     """The questions in terms of the base; see evalset.match. Blocking."""
@@ -47,7 +50,7 @@ async def run(
 
     async def answer(query: str) -> Answered:
         answer = Answer()
-        question = Question(str(model), [Message("user", query)], Sampling(temperature=0.0), (name,))
+        question = Question(str(model), [Message("user", query)], Sampling(temperature=0.0, max_tokens=MAX_TOKENS), (name,))
         async with aclosing(answering(backend, question, answer)) as deltas:
             async for _ in deltas:
                 pass
