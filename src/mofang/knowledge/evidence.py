@@ -21,19 +21,10 @@ from mofang.knowledge.base import Hit
 from mofang.knowledge.legs import Legs
 from mofang.knowledge.store import Store, Vector, commit
 from mofang.messages import Message
-from mofang.text.pairs import bare
 
 ENOUGH_WORDS = 1 / 3
 """Of a query's information. Of questions about other things, 58 to 62 of 100 are refused at a third, 58 to 71 at a half;
 what a small base of short documents says in other words is safer at a third."""
-GREETINGS = frozenset(
-    """
-    你好 您好 你好呀 你好啊 大家好 早上好 下午好 晚上好 早 嗨 哈喽 在吗 谢谢 谢谢你 多谢 感谢 好的 再见 拜拜
-    你是谁 你叫什么名字
-    hello hi hey goodmorning goodafternoon goodevening thanks thankyou bye goodbye ok whoareyou
-    """.split()  # noqa: SIM905
-)
-"""Without spaces and punctuation: to these no document is the answer."""
 
 
 class Usual:
@@ -61,10 +52,6 @@ class Usual:
 def has_words(hits: Sequence[Hit]) -> bool:
     """Whether a passage holds ENOUGH_WORDS of the query."""
     return any(hit.coverage >= ENOUGH_WORDS for hit in hits)
-
-
-def is_greeting(query: str) -> bool:
-    return bare(query) in GREETINGS
 
 
 def is_first(messages: Sequence[Message]) -> bool:

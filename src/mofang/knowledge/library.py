@@ -24,7 +24,7 @@ from mofang.errors import Invalid, MofangError, NotFound
 from mofang.knowledge import STORES, answer, pages, retrieve, stored
 from mofang.knowledge.base import AddReport, Block, Chunk, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument, Span
 from mofang.knowledge.centre import Centres
-from mofang.knowledge.evidence import Usual, has_words, is_first, is_greeting
+from mofang.knowledge.evidence import Usual, has_words, is_first
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
 from mofang.knowledge.rerank import RERANKED, OpenReranker, reranked
@@ -36,6 +36,7 @@ from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress
 from mofang.settings import Settings
 from mofang.strings import say
+from mofang.text import alike
 from mofang.text.fold import simplified
 from mofang.text.languages import language_of
 
@@ -288,7 +289,7 @@ class Library:
         """The conversation with numbered sources for its last question, within `max_prompt_tokens`."""
         asked = await query_of(messages, engine)
         query = asked.text
-        if is_greeting(query):
+        if query and not alike.key(query):  # a greeting: to these no document is the answer
             return answer.Grounding(list(messages), [], query)
         notices: builtins.list[str] = []
         hits = await self.search(names, query, k=CANDIDATES, notices=notices) if query else []

@@ -50,7 +50,9 @@ async def run(
 
     async def answer(query: str) -> Answered:
         answer = Answer()
-        question = Question(str(model), [Message("user", query)], Sampling(temperature=0.0, max_tokens=MAX_TOKENS), (name,))
+        question = Question(
+            str(model), [Message("user", query)], Sampling(temperature=0.0, max_tokens=MAX_TOKENS), (name,)
+        )
         async with aclosing(answering(backend, question, answer)) as deltas:
             async for _ in deltas:
                 pass

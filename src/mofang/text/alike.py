@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ class _Asked:
     negations: int
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _asked(text: str) -> _Asked:
     told = _words()
     marked = told.forms.sub(lambda match: f"\0{told.form_of[match[0]]}\0", text)
