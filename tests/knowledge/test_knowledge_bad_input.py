@@ -293,11 +293,13 @@ def test_a_truncated_pdf_is_refused_or_told(share: float, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
-def test_a_text_of_60_mb_is_taken_in_with_bounded_memory_and_searched_at_once(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("megabytes", "encoding"), [(60, "utf-8"), (40, "gb18030")])
+def test_a_text_of_20_million_characters_is_taken_in_with_bounded_memory_and_searched_at_once(
+    megabytes: int, encoding: str, tmp_path: Path
+) -> None:
     program = Path(__file__).parent / "large_text.py"
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), "60", encoding],
+        [sys.executable, str(program), str(tmp_path), str(megabytes), encoding],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -307,8 +309,9 @@ def test_a_text_of_60_mb_is_taken_in_with_bounded_memory_and_searched_at_once(en
     found = json.loads(done.stdout)
     assert found["status"] == "added" and found["found"]
     assert found["n_chunks"] > 60_000
-    # Half of it are the vectors, 384 numbers a passage. A document that is held three times more would show.
-    assert found["peak_mb"] - found["base_mb"] < 10 * 60, found
+    # A fifth of it are the vectors, 384 numbers a passage. A document that is held three times more would show.
+    # (Above 100,000 passages a graph is built besides; that is not measured here.)
+    assert found["peak_mb"] - found["base_mb"] < 600, found
     assert found["search_ms"] < 1000 and found["span_ms"] < 200, "neither reads the whole text"
 
 
