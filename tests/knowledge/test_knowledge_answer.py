@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from knowledge_bench import Bench, TokenCounter
 
-from mofang.knowledge.answer import MAX_SOURCES, Grounding, defuse, mark_cited
+from mofang.knowledge.answer import MAX_MERGED, MAX_SOURCES, Grounding, defuse, mark_cited
 from mofang.knowledge.marks import marks
 from mofang.knowledge.rewrite import PRONOUN, Query, checked, query_of
 from mofang.messages import Delta, Message, Sampling, Source
@@ -158,7 +158,10 @@ async def test_neighbours_become_one_source_with_the_text_of_the_document(bench:
     for source in grounding.sources:
         assert source.text == text[source.start : source.end]
     spans = sorted((s.start, s.end) for s in grounding.sources)
-    assert all(a[1] + 2 < b[0] for a, b in zip(spans, spans[1:], strict=False)), "neighbours were joined"
+    assert max(end - start for start, end in spans) > 700, "neighbours were joined"
+    assert all(end - start <= MAX_MERGED for start, end in spans), "and leave room for others"
+    for (start, end), (next_start, next_end) in zip(spans, spans[1:], strict=False):
+        assert end + 2 < next_start or next_end - start > MAX_MERGED, "apart only where they are too long together"
 
 
 async def test_the_same_text_in_two_documents_is_one_source(bench: Bench, counter: TokenCounter) -> None:

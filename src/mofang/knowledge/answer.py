@@ -18,6 +18,8 @@ from mofang.text.languages import language_of
 
 MAX_SOURCES = 4
 """More than these confuse a small model, and cost it time to read."""
+MAX_MERGED = 1_400
+"""Characters that neighbouring passages are joined up to: about 900 tokens."""
 MAX_GAP = 2
 """Characters of white space between neighbours: an empty line."""
 _CONTROL = re.compile(
@@ -99,25 +101,29 @@ def _distinct(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def _merged(hits: Sequence[Hit]) -> list[Hit]:
-    """Neighbouring passages of one document as one, at the place of the best of them."""
+    """Neighbouring passages of one document as one, at the place of the best of them, as long as it stays short enough
+    to leave room for others."""
     merged: list[Hit] = []
     for hit in hits:
-        neighbours = [place for place, other in enumerate(merged) if _touch(other, hit)]
-        if not neighbours:
+        swallowed: list[int] = []  # two, when it closes the gap between them
+        for place, other in enumerate(merged):
+            if _touch(other, hit):
+                hit = _joined(hit, other) if swallowed else _joined(other, hit)
+                swallowed.append(place)
+        if swallowed:
+            merged[swallowed[0]] = hit
+            merged = [other for place, other in enumerate(merged) if place not in swallowed[1:]]
+        else:
             merged.append(hit)
-            continue
-        first, *swallowed = neighbours  # two, when it closes the gap between them
-        for place in neighbours:
-            hit = _joined(merged[place], hit)
-        merged[first] = hit
-        merged = [other for place, other in enumerate(merged) if place not in swallowed]
     return merged
 
 
 def _touch(one: Hit, other: Hit) -> bool:
-    """Whether two passages stand under the same headings with nothing but white space between them."""
+    """Whether two passages stand under the same headings with nothing but white space between them, and are not too long
+    together."""
     same = (one.knowledge, one.document_id, one.headings) == (other.knowledge, other.document_id, other.headings)
-    return same and 0 <= max(one.start, other.start) - min(one.end, other.end) <= MAX_GAP
+    short = max(one.end, other.end) - min(one.start, other.start) <= MAX_MERGED
+    return same and short and 0 <= max(one.start, other.start) - min(one.end, other.end) <= MAX_GAP
 
 
 def _joined(best: Hit, other: Hit) -> Hit:
