@@ -23,6 +23,7 @@ HEAVY = (
     "psycopg",
     "opensearchpy",
     "usearch",
+    "pyarrow",
 )
 HEAVY_WORKERS = (
     "mofang.train.",
@@ -32,6 +33,7 @@ HEAVY_WORKERS = (
     "mofang.engine.llama_cpp.core",
     "mofang.engine.onnx.core",
     "mofang.engine.onnx.graph",
+    "mofang.data.files.parquet",
 )
 """Workers of trainings and exports, and of engines with libraries of their own: only child processes import them."""
 NEED_EXTRA = ("mofang.integrations.langchain", "mofang.knowledge.stores.langchain")

@@ -70,6 +70,7 @@ ONLY_IN = {
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
     "opencc": "text/fold",
+    "pyarrow": "data/files/parquet",
     "chromadb": "knowledge/stores/chroma",
     "psycopg": "knowledge/stores/pgvector",
     "opensearchpy": "knowledge/stores/opensearch",

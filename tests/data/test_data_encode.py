@@ -10,7 +10,7 @@ import tiny_llama
 from mofang.data.encode import encode
 from mofang.data.pack import pack
 from mofang.data.preview import preview, segments, shape
-from mofang.data.readers import Conversation
+from mofang.data.rows import Conversation
 from mofang.errors import Invalid
 from mofang.messages import Message
 from mofang.models.templates import render, with_default_system

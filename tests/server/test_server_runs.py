@@ -49,7 +49,7 @@ def test_files_of_examples_are_read_before_they_are_kept(gateway: Gateway, home:
         assert client.add_datasets([("问答.jsonl", GOOD * 3)]) == [{"name": "问答.jsonl", "n_examples": 3}]
         for name, content, code in (
             ("坏.jsonl", GOOD + b'{"instruction": "", "output": "x"}', "bad_row"),
-            ("a.txt", GOOD, "unknown_suffix"),
+            ("a.png", GOOD, "unknown_suffix"),
             ("b.jsonl", b"{", "not_json"),
         ):
             with pytest.raises(ApiError) as raised:

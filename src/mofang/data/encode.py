@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mofang.data.readers import Conversation
+from mofang.data.rows import Conversation
 from mofang.errors import Invalid
 from mofang.messages import Message
 from mofang.tokenizer import Tokenizer

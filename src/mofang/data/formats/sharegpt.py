@@ -1,37 +1,16 @@
 """ShareGPT's layout: {"conversations": [{"from": "human"|"gpt"|"system", "value"}, …]}."""
 
-from typing import Any, Literal
+from typing import Any
 
-from mofang.data.formats.base import BadField, Format, text
+from mofang.data.formats.base import Format, answered, text, tools, turns
+from mofang.data.rows import Conversation
 from mofang.messages import Message
 
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
 
-
-def _read(record: dict[str, Any]) -> list[Message]:
-    listed = record.get("conversations")
-    if not isinstance(listed, list) or not listed:
-        raise BadField("conversations", "data.why_not_list")
-    messages = []
-    if system := text(record, "system", needed=False):
-        messages.append(Message("system", system))
-    for number, item in enumerate(listed):
-        where = f"conversations[{number}]"
-        if not isinstance(item, dict):
-            raise BadField(where, "data.why_not_object")
-        role = _ROLES.get(str(item.get("from")))
-        if role is None:
-            raise BadField(f"{where}.from", "data.why_role")
-        messages.append(Message(role, text(item, "value", label=f"{where}.value")))
-    if messages[-1].role != "assistant":
-        raise BadField("conversations", "data.why_last")
-    return messages
+def _read(record: dict[str, Any]) -> Conversation:
+    messages = answered(turns(record.get("conversations"), "conversations"), "conversations")
+    system = text(record, "system", needed=False)
+    return Conversation([Message("system", system), *messages] if system else messages, tools=tools(record))
 
 
 FORMAT = Format(frozenset({"conversations"}), _read)

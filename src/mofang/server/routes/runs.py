@@ -10,10 +10,10 @@ from typing import Any
 
 from fastapi import APIRouter, Query, Request
 
-from mofang.data import FORMATS
+from mofang.data import FILES, FORMATS
 from mofang.data.preview import survey
-from mofang.data.readers import read
-from mofang.errors import Forbidden, MofangError, NotFound
+from mofang.data.readers import Layout, rows
+from mofang.errors import Forbidden, MofangError, NotFound, Unreadable
 from mofang.models.store import check_name
 from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
 from mofang.runs import Run, Runs, State, need
@@ -27,7 +27,7 @@ from mofang.wire import RunRequest
 
 router = APIRouter(tags=["runs"])
 
-DATASET_SUFFIXES = (".jsonl", ".json")
+DATASET_SUFFIXES = tuple(f".{name}" for name in FILES)
 PREVIEWED = 3
 
 
@@ -123,7 +123,9 @@ def datasets(backend: Here) -> dict[str, Any]:
     folder = _datasets(backend)
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [
-        {"name": file.name, "size_bytes": file.stat().st_size} for file in files if file.suffix in DATASET_SUFFIXES
+        {"name": file.name, "size_bytes": file.stat().st_size}
+        for file in files
+        if file.suffix.lower() in DATASET_SUFFIXES
     ]
     return {"object": "list", "data": found, "formats": FORMATS.names()}
 
@@ -152,12 +154,15 @@ def _keep(backend: Backend, files: list[tuple[str, Path]]) -> list[dict[str, Any
     read_ = []
     for name, path in files:
         plain = check_name(Path(name).name)
-        if Path(plain).suffix not in DATASET_SUFFIXES:
+        if Path(plain).suffix.lower() not in DATASET_SUFFIXES:
             raise NotFound("data.unknown_suffix", path=name, known=", ".join(DATASET_SUFFIXES))
         named = path.with_name(plain)
         path.rename(named)
         try:
-            read_.append((named, len(read([named]))))
+            count = sum(1 for _ in rows(named, Layout()))
+            if not count:
+                raise Unreadable("data.empty", path=plain)
+            read_.append((named, count))
         except MofangError as error:
             error.values["path"] = plain  # the file as the user knows it, not where it lies for now
             raise

@@ -33,7 +33,7 @@ PLACED: Final = ("base", "data", "eval_data", "name", "export")
 """Fields that this page asks for in its own way."""
 TONES: Final = {"running": "live", "done": "good", "stopped": "warn", "interrupted": "warn", "failed": "bad"}
 STARTABLE: Final = ("created", "stopped", "failed", "interrupted")
-DATA_TYPES: Final = ["jsonl", "json"]
+DATA_TYPES: Final = ["jsonl", "json", "csv", "tsv", "parquet", "txt", "md"]
 EXAMPLE: Final = """\
 {"instruction": "你是谁？", "input": "", "output": "我是小坊，一个在你自己的电脑上运行的助手。"}
 {"instruction": "把下面的话改得更礼貌", "input": "把文件发我", "output": "麻烦您方便时把文件发给我，谢谢。"}"""
