@@ -10,7 +10,7 @@ import tiny_llama
 from mofang.data.encode import encode
 from mofang.data.pack import pack
 from mofang.data.preview import preview, segments, shape
-from mofang.data.rows import Conversation
+from mofang.data.rows import Conversation, Pair
 from mofang.errors import Invalid
 from mofang.messages import Message
 from mofang.models.templates import render, with_default_system
@@ -119,6 +119,33 @@ def test_what_is_cut_is_counted_and_what_has_no_answer_left_is_left_out() -> Non
     assert cut.n_cut == 1 and cut.examples[0].n_supervised == 2 and not cut.dropped
     none = encode([conversation(TALK)], tokenizer, max_length=n_prompt)
     assert none.examples == [] and [example.row for example in none.dropped] == [7]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_cut_answer_still_ends(name: str) -> None:
+    template, end, _ = TEMPLATES[name]
+    tokenizer = tiny_llama.tokenizer(template, end=end)
+    whole = encode([conversation(TALK)], tokenizer, max_length=1000).examples[0]
+    n_prompt, n_learned = int(whole.mask.argmax()), int(whole.mask.sum())
+    end_id = whole.ids[whole.mask][-1]
+    for room in range(2, n_learned + 1):
+        (cut,) = encode([conversation(TALK)], tokenizer, max_length=n_prompt + room).examples
+        assert len(cut.ids) == n_prompt + room and cut.mask[-1] and cut.ids[-1] == end_id
+        assert cut.ids[:-1].tolist() == whole.ids[: n_prompt + room - 1].tolist()
+        assert cut.cut is (len(cut.ids) < len(whole.ids))
+    assert encode([conversation(TALK)], tokenizer, max_length=n_prompt + 1).examples == [], "an end alone is no answer"
+
+
+def test_only_the_last_answer_of_a_pair_is_learned_and_tools_are_rendered() -> None:
+    with_tools = tiny_llama.CHATML.replace("{% for", "{% if tools %}{{ tools | tojson }}{% endif %}{% for", 1)
+    tokenizer = tiny_llama.tokenizer(with_tools)
+    tool = {"type": "function", "function": {"name": "f"}}
+    pair = Pair(
+        [*TALK, Message("user", "再")], [Message("assistant", "好")], [Message("assistant", "坏")], tools=[tool]
+    )
+    chosen, rejected = encode([pair], tokenizer, max_length=1000).examples
+    assert learned(chosen, tokenizer) == "好<|im_end|>" and learned(rejected, tokenizer) == "坏<|im_end|>"
+    assert tokenizer.decode(chosen.ids.tolist()).startswith('[{"type": "function"')
 
 
 def test_without_a_template_nothing_is_guessed() -> None:

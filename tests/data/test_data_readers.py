@@ -14,7 +14,7 @@ from mofang.data import FORMATS
 from mofang.data.files import json as json_file
 from mofang.data.files import text as text_file
 from mofang.data.readers import Layout, files_of, read, rows
-from mofang.data.rows import Conversation, Document, Pair
+from mofang.data.rows import Conversation, Document
 from mofang.errors import Invalid, NotFound, UnknownName, Unreadable
 from mofang.messages import Message
 

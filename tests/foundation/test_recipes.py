@@ -56,6 +56,20 @@ def test_overrides_are_read_as_yaml_and_win() -> None:
     assert raised.value.code == "bad_override"
 
 
+def test_columns_and_weights_in_every_spelling() -> None:
+    for columns in ({"output": "回答"}, ["output=回答"], "output=回答"):
+        assert parse(Sft, {**least("sft"), "columns": columns}).layout == {"output": "回答"}
+    assert parse(Sft, {**least("sft"), "data": ["a", "b"], "weights": [1, 0.5]}).weights == [1, 0.5]
+    for fields, part in (
+        ({"columns": ["output"]}, "字段=列"),
+        ({"weights": [1, 2]}, "1 个数"),
+        ({"weights": [0]}, "weights"),
+    ):
+        with pytest.raises(Invalid) as raised:
+            parse(Sft, {**least("sft"), **fields})
+        assert part in raised.value.message("zh")
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     for text, code in (("a: [", "not_yaml"), ("- a", "not_a_mapping"), ("1: 2", "not_a_mapping")):

@@ -124,6 +124,25 @@ def test_an_answer_that_is_cut_away_counts_nothing(training: Training, data: Pat
     assert raised.value.code == "nothing_to_learn"
 
 
+def test_mixed_sources_of_any_kind_with_columns_and_weights(training: Training, data: Path, tmp_path: Path) -> None:
+    table = tmp_path / "表.csv"
+    table.write_text("问题,回答\n" + "".join(f"问{n},答{n}\n" for n in range(4)), encoding="gb18030")
+    fields = {"data": [str(data), str(table)], "columns": ["instruction=问题", "output=回答"], "weights": [1, 2]}
+    run = training(**fields, eval_fraction=0, epochs=1)
+    assert go(run)["steps"] == 5, "9 + 2 × 4 examples, 4 a step; a file that has the fields needs no columns"
+    manifest = json.loads((run.out / "manifest.json").read_text())
+    assert [file["file"] for file in manifest["data"]] == ["pairs.jsonl", "表.csv"]
+
+
+def test_a_second_run_tokenizes_nothing(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = training()
+    go(first)
+    monkeypatch.setattr("mofang.data.cache.examples", lambda *_, **__: pytest.fail("tokenized again"))
+    second = training()
+    go(second)
+    assert same(adapter(first), adapter(second)) and losses(first) == losses(second)
+
+
 def test_a_broken_row_stops_it_before_anything_is_loaded(
     training: Training, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,8 @@ def rows(path: Path, layout: Layout) -> Iterator[Row]:
     """What the records of one file teach, in order. Raises Unreadable with file, row and field."""
     reads: Format | None = None if layout.format == "auto" else FORMATS.get(layout.format)
     columns = layout.columns or {}
-    unseen, known = set(columns), []
+    unseen = set(columns)
+    known: list[str] = []
     for row, record in _records(path):
         if not isinstance(record, dict):
             raise Unreadable("data.bad_row", path=path, row=row, field="-", why=say("data.why_not_object"))

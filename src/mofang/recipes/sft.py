@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from mofang.recipes import fields
 from mofang.recipes.base import Recipe
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -18,9 +19,13 @@ class Sft(Recipe):
     base: str = Field(min_length=1)
     """The model to teach: a name of `mofang models list`, or a Hugging Face folder. A GGUF is imported first."""
     data: list[str] = Field(min_length=1)
-    """Files of examples (alpaca or messages; JSON, JSONL)."""
+    """Files of examples, or folders of them (alpaca, messages, sharegpt; JSONL, JSON, CSV, Parquet)."""
     format: str = "auto"
-    """How `data` is laid out; "auto" looks at the first record."""
+    """How they are laid out; "auto" looks at the first record of each file."""
+    columns: list[str] = Field(default_factory=list)
+    """Which columns stand for which fields, where they have other names: "instruction=question"; or a mapping."""
+    weights: list[float] = Field(default_factory=list)
+    """How often each of `data` is seen in an epoch, one number each: 2 is twice, 0.5 half of its examples."""
     eval_data: list[str] = Field(default_factory=list)
     """Files of examples that are never trained on; their loss is measured before, between and after."""
     eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -72,6 +77,15 @@ class Sft(Recipe):
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
+
+    _columns = field_validator("columns", mode="before")(fields.columns)
+    _named = field_validator("columns")(fields.named)
+    _weights = field_validator("weights")(fields.as_many_as_data)
+
+    @property
+    def layout(self) -> dict[str, str]:
+        """Field → column."""
+        return dict(each.split("=", 1) for each in self.columns)
 
     def title(self) -> str:
         return self.name or self.base

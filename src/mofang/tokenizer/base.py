@@ -41,6 +41,10 @@ class Tokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts, on all cores."""
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of `ids`; without the special tokens' names when `special` is False."""
         text: str = self.backend.decode(list(ids), skip_special_tokens=not special)
@@ -50,14 +54,20 @@ class Tokenizer:
         """The name of a token; "" for none."""
         return (self.backend.id_to_token(token_id) or "") if token_id is not None else ""
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """A conversation as this model reads it. Raises Unreadable, Invalid as models.templates.render."""
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
+    ) -> str:
+        """A conversation as this model reads it, with the functions that may be called.
+
+        Raises Unreadable, Invalid as models.templates.render.
+        """
         text = templates.render(
             self.chat_template or "",
             messages,
             bos=self.token(self.bos_id),
             eos=self.token(self.eos_id),
             add_generation_prompt=add_generation_prompt,
+            **({"tools": list(tools)} if tools else {}),
         )
         bos = self.token(self.bos_id)
         return text.removeprefix(bos) if self.add_bos and bos else text  # `begin` puts it there

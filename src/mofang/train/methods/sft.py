@@ -1,11 +1,9 @@
 """Supervised fine-tuning with LoRA: the worker of recipes.sft.Sft."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from mofang import __version__, settings
-from mofang.data.encode import Encoded, Example, encode
-from mofang.data.preview import preview
-from mofang.data.readers import read
+from mofang.data.encode import Example
+from mofang.data.rows import Conversation
 from mofang.errors import Conflict, Invalid
 from mofang.models import templates
 from mofang.models.adapters import parents
@@ -28,6 +25,7 @@ from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer, load
 from mofang.train import attention, lora, machine
+from mofang.train.examples import load as load_examples
 from mofang.train.loop import Loop, Plan
 from mofang.train.loss import frozen_head_loss
 
@@ -41,13 +39,14 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     if recipe.system_prompt is not None and tokenizer.chat_template:
         template = templates.with_default_system(tokenizer.chat_template, recipe.system_prompt)
         tokenizer = replace(tokenizer, chat_template=template)
-    examples, held_out = _examples(recipe, tokenizer, run)
+    found = load_examples(recipe, tokenizer, run, Conversation)
+    examples, held_out = found.learned, found.held_out
 
     # Everything that can be refused is refused before the weights are loaded.
     device = machine.device()
     dtype = machine.dtype(recipe.dtype, device)
     config = AutoConfig.from_pretrained(base.path)
-    longest = max(len(example.ids) for example in (*examples, *held_out))
+    longest = found.longest
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
     row = max(longest, min(recipe.row_tokens, step_tokens))
     parameters = ModelStore(settings.load()).facts(base).parameters
@@ -86,7 +85,7 @@ def run(recipe: Sft, run: Run) -> dict[str, Any]:
     loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run)
     loop.resume()
     summary = loop.train()
-    _save(recipe, run, model, tokenizer, base, base_sha256)
+    _save(recipe, run, model, tokenizer, base, base_sha256, found.files)
     memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": peak_memory()}
     return {"adapter": str(run.out), "base": base.name, **summary, **memory}
 
@@ -106,36 +105,6 @@ def supervised_loss(model, head: torch.Tensor, examples: Sequence[Example], devi
     return frozen_head_loss(hidden[places - 1], head, ids[places])
 
 
-def _examples(recipe: Sft, tokenizer: Tokenizer, run: Run) -> tuple[list[Example], list[Example]]:
-    """(examples to learn, held-out examples), and all that was cut or left out is said."""
-    encoded = _encode(recipe, recipe.data, tokenizer, run)
-    learned, held_out = encoded.examples, []
-    if recipe.eval_data:
-        held_out = _encode(recipe, recipe.eval_data, tokenizer, run).examples
-    elif recipe.eval_fraction:
-        count = round(len(learned) * recipe.eval_fraction)
-        order = np.random.default_rng(recipe.seed).permutation(len(learned))
-        held_out = [learned[number] for number in sorted(order[:count])]
-        learned = [learned[number] for number in sorted(order[count:])]
-    if not learned:
-        raise Invalid("train.nothing_to_learn", param="data", max_length=recipe.max_length)
-    print(preview(learned[0], tokenizer), flush=True)
-    return learned, held_out
-
-
-def _encode(recipe: Sft, files: Sequence[str], tokenizer: Tokenizer, run: Run) -> Encoded:
-    paths = [Path(file).expanduser() for file in files]
-    encoded = encode(read(paths, recipe.format), tokenizer, max_length=recipe.max_length)
-    if encoded.n_cut:
-        run.note(say("train.cut", n=encoded.n_cut, max_length=recipe.max_length))
-    if encoded.dropped:
-        first = encoded.dropped[0]
-        run.note(
-            say("train.dropped", n=len(encoded.dropped), path=first.file, row=first.row, max_length=recipe.max_length)
-        )
-    return encoded
-
-
 def _same_base(run: Run, sha256: str) -> None:
     """A run that is resumed must go on from the base that it began with. Raises Conflict."""
     note = run.folder / "base.json"
@@ -147,7 +116,9 @@ def _same_base(run: Run, sha256: str) -> None:
         note.write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
 
 
-def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, base_sha256: str) -> None:
+def _save(
+    recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, base_sha256: str, files: list[dict[str, Any]]
+) -> None:
     aside = run.folder / ".out.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -155,9 +126,6 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, ba
         model, aside, base=str(base.path), rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout
     )
     tokenizer.save(aside)
-    data = [
-        {"file": Path(file).name, **digests_of(Path(file).expanduser())} for file in (*recipe.data, *recipe.eval_data)
-    ]
     write_manifest(
         aside,
         {
@@ -176,7 +144,7 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, ba
             ],
             "runs": [run.id, *lineage(base)],
             "recipe": recipe.model_dump(mode="json"),
-            "data": data,
+            "data": files,
             "tokenizer_sha256": tokenizer.sha256(),
             "made_by": {
                 "run": run.id,
@@ -189,9 +157,3 @@ def _save(recipe: Sft, run: Run, model, tokenizer: Tokenizer, base: ModelRef, ba
     if run.out.exists():
         shutil.rmtree(run.out)
     aside.rename(run.out)
-
-
-def digests_of(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file of examples."""
-    content = path.read_bytes()
-    return {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,30 @@
+"""What the fields about data need checked, for every method that has them."""
+
+from typing import Any
+
+from pydantic import ValidationInfo
+from pydantic_core import PydanticCustomError
+
+
+def columns(value: object) -> object:
+    """ "a=b", ["a=b"] and {"a": "b"} are the same."""
+    if isinstance(value, dict):
+        return [f"{field}={column}" for field, column in value.items()]
+    return [value] if isinstance(value, str) else value
+
+
+def named(value: list[str]) -> list[str]:
+    for each in value:
+        field, mark, column = each.partition("=")
+        if not (field and mark and column):
+            raise PydanticCustomError("columns", "must be field=column")
+    return value
+
+
+def as_many_as_data(value: list[float], info: ValidationInfo) -> list[float]:
+    data: Any = info.data.get("data")
+    if value and data is not None and len(value) != len(data):
+        raise PydanticCustomError("weights", "must be {n} numbers, one for each of data", {"n": len(data)})
+    if not all(weight > 0 for weight in value):
+        raise PydanticCustomError("greater_than", "must be greater than {gt}", {"gt": 0})
+    return value

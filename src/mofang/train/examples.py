@@ -1,0 +1,82 @@
+"""The examples of a training, as every method gets them: prepared once, mixed, some held out; what was left out is said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mofang import settings
+from mofang.data.cache import Prepared, prepare
+from mofang.data.mix import Chosen, everything, hold_out, weigh
+from mofang.data.preview import preview
+from mofang.data.readers import Layout
+from mofang.data.rows import Row
+from mofang.errors import Invalid
+from mofang.runs import Run
+from mofang.strings import say
+from mofang.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What is learned, and what is only measured. The two of a pair follow each other."""
+
+    learned: Chosen
+    held_out: Chosen
+    files: list[dict[str, Any]]
+    """Name, size and SHA-256 of every file, for the manifest."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens."""
+        return max(int(part.column("length").max(initial=0)) for part in (self.learned, self.held_out))
+
+
+def load(recipe: Any, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Examples:
+    """`recipe` has the fields of recipes.sft.Sft about data; `kind` is what the method learns from.
+
+    Raises as data.cache.prepare; Invalid when nothing is left to learn.
+    """
+    sources = [_prepare(recipe, Path(path), tokenizer, run, kind) for path in recipe.data]
+    beside = [_prepare(recipe, Path(path), tokenizer, run, kind) for path in recipe.eval_data]
+    learned, held_out = everything(sources), everything(beside)
+    if not beside:
+        learned, held_out = hold_out(learned, recipe.eval_fraction)
+    if recipe.weights:
+        learned = weigh(learned, recipe.weights)
+    if not learned:
+        raise Invalid("train.nothing_to_learn", param="data", max_length=recipe.max_length)
+    print(preview(learned[0], tokenizer), flush=True)
+    return Examples(learned, held_out, _files([*sources, *beside]))
+
+
+def _prepare(recipe: Any, path: Path, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Prepared:
+    def tell(n_rows: int) -> None:
+        run.update(progress={"stage": "data", "done": n_rows, "total": 0, "unit": "rows", "rate": 0.0})
+        run.check_stop()
+
+    found = prepare(
+        path.expanduser(),
+        tokenizer,
+        folder=settings.load().home / "cache" / "examples",
+        max_length=recipe.max_length,
+        kind=kind,
+        layout=Layout(recipe.format, recipe.layout),
+        tell=tell,
+    )
+    if found.meta["n_cut"]:
+        run.note(say("train.cut", n=found.meta["n_cut"], max_length=recipe.max_length))
+    if found.first_dropped:
+        file, row = found.first_dropped
+        run.note(say("train.dropped", n=found.meta["n_dropped"], path=file, row=row, max_length=recipe.max_length))
+    if found.skipped:
+        run.note(say("train.skipped", n=len(found.skipped), path=found.skipped[0]))
+    return found
+
+
+def _files(sources: Sequence[Prepared]) -> list[dict[str, Any]]:
+    return [
+        {"file": file.path.name, "size_bytes": file.size_bytes, "sha256": file.sha256}
+        for source in sources
+        for file in source.files
+    ]
