@@ -493,17 +493,28 @@ def _id(model: "str | Run") -> str:
     return model if isinstance(model, str) else model.id
 
 
-def preview(file: str | Path, base: str = "auto", *, n: int = 1, max_length: int = 1024) -> dict[str, Any]:
-    """The first `n` examples of a file as training on `base` would see them, and counts of all. Needs no torch."""
+def preview(
+    file: str | Path,
+    base: str = "auto",
+    *,
+    n: int = 1,
+    max_length: int = 1024,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The first `n` examples of a file or folder as training on `base` would see them, and counts, lengths and the
+    share of trained tokens of all. Needs no torch."""
     from mofang.data.preview import preview as as_text
     from mofang.data.preview import survey
+    from mofang.data.readers import Layout
     from mofang.models.store import ModelStore
     from mofang.tokenizer import load as load_tokenizer
 
     store = ModelStore(_settings.load())
     ref = store.resolve("auto", "chat") if base == "auto" else store.get_or_path(base)
     tokenizer = load_tokenizer(ref.path)
-    counts, first = survey([Path(file).expanduser()], tokenizer, max_length=max_length, n=n)
+    layout = Layout(format, columns)
+    counts, first = survey([Path(file).expanduser()], tokenizer, max_length=max_length, n=n, layout=layout)
     text = "\n".join(as_text(example, tokenizer) for example in first)
     return {"model": ref.name, **counts, "text": text}
 

@@ -67,6 +67,10 @@ def test_a_preview_needs_no_torch(mofang, tiny: str, data: str) -> None:
     result = mofang("data", "preview", data, "--base", tiny)
     assert "【答0<|im_end|>】" in result.stdout.replace("\n", "") and "6 个样例" in result.stderr.replace("\n", "")
     found = json.loads(mofang("data", "preview", data, "--base", tiny, "-n", "2", "--json").stdout)
+    assert sum(bar["n"] for bar in found["lengths"]) == found["n_examples"] == 6
+    assert "█" in result.stdout and "%" in result.stdout
+    refused = mofang("data", "preview", data, "--base", tiny, "--columns", "output")
+    assert refused.exit_code == 2 and "instruction=" in refused.stderr
     assert len(found["examples"]) == 2 and found["n_supervised"] == sum(len(f"答{n}".encode()) + 1 for n in range(6))
 
 

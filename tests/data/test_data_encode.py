@@ -1,5 +1,6 @@
 """What is learned: the answer and its end, for every template, exactly; rows that do not fit are said, never hidden."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 import tiny_llama
 from mofang.data.encode import encode
 from mofang.data.pack import pack
-from mofang.data.preview import preview, segments, shape
+from mofang.data.preview import histogram, preview, segments, shape, survey
 from mofang.data.rows import Conversation, Pair
 from mofang.errors import Invalid
 from mofang.messages import Message
@@ -179,3 +180,26 @@ def test_packing_loses_nothing_and_fills_no_row_beyond_its_room(lengths: list[in
         assert sum(lengths[number] for number in row) <= room or len(row) == 1
     if lengths:
         assert len(rows) <= 2 * -(-sum(lengths) // room) + sum(length > room for length in lengths) + 1
+
+
+@given(st.dictionaries(st.integers(1, 300), st.integers(1, 9)), st.integers(16, 300))
+def test_every_length_is_in_one_bar(lengths: dict[int, int], longest: int) -> None:
+    lengths = {length: n for length, n in lengths.items() if length <= longest}
+    bars = histogram(lengths, longest)
+    assert sum(bar["n"] for bar in bars) == sum(lengths.values())
+    for one, other in pairwise(bars):
+        assert other["from"] == one["to"] + 1
+    if bars:
+        assert bars[0]["n"] and bars[-1]["n"] and bars[-1]["to"] <= longest
+
+
+def test_a_survey_counts_what_training_will_see(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"instruction": "问", "output": "答"}')
+    (tmp_path / "b.txt").write_text("abc")
+    (tmp_path / "c.bin").write_bytes(b"x")
+    tokenizer = tiny_llama.tokenizer()
+    counts, first = survey([tmp_path], tokenizer, max_length=100, n=5)
+    assert (counts["n_rows"], counts["n_examples"], counts["n_supervised"]) == (2, 2, 4 + 3)
+    assert counts["n_tokens"] == sum(len(one.ids) for one in first)
+    assert counts["share_supervised"] == 7 / counts["n_tokens"] and counts["skipped"] == [str(tmp_path / "c.bin")]
+    assert preview(first[1], tokenizer).endswith("a【bc<|im_end|>】"), "nothing stands before a document's first token"

@@ -16,12 +16,16 @@ def preview(
     base: Annotated[str, typer.Option("--base", metavar="MODEL", help=say("recipes.field_base"))] = "auto",
     n: Annotated[int, typer.Option("-n", min=1, help=say("cli.option_examples"))] = 1,
     max_length: Annotated[int, typer.Option("--max-length", min=16, help=say("recipes.field_max_length"))] = 1024,
+    format: Annotated[str, typer.Option("--format", help=say("recipes.field_format"))] = "auto",
+    columns: Annotated[
+        list[str] | None, typer.Option("--columns", metavar="FIELD=COLUMN", help=say("recipes.field_columns"))
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help=say("cli.option_json"))] = False,
 ) -> None:
     from mofang import api
     from mofang.cli import render
 
-    found = api.preview(file, base, n=n, max_length=max_length)
+    found = api.preview(file, base, n=n, max_length=max_length, format=format, columns=_mapping(columns))
     if as_json:
         render.show_json({key: value for key, value in found.items() if key != "text"})
         return
@@ -31,7 +35,7 @@ def preview(
         render.show(
             say(
                 "data.preview",
-                path=file.name,
+                path=Path(example["file"]).name,
                 row=example["row"],
                 n=example["n_tokens"],
                 learned=example["n_supervised"],
@@ -53,3 +57,24 @@ def preview(
             },
         )
     )
+    render.show(say("cli.data_lengths", share=f"{found['share_supervised']:.1%}"))
+    most = max(bar["n"] for bar in found["lengths"]) if found["lengths"] else 1
+    columns_ = [(say("cli.heading_tokens"), "right"), (say("cli.heading_examples"), "right"), ("", "left")]
+    bars = (
+        (f"{bar['from']}–{bar['to']}", f"{bar['n']:,}", "█" * round(30 * bar["n"] / most)) for bar in found["lengths"]
+    )
+    render.show(render.table(columns_, bars))
+    if found["skipped"]:
+        render.note(say("train.skipped", n=len(found["skipped"]), path=found["skipped"][0]), style="yellow")
+
+
+def _mapping(columns: list[str] | None) -> dict[str, str]:
+    from mofang.errors import Invalid
+
+    found = {}
+    for each in columns or []:
+        field, mark, column = each.partition("=")
+        if not (field and mark and column):
+            raise Invalid("cli.bad_column", text=each, param="columns")
+        found[field] = column
+    return found
