@@ -8,6 +8,7 @@ own (mofang.runs), with or without a gateway.
 
 import asyncio
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -24,6 +25,7 @@ from mofang.messages import Message, NextToken
 from mofang.settings import Settings
 
 if TYPE_CHECKING:
+    from mofang.data.draft import Passage, Seed
     from mofang.engine.base import Purpose, Vectors
     from mofang.measure.evaluate import Score
     from mofang.recipes import Recipe
@@ -299,39 +301,151 @@ def draft_questions(
     drawn = [Hit(**{**one, "headings": tuple(one["headings"])}) for one in client.passages(name, 3 * n + 50, seed)]
     if not drawn:
         raise Conflict("evaluate.nothing_to_draft", name=name)
+
+    def asks() -> Iterator[_Ask]:
+        for place, passage in questions.remaining(drawn, rows):
+
+            def judge(said: str, passage: Hit = passage, place: int = place) -> dict[str, Any] | str:
+                draft = questions.read(said)
+                why = questions.fault(passage, *draft, [row["question"] for row in rows]) if draft else "unreadable"
+                return questions.row(passage, *draft, place) if draft and not why else why
+
+            yield _Ask(questions.prompt(passage, language_of(passage.text)), judge, questions.SCHEMA)
+
+    return _draft(client, out, rows, whole, asks(), n=n, model=model, unit="questions", tell=tell)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """One thing to ask a model for: what of its reply is kept, or why it is not."""
+
+    messages: Sequence[Message]
+    judge: Callable[[str], dict[str, Any] | str]
+    schema: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+
+
+def _draft(
+    client: Client,
+    out: Path,
+    rows: list[dict[str, Any]],
+    whole: int,
+    asks: Iterator[_Ask],
+    *,
+    n: int,
+    model: str,
+    unit: str,
+    tell: Callable[[dict[str, Any]], None] | None,
+) -> dict[str, Any]:
+    """Ask until there are n rows, each written to the file as it comes, behind the `whole` bytes of earlier ones."""
     dropped: Counter[str] = Counter()
     began, before = time.monotonic(), len(rows)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("ab") as file:
         file.truncate(whole)
-        for place, passage in questions.remaining(drawn, rows):
-            if len(rows) >= n:
-                break
+        while len(rows) < n and (ask := next(asks, None)) is not None:
             body = {
                 "model": model,
-                "messages": [message.to_openai() for message in questions.prompt(passage, language_of(passage.text))],
-                "temperature": 0,
+                "messages": [message.to_openai() for message in ask.messages],
                 "max_tokens": 400,
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "draft", "schema": questions.SCHEMA},
-                },
+                "response_format": {"type": "json_schema", "json_schema": {"name": "draft", "schema": ask.schema}},
+                **ask.options,
             }
             said = client.request("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"] or ""
-            draft = questions.read(said)
-            why = questions.fault(passage, *draft, [row["question"] for row in rows]) if draft else "unreadable"
-            if draft and not why:
-                rows.append(questions.row(passage, *draft, place))
-                file.write(json.dumps(rows[-1], ensure_ascii=False).encode() + b"\n")
-                file.flush()
+            kept = ask.judge(said)
+            if isinstance(kept, str):
+                dropped[kept] += 1
             else:
-                dropped[why] += 1
+                rows.append(kept)
+                file.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+                file.flush()
             if tell:
                 rate = (len(rows) - before) / (time.monotonic() - began)
                 left = (n - len(rows)) / rate if rate else None
-                step = {"stage": "draft", "done": len(rows), "total": n, "unit": "questions", "rate": rate}
-                tell({**step, "seconds_left": left, "detail": rows[-1]["question"] if rows else ""})
+                step = {"stage": "draft", "done": len(rows), "total": n, "unit": unit, "rate": rate}
+                last = rows[-1] if rows else {}
+                tell({**step, "seconds_left": left, "detail": last.get("question") or last.get("instruction", "")})
     return {"kept": len(rows), "dropped": dict(dropped)}
+
+
+def draft_instructions(
+    client: Client,
+    sources: Sequence[str | Path],
+    out: Path,
+    *,
+    n: int = 50,
+    model: str = "auto",
+    seed: int = 0,
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Let a model draft up to n instructions with answers into a file of lines; goes on where one is there.
+
+    sources: files of seed tasks (examples in any layout that training reads), and documents or folders of them (what
+    knowledge bases read). Documents are asked about first, each passage once; then seed tasks, n·5 + 50 times at most.
+    Returns {"kept", "dropped": {why: how many of this run}, "skipped": files that are neither}. Raises NotFound,
+    Unreadable for sources; Invalid for an `out` that is something else; Conflict when there is nothing to draft from.
+    """
+    from mofang.data import draft
+    from mofang.errors import Conflict
+    from mofang.text import drafts
+
+    rows, whole = draft.drafted(out, out.read_bytes()) if out.exists() else ([], 0)
+    seeds, passages, skipped = _to_draft_from([Path(source).expanduser() for source in sources])
+    if not seeds and not passages:
+        raise Conflict("data.nothing_to_draft", path=", ".join(map(str, sources)))
+    random.Random(seed).shuffle(passages)
+
+    def asks() -> Iterator[_Ask]:
+        for passage in draft.remaining(passages, rows):
+            yield _Ask(draft.ask_about(passage), judging(passage, draft.from_passage(passage)), draft.SCHEMA)
+        first = draft.next_attempt(rows)
+        for attempt in range(first, first + 5 * n + 50) if seeds else ():
+            tasks = draft.shown(seeds, attempt, seed)
+            options = {"temperature": 0.9, "seed": attempt}
+            judge = judging(None, draft.from_tasks(tasks, attempt))
+            yield _Ask(draft.ask_for_another(tasks), judge, draft.SCHEMA, options)
+
+    def judging(passage: draft.Passage | None, source: dict[str, Any]) -> Callable[[str], dict[str, Any] | str]:
+        def judge(said: str) -> dict[str, Any] | str:
+            found = drafts.read(said, draft.NAMES)
+            if found is None:
+                return "unreadable"
+            others = [*(one.instruction for one in seeds), *(row["instruction"] for row in rows)]
+            return draft.fault(found, passage, others) or draft.made(found, source)
+
+        return judge
+
+    counts = _draft(client, out, rows, whole, asks(), n=n, model=model, unit="instructions", tell=tell)
+    return {**counts, "skipped": [str(path) for path in skipped]}
+
+
+def _to_draft_from(sources: Sequence[Path]) -> "tuple[list[Seed], list[Passage], list[Path]]":
+    """(seed tasks, passages of documents, files that are neither). Raises NotFound, Unreadable."""
+    from mofang.data import draft
+    from mofang.data.readers import Layout
+    from mofang.data.readers import rows as rows_of
+    from mofang.data.rows import Conversation
+    from mofang.knowledge import LOADERS, SPLITTERS
+    from mofang.knowledge.loaders import parse, suffix
+
+    seeds, passages, skipped = [], [], []
+    for source in sources:
+        if not source.exists():
+            raise NotFound("data.no_such_file", path=source)
+        beneath = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+        for path in beneath if source.is_dir() else [source]:
+            if suffix(path.name) in ("jsonl", "json", "parquet"):
+                seeds += [draft.seed(row) for row in rows_of(path, Layout()) if isinstance(row, Conversation)]
+            elif suffix(path.name) in LOADERS.names() or not source.is_dir():
+                name = str(path.relative_to(source)) if source.is_dir() else path.name
+                document = parse(path, name)
+                passages += [
+                    draft.Passage(name, chunk.headings, document.text[chunk.start : chunk.end], chunk.start, chunk.end)
+                    for chunk in SPLITTERS.get("sentence")(document)
+                ]
+            else:
+                skipped.append(path)
+    return seeds, passages, skipped
 
 
 def serve_mcp(knowledge: Sequence[str] = (), *, url: str | None = None) -> None:

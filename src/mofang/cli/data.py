@@ -68,6 +68,33 @@ def preview(
         render.note(say("train.skipped", n=len(found["skipped"]), path=found["skipped"][0]), style="yellow")
 
 
+@app.command("draft", help=say("cli.data_draft"))
+def draft(
+    sources: Annotated[list[Path], typer.Argument(help=say("cli.argument_draft"), metavar="SOURCE…")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.jsonl", help=say("cli.option_questions_out"))],
+    n: Annotated[int, typer.Option("-n", min=1, max=10_000, metavar="N", help=say("cli.option_draft_n"))] = 50,
+    model: Annotated[str, typer.Option(help=say("cli.option_model"), metavar="MODEL")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help=say("cli.option_draft_seed"))] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help=say("cli.option_json"))] = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with api.gateway() as client, render.ProgressBar(out.name) as bar:
+        counts = api.draft_instructions(client, sources, out, n=n, model=model, seed=seed, tell=bar.update)
+    if as_json:
+        render.show_json({"file": str(out), **counts})
+        return
+    render.show(say("cli.draft_written", n=counts["kept"], path=out))
+    if counts["dropped"]:
+        what = " · ".join(f"{say(f'cli.dropped_{why}')} {count}" for why, count in counts["dropped"].items())
+        render.note(say("cli.questions_dropped", what=what))
+    if counts["skipped"]:
+        render.note(say("cli.draft_skipped", n=len(counts["skipped"]), path=counts["skipped"][0]), style="yellow")
+    if counts["kept"] < n:
+        render.note(say("cli.draft_few", n=n, kept=counts["kept"]), style="yellow")
+
+
 def _mapping(columns: list[str] | None) -> dict[str, str]:
     from mofang.errors import Invalid
 

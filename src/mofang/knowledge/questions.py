@@ -14,32 +14,19 @@ from mofang.errors import Invalid
 from mofang.knowledge.base import Hit
 from mofang.messages import Message
 from mofang.strings import say
-from mofang.text.pairs import bare, pairs_of
+from mofang.text import drafts
+from mofang.text.pairs import bare
 
 MIN_PASSAGE = 40
 """Characters; a shorter passage is a heading or a line of a table."""
 MIN_QUESTION = 4
-MIN_SUPPORT = 0.6
-"""Share of the answer's character pairs that must stand in the passage; as in support.py."""
-SAME = 0.7
-"""Two questions that share this part of their character pairs (Jaccard) ask the same."""
 MIN_TITLE = 4
 """Characters; a heading such as "安装" may well stand in a question, a longer one is a copy."""
 
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {"question": {"type": "string"}, "answer": {"type": "string"}},
-    "required": ["question", "answer"],
-    "additionalProperties": False,
-}
+SCHEMA = drafts.schema(("question", "answer"))
 _ASKS = re.compile(
     r"[?？]\s*$|什么|怎么|怎样|如何|哪|几|多少|多长|多久|多大|谁|吗|为何|是否|能否|可否|有无"
     r"|^\s*(?:what|how|why|when|where|which|who|can|does|do|is|are|should)\b",
-    re.IGNORECASE,
-)
-_POINTS = re.compile(
-    r"(?:本文|本段|本节|这段|该段|此段|上文|上述|下文|文中|文章中|段落|原文|根据(?:资料|文档|段落))"
-    r"|\b(?:this|the|above|following) (?:passage|text|paragraph|document|section|excerpt)\b",
     re.IGNORECASE,
 )
 
@@ -63,37 +50,24 @@ def is_worth_asking(passage: Hit) -> bool:
 
 def read(said: str) -> tuple[str, str] | None:
     """(question, answer) of a model's reply; None when it is not what was asked for."""
-    start, end = said.find("{"), said.rfind("}")
-    try:
-        row = json.loads(said[start : end + 1])
-        question, answer = row["question"].strip(), row["answer"].strip()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return (question, answer) if question and answer else None
+    row = drafts.read(said, ("question", "answer"))
+    return (row["question"], row["answer"]) if row else None
 
 
 def fault(passage: Hit, question: str, answer: str, asked: Iterable[str]) -> str:
     """Why a draft is dropped: unasked, points, title, copied, repeated, unsupported; "" when it is kept."""
     if len(question) < MIN_QUESTION or not _ASKS.search(question):
         return "unasked"
-    if _POINTS.search(question):
+    if drafts.points(question):
         return "points"
     titles = (passage.title.rsplit("/", 1)[-1].rsplit(".", 1)[0], *passage.headings)
     if any(len(title) >= MIN_TITLE and bare(title) in bare(question) for title in titles):
         return "title"
     if bare(question) in bare(passage.text):
         return "copied"
-    mine = pairs_of(question)
-    if any(len(mine & other) >= SAME * len(mine | other) for other in map(pairs_of, asked)):
+    if drafts.is_repeated(question, asked):
         return "repeated"
-    return "" if _is_supported(answer, passage.text) else "unsupported"
-
-
-def _is_supported(answer: str, text: str) -> bool:
-    said = pairs_of(answer)
-    if not said:  # one character, such as a number
-        return bool(bare(answer)) and bare(answer) in bare(text)
-    return len(said & pairs_of(text)) >= MIN_SUPPORT * len(said)
+    return "" if drafts.is_supported(answer, passage.text) else "unsupported"
 
 
 def row(passage: Hit, question: str, answer: str, number: int) -> dict[str, Any]:
@@ -113,9 +87,7 @@ def drafted(path: Any, raw: bytes) -> tuple[list[dict[str, Any]], int]:
     among them. Raises Invalid for a file that is something else."""
     rows: list[dict[str, Any]] = []
     whole = 0
-    for number, line in enumerate(raw.splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            break
+    for number, line in drafts.whole_lines(raw):
         try:
             found = json.loads(line)
             _ = found["question"], found["document"], found["spans"][0], int(found["id"].removeprefix("q"))
