@@ -13,9 +13,8 @@ from mofang.data import draft
 from mofang.data.readers import read
 from mofang.errors import Conflict, Invalid, NotFound, Unreadable
 
-PASSAGE = draft.Passage(
-    "手册.md", ("清洁",), "清洁设备前先拔掉电源，再用干布擦拭外壳，不要用酒精，擦完等十分钟再开机。", 0, 40
-)
+TEXT = "清洁设备前先拔掉电源，再用干布擦拭外壳，不要用酒精，也不要让水流进散热孔里，擦完等十分钟再开机。"
+PASSAGE = draft.Passage("手册.md", ("清洁",), TEXT, 0, len(TEXT))
 
 
 class Model:
