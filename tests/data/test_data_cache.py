@@ -215,6 +215,15 @@ def test_what_is_held_out_follows_from_the_rows_alone(tmp_path: Path) -> None:
     assert hold_out(everything([prepared(one, tmp_path)]), 0.0)[1][:] == []
 
 
+def test_a_lone_document_is_parted_by_stretches(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("一行文字。\n" * 300)
+    found = everything([prepared(tmp_path / "a.txt", tmp_path, kind=Document)])
+    assert not hold_out(found, 0.25)[1], "whole rows only"
+    learned, held = hold_out(found, 0.25, whole_rows=False)
+    assert len(held) == round(0.25 * len(found)) and len(learned) + len(held) == len(found)
+    assert not {tuple(place) for place in learned.places} & {tuple(place) for place in held.places}
+
+
 @given(weights=st.tuples(*[st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0])] * 2))
 @settings(max_examples=12, deadline=None)
 def test_weights_say_how_often(weights: tuple[float, float], tmp_path_factory: pytest.TempPathFactory) -> None:

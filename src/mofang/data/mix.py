@@ -53,9 +53,12 @@ def everything(sources: Sequence[Prepared]) -> Chosen:
     return Chosen(sources, np.concatenate(parts) if parts else np.empty((0, 2), np.int64))
 
 
-def hold_out(chosen: Chosen, share: float) -> tuple[Chosen, Chosen]:
-    """(the rest, about `share` of the examples: the rows with the lowest digests, whole rows only)."""
-    digests = _digests(chosen)
+def hold_out(chosen: Chosen, share: float, *, whole_rows: bool = True) -> tuple[Chosen, Chosen]:
+    """(the rest, about `share` of the examples: the rows with the lowest digests).
+
+    `whole_rows` False takes stretches out of the midst of documents, for a text that is one document alone.
+    """
+    digests = _digests(chosen) if whole_rows else _spread(_digests(chosen) + chosen.places[:, 1].astype(np.uint64))
     found, counts = np.unique(digests, return_counts=True)
     n = int(np.searchsorted(np.cumsum(counts), round(len(chosen) * share), side="right"))
     if n == 0 and share and len(found) > 1 and round(len(chosen) * share):

@@ -10,7 +10,7 @@ from mofang.data.cache import Prepared, prepare
 from mofang.data.mix import Chosen, everything, hold_out, weigh
 from mofang.data.preview import preview
 from mofang.data.readers import Layout
-from mofang.data.rows import Row
+from mofang.data.rows import Document, Row
 from mofang.errors import Invalid
 from mofang.runs import Run
 from mofang.strings import say
@@ -41,7 +41,12 @@ def load(recipe: Any, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Exampl
     beside = [_prepare(recipe, Path(path), tokenizer, run, kind) for path in recipe.eval_data]
     learned, held_out = everything(sources), everything(beside)
     if not beside:
-        learned, held_out = hold_out(learned, recipe.eval_fraction)
+        everyone = learned
+        learned, held_out = hold_out(everyone, recipe.eval_fraction)
+        if not held_out and kind is Document:
+            learned, held_out = hold_out(everyone, recipe.eval_fraction, whole_rows=False)
+        if not held_out and recipe.eval_fraction:
+            run.note(say("train.none_held_out", n=len(everyone)))
     if recipe.weights:
         learned = weigh(learned, recipe.weights)
     if not learned:
