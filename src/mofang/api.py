@@ -520,6 +520,21 @@ def sft(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
     return _run("sft", fields, wait=wait, tell=tell)
 
 
+def dpo(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Teach a model which of two answers is better, held to what it was; as `sft`, `data` has pairs."""
+    return _run("dpo", fields, wait=wait, tell=tell)
+
+
+def orpo(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+    """The same without a reference model; as `sft`, `data` has pairs."""
+    return _run("orpo", fields, wait=wait, tell=tell)
+
+
+def pretrain(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Teach a model plain text, a new one (`tokenizer`) or on with one (`base`); as `sft`, `data` has texts."""
+    return _run("pretrain", fields, wait=wait, tell=tell)
+
+
 def import_gguf(model: str, *, tell: Tell | None = None, **fields: Any) -> "Run":
     """Make a trainable Hugging Face folder of a GGUF model; run.state().result names it."""
     return _run("import", {"model": model, **fields}, tell=tell)

@@ -21,6 +21,7 @@ from mofang.messages import Message, Sampling
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore
 from mofang.recipes import parse
+from mofang.recipes.pretrain import Pretrain
 from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs
 from mofang.settings import Settings
@@ -140,6 +141,44 @@ def test_from_a_gguf_to_a_gguf_that_was_taught(
     with pytest.raises(MofangError) as raised:
         check.run(wrong.recipe(), wrong)
     assert raised.value.code == "check_failed"
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "fields, source",
+    [
+        ({"tune": "lora", "modules_to_save": ["embed_tokens", "lm_head"], "learning_rate": 1e-3}, "read-hf"),
+        ({"tune": "layers", "layers": [0, -1], "learning_rate": 1e-3}, "read"),
+    ],
+    ids=["tied head", "own model"],
+)
+def test_what_was_pretrained_survives_the_export(
+    fields: dict, source: str, smollm2: Path, converter: Path, store: ModelStore, home: Path, tmp_path: Path,
+    start: Start,
+) -> None:  # fmt: skip
+    """A head that is the embedding is still that in the GGUF, and has learned what it was taught."""
+    store.add(smollm2, "smollm2")
+    text = tmp_path / "text.txt"
+    text.write_text("模坊把开放的语言模型从头用到尾：看、教、合并、量化、服务。" * 8, encoding="utf-8")
+    recipe = parse(
+        Pretrain,
+        {
+            "base": "smollm2", "data": [str(text)], "name": "read", "epochs": 4, "max_length": 128, "export": "f16",
+            **fields,
+        },
+    )  # fmt: skip
+    run = Runs(home).create(recipe)
+    run.update(status="running")
+    result = worker.call(Pretrain.worker, run.recipe(), run)
+    assert result["model"] == "read-f16" and result["last_loss"] < 0.7 * result["first_loss"]
+    assert [parent["name"] for parent in store.get("read-f16").manifest["parents"]] == [source]
+    config = json.loads((store.get(source).path / "config.json").read_text())
+    assert config["tie_word_embeddings"]
+    assert not any(tensor.name == "output.weight" for tensor in headers.read(store.get("read-f16").path).tensors)
+    found = check.run((asked := start("check", model="read-f16", n_tokens=48)).recipe(), asked)
+    assert found["passed"] and found["same_ids"]
 
 
 @pytest.mark.model

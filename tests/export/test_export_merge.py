@@ -28,7 +28,12 @@ def plain(folder: Path):
 def make_adapter(base: Path, target: Path, **config: object) -> Path:
     torch.manual_seed(3)
     wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **config}
-    get_peft_model(plain(base), LoraConfig(**wanted)).save_pretrained(target)
+    model = get_peft_model(plain(base), LoraConfig(**wanted))
+    with torch.no_grad():
+        for name, lengths in model.named_parameters():
+            if "lora_magnitude_vector" in name:  # which begin as the sum's own
+                lengths.mul_(torch.rand_like(lengths) + 0.5)
+    model.save_pretrained(target)
     return target
 
 
@@ -41,18 +46,16 @@ def go(run: Run) -> dict:
     return merge.run(run.recipe(), run)
 
 
-@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("kind", [{}, {"use_rslora": True}, {"use_dora": True}], ids=str)
 @pytest.mark.parametrize("shards", [1, 5])
-def test_merged_is_what_peft_computes(
-    rslora: bool, shards: int, store: ModelStore, start: Start, tmp_path: Path
-) -> None:
+def test_merged_is_what_peft_computes(kind: dict, shards: int, store: ModelStore, start: Start, tmp_path: Path) -> None:
     base = tiny_llama.make(tmp_path / "base")
     if shards > 1:
         model = plain(base)
         (base / "model.safetensors").unlink()
         model.save_pretrained(base, max_shard_size="60KB")
     store.add(base, "base")
-    adapter = make_adapter(base, tmp_path / "adapter", use_rslora=rslora)
+    adapter = make_adapter(base, tmp_path / "adapter", **kind)
     result = go(start("merge", model=str(adapter), base="base", name="both"))
     made = store.get("both")
     torch.testing.assert_close(
@@ -129,7 +132,7 @@ def test_adapters_that_cannot_be_added_are_said(base: Path, store: ModelStore, s
         assert "never" not in {ref.name for ref in store.list()} and not list(store.folder.glob(".export-*"))
         return raised.value.code
 
-    assert code(make_adapter(base, tmp_path / "dora", use_dora=True)) == "adapter_kind"
+    assert code(tiny_llama.make_adapter(tmp_path / "dora", use_dora=True)) == "adapter_kind"  # without its lengths
     cut = make_adapter(base, tmp_path / "cut")
     (cut / "adapter_model.safetensors").write_bytes((cut / "adapter_model.safetensors").read_bytes()[:443])
     assert code(cut) == "adapter_broken"

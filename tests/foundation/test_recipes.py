@@ -107,3 +107,38 @@ def test_whatever_is_given_is_taken_or_refused_in_words(values: dict) -> None:
         assert error.message("zh") and error.message("en")
     else:
         assert parse(Sft, yaml.safe_load(recipe.as_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    "kind, fields, field, why",
+    [
+        ("sft", {"tune": "layers"}, "modules_to_save", "layers_or_modules"),
+        ("sft", {"layers": [0]}, "layers", "only_with_tune_layers"),
+        ("sft", {"tune": "full", "modules_to_save": ["lm_head"]}, "modules_to_save", "only_with_lora_or_layers"),
+        ("dpo", {"tune": "new_rows"}, "first_new_row", "only_with_tune_new_rows"),
+        ("orpo", {"first_new_row": 3}, "first_new_row", "only_with_tune_new_rows"),
+        (
+            "pretrain",
+            {"tune": "new_rows", "first_new_row": 3, "weight_decay": 0.1},
+            "first_new_row",
+            "no_decay_of_old_rows",
+        ),
+        ("pretrain", {"tokenizer": "y"}, "tokenizer", "base_or_tokenizer"),
+        ("pretrain", {"base": ""}, "tokenizer", "base_or_tokenizer"),
+        (
+            "pretrain",
+            {"base": "", "tokenizer": "y", "tune": "lora"},
+            "tokenizer",
+            "new_model_is_full",
+        ),
+        ("pretrain", {"n_heads": 7}, "n_heads", "must_divide_hidden_size"),
+        ("pretrain", {"n_kv_heads": 4}, "n_kv_heads", "must_divide_n_heads"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_in_words(kind: str, fields: dict, field: str, why: str) -> None:
+    with pytest.raises(Invalid) as raised:
+        parse(recipe_class(kind), {**least(kind), **fields})
+    for lang in LANGUAGES:
+        text = raised.value.message(lang)
+        assert field in text
+    assert say(f"recipes.why_{why}") in raised.value.message("zh")

@@ -23,7 +23,7 @@ def test_the_fused_loss_is_cross_entropy_and_so_is_its_gradient(n: int) -> None:
     weight, targets = torch.randn(50, 16), torch.randint(0, 50, (n,))
     plain = functional.cross_entropy(hidden @ weight.t(), targets, reduction="sum")
     (wanted,) = torch.autograd.grad(plain * 0.3, hidden)
-    ours = loss.frozen_head_loss(hidden, weight, targets)
+    ours = loss.head_loss(hidden, weight, targets)
     (got,) = torch.autograd.grad(ours * 0.3, hidden)
     torch.testing.assert_close(ours, plain)
     torch.testing.assert_close(got, wanted)
@@ -32,7 +32,7 @@ def test_the_fused_loss_is_cross_entropy_and_so_is_its_gradient(n: int) -> None:
 def test_the_loss_survives_huge_logits() -> None:
     hidden = torch.full((2, 4), 1e3, requires_grad=True)
     weight = torch.tensor([[1.0] * 4, [-1.0] * 4])
-    ours = loss.frozen_head_loss(hidden, weight, torch.tensor([0, 1]))
+    ours = loss.head_loss(hidden, weight, torch.tensor([0, 1]))
     ours.backward()
     assert ours.item() == pytest.approx(8000) and torch.isfinite(hidden.grad).all()
 

@@ -15,7 +15,8 @@ from mofang.models.store import ModelStore
 from mofang.runs import Run, Stopped
 from mofang.settings import Settings
 from mofang.tokenizer import load
-from mofang.train import checkpoint, machine
+from mofang.train import checkpoint, job, machine
+from mofang.train.forward import Forward
 from mofang.train.methods import sft
 
 Training = Callable[..., Run]
@@ -146,7 +147,7 @@ def test_a_second_run_tokenizes_nothing(training: Training, monkeypatch: pytest.
 def test_a_broken_row_stops_it_before_anything_is_loaded(
     training: Training, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(job.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     data.write_text(data.read_text() + '\n{"instruction": "x", "output": ""}', encoding="utf-8")
     with pytest.raises(Unreadable) as raised:
         go(training())
@@ -156,7 +157,7 @@ def test_a_broken_row_stops_it_before_anything_is_loaded(
 def test_too_little_memory_is_said_before_anything_is_loaded(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sft.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(job.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr(machine, "memory", lambda: type("M", (), {"available": 1 << 20})())
     with pytest.raises(TooLarge):
         go(training())
@@ -172,8 +173,8 @@ def test_a_base_that_changed_is_not_gone_on_with(training: Training) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_it_in_words(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = sft.supervised_loss
-    monkeypatch.setattr(sft, "supervised_loss", lambda *given: plain(*given) * float("nan"))
+    plain = Forward.loss
+    monkeypatch.setattr(Forward, "loss", lambda *given: plain(*given) * float("nan"))
     with pytest.raises(MofangError) as raised:
         go(training(eval_fraction=0))
     assert raised.value.code == "not_finite"

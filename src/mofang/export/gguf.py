@@ -88,18 +88,27 @@ def verify(file: Path, source: ModelRef) -> dict[str, Any]:
 
 
 def _source(recipe: Gguf, run: Run) -> ModelRef:
-    """The folder to convert: a model, or what a run's adapter gives when it is merged (once)."""
+    """The folder to convert: a model, the one that a run made, or what its adapter gives when it is merged (once)."""
     training = folder.find_run(recipe.model)
     if training is None:
         ref = folder.find(recipe.model)
         if ref.format != "hf":
             raise Invalid("export.not_convertible", param="model", name=ref.name, format=ref.format)
         return ref
+    own = [ref for ref in folder.store().plain() if ref.format == "hf" and _came_of(ref, training)]
+    if own:
+        return own[0]
     made = folder.store().made_by(training.id, "hf")
     if made and any(parent.get("role") == "adapter" for parent in made.manifest.get("parents", ())):
         return made
     merged = merge.run(Merge(model=training.id), run)
     return folder.store().get(merged["model"])
+
+
+def _came_of(ref: ModelRef, training: Run) -> bool:
+    """Whether a model is what a training ended with: neither its imported base, nor made of what it made."""
+    role = (ref.manifest.get("parents") or [{}])[0].get("role")
+    return (ref.manifest.get("made_by") or {}).get("run") == training.id and role in ("base", "tokenizer")
 
 
 def _convert(

@@ -1,9 +1,9 @@
-"""A LoRA adapter added into its base: W + (alpha / r) · B A, shard by shard, then checked.
+"""A LoRA adapter added into its base, shard by shard, then checked: W + (alpha / r) · B A.
 
-Peak memory is one shard of the base. The result gets its name only when its logits agree with those of base and
-adapter, which are computed apart, in float32. An adapter that a run of ours made names its base by digest; another
-base is refused, as the sum of two strangers is noise that still talks. Source: peft's LoRA layers; peft issue 2777
-for tied heads that lost what was trained.
+With DoRA its rows get their trained lengths. Peak memory is one shard of the base. The result gets its name only when
+its logits agree with those of base and adapter, which are computed apart, in float32. An adapter that a run of ours
+made names its base by digest; another base is refused, as the sum of two strangers is noise that still talks. Source:
+peft's LoRA layers; peft issue 2777 for tied heads that lost what was trained.
 """
 
 import gc
@@ -57,6 +57,10 @@ class Adapter:
         if low is None or high is None:
             return None
         return (high.float() @ low.float()) * self.scale
+
+    def magnitude(self, name: str) -> torch.Tensor | None:
+        """Lengths of the rows of the tensor `name`, where DoRA trained them."""
+        return self.tensors.get(f"{PREFIX}{name.removesuffix('.weight')}.lora_magnitude_vector")
 
     def whole(self, name: str) -> torch.Tensor | None:
         """A tensor that the adapter holds whole (peft's modules_to_save)."""
@@ -116,9 +120,11 @@ def read_adapter(path: Path) -> Adapter:
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
     except Exception as error:  # safetensors has an error of its own
         raise Unreadable("export.adapter_broken", path=path, why=error) from error
-    for odd in ("use_dora", "rank_pattern", "alpha_pattern", "lora_bias"):
+    for odd in ("rank_pattern", "alpha_pattern", "lora_bias"):
         if config.get(odd):
             raise Unreadable("export.adapter_kind", path=path, kind=odd)
+    if bool(config.get("use_dora")) != any(name.endswith(".lora_magnitude_vector") for name in tensors):
+        raise Unreadable("export.adapter_kind", path=path, kind="use_dora")
     if not tensors:
         raise Unreadable("export.adapter_broken", path=path, why="0 tensors")
     manifest = read_manifest(path) if (path / "manifest.json").is_file() else {}
@@ -179,22 +185,32 @@ def _merged(name: str, tensor: torch.Tensor, adapter: Adapter, left: set[str]) -
     if delta is None:
         return tensor
     stem = PREFIX + name.removesuffix(".weight")
-    left -= {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
+    left -= {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.lora_magnitude_vector"}
     if delta.shape != tensor.shape:
         raise Unreadable("export.adapter_misfit", path=adapter.path, base="", names=name, n=1)
-    return tensor.float() + delta
+    whole = tensor.float() + delta
+    lengths = adapter.magnitude(name)
+    return whole if lengths is None else whole * (lengths.float() / whole.norm(dim=1))[:, None]
 
 
 def _own_head(base: ModelRef, adapter: Adapter, left: set[str]) -> torch.Tensor | None:
     """The head, when the adapter changed it or the embedding apart from the other; None when they stay one."""
-    trained = adapter.whole(HEAD) is not None or adapter.delta(HEAD) is not None
-    if not trained:
+    if not _apart(adapter):
+        left.discard(PREFIX + HEAD)
         return None
     for shard in base.path.glob("*.safetensors"):
         with safe_open(str(shard), framework="pt") as file:
             if EMBEDDING in file.keys():  # noqa: SIM118
                 return _merged(HEAD, file.get_tensor(EMBEDDING), adapter, left)
     raise Unreadable("models.no_weights", path=base.path)
+
+
+def _apart(adapter: Adapter) -> bool:
+    """Whether the adapter makes two of an embedding and a head that were one: not when it holds both, and equal."""
+    head, embedding = adapter.whole(HEAD), adapter.whole(EMBEDDING)
+    if head is not None and embedding is not None and adapter.delta(HEAD) is None:
+        return not torch.equal(head, embedding)
+    return head is not None or adapter.delta(HEAD) is not None
 
 
 def check(base: ModelRef, adapter: Adapter, target: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -215,7 +231,7 @@ def check(base: ModelRef, adapter: Adapter, target: Path, dtype: torch.dtype) ->
 
 def _apply(model, adapter: Adapter):
     """Base and adapter apart: each layer keeps its weights, and adds the adapter's product to its output."""
-    if adapter.whole(HEAD) is not None or adapter.delta(HEAD) is not None:
+    if _apart(adapter):
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # no longer the embedding
     for name, layer in model.named_modules():
@@ -225,12 +241,23 @@ def _apply(model, adapter: Adapter):
         low = adapter.tensors.get(f"{PREFIX}{name}.lora_A.weight")
         high = adapter.tensors.get(f"{PREFIX}{name}.lora_B.weight")
         if low is not None and high is not None:
-            layer.register_forward_hook(
-                lambda _, inputs, output, a=low.float(), b=high.float(): (
-                    output + (inputs[0] @ a.t() @ b.t()) * adapter.scale
-                )
-            )
+            layer.register_forward_hook(_companion(low.float(), high.float(), adapter, f"{name}.weight"))
     return model
+
+
+def _companion(low: torch.Tensor, high: torch.Tensor, adapter: Adapter, name: str):
+    """What adds the adapter's product to a layer's output, and gives its rows the lengths that DoRA trained."""
+    lengths = adapter.magnitude(name)
+
+    def hook(layer, inputs, output):
+        product = (inputs[0] @ low.t() @ high.t()) * adapter.scale
+        if lengths is None:
+            return output + product
+        factor = lengths.float() / (layer.weight + adapter.scale * (high @ low)).norm(dim=1)
+        bias = 0.0 if layer.bias is None else layer.bias
+        return (output - bias + product) * factor + bias
+
+    return hook
 
 
 def _base(recipe: Merge, adapter: Adapter) -> ModelRef:

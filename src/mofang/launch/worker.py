@@ -15,14 +15,14 @@ from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digest
 from mofang.recipes import Recipe
 from mofang.recipes.export import Gguf, Import
-from mofang.recipes.sft import Sft
+from mofang.recipes.training import Training
 from mofang.runs import Run, work
 from mofang.strings import say
 
 
 def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
     """Do a run's work, and return what it made."""
-    if not isinstance(recipe, Sft):
+    if not isinstance(recipe, Training):
         return dict(_function(worker)(recipe, run))
     result: dict[str, Any] = _function(worker)(_with_trainable_base(recipe, run), run)
     if recipe.export:
@@ -31,8 +31,10 @@ def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
     return result
 
 
-def _with_trainable_base(recipe: Sft, run: Run) -> Sft:
+def _with_trainable_base(recipe: Training, run: Run) -> Training:
     """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now."""
+    if not recipe.base:
+        return recipe
     store = ModelStore(settings.load())
     base = store.get_or_path(recipe.base)
     if base.format != "gguf":

@@ -7,7 +7,15 @@ torch: a form must be shown on a machine that cannot train. Each names its worke
 from mofang.recipes.base import Recipe, parse, read_yaml
 from mofang.registry import Entry, Registry
 
-METHODS = Registry("method", {"sft": Entry("mofang.recipes.sft:Sft", "fine-tune on questions and answers, with LoRA")})
+METHODS = Registry(
+    "method",
+    {
+        "sft": Entry("mofang.recipes.sft:Sft", "fine-tune on questions and answers"),
+        "dpo": Entry("mofang.recipes.dpo:Dpo", "learn from pairs of a better and a worse answer"),
+        "orpo": Entry("mofang.recipes.orpo:Orpo", "the same without a reference model"),
+        "pretrain": Entry("mofang.recipes.pretrain:Pretrain", "learn from plain text, new or continued"),
+    },
+)
 """Ways to train a model."""
 
 EXPORTERS = Registry(

@@ -1,91 +1,12 @@
-"""Supervised fine-tuning with LoRA."""
+"""Supervised fine-tuning."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field, field_validator
-
-from mofang.recipes import fields
-from mofang.recipes.base import Recipe
-
-Dtype = Literal["auto", "float32", "bfloat16"]
+from mofang.recipes.training import Training
 
 
-class Sft(Recipe):
+class Sft(Training):
     """Teach a model to answer, by pairs of questions and answers: only the answers count in the loss."""
 
     kind: ClassVar[str] = "sft"
     worker: ClassVar[str] = "mofang.train.methods.sft:run"
-
-    base: str = Field(min_length=1)
-    """The model to teach: a name of `mofang models list`, or a Hugging Face folder. A GGUF is imported first."""
-    data: list[str] = Field(min_length=1)
-    """Files of examples, or folders of them (alpaca, messages, sharegpt; JSONL, JSON, CSV, Parquet)."""
-    format: str = "auto"
-    """How they are laid out; "auto" looks at the first record of each file."""
-    columns: list[str] = Field(default_factory=list)
-    """Which columns stand for which fields, where they have other names: "instruction=question"; or a mapping."""
-    weights: list[float] = Field(default_factory=list)
-    """How often each of `data` is seen in an epoch, one number each: 2 is twice, 0.5 half of its examples."""
-    eval_data: list[str] = Field(default_factory=list)
-    """Files of examples that are never trained on; their loss is measured before, between and after."""
-    eval_fraction: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Share of `data` to hold out for that, where there is no eval_data."""
-    name: str = ""
-    """Name of the result, and of models made from it; the run's id when empty."""
-    system_prompt: str | None = None
-    """System message for conversations that bring none, in training and in the exported chat template.
-    None: whatever the base's template does."""
-    max_length: int = Field(default=1024, ge=16, le=1_048_576)
-    """Tokens of one example; what is longer is cut at its end, and reported."""
-    epochs: int = Field(default=3, ge=1)
-    """How often each example is seen."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many steps."""
-    batch_size: int = Field(default=8, ge=1)
-    """Examples of one optimizer step."""
-    row_tokens: int = Field(default=2048, ge=16)
-    """Examples of a step are packed, each seeing only itself, into rows of at most so many tokens: bounds memory."""
-    packing: bool = True
-    """False: one example a row."""
-    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
-    """The highest, reached after the warm-up."""
-    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    """How it falls after the warm-up: to a tenth along a cosine, to 0 in a line, or not."""
-    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    """Share of all steps in which it rises from 0."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Longer gradients are shortened to this."""
-    lora_rank: int = Field(default=16, ge=1, le=1024)
-    lora_alpha: float = Field(default=32.0, gt=0)
-    """The adapter's output is multiplied by lora_alpha / lora_rank."""
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    lora_targets: list[str] = Field(default_factory=lambda: ["all-linear"], min_length=1)
-    """Names of the linear layers that get an adapter; "all-linear": all but the output head."""
-    dtype: Dtype = "auto"
-    """Of the frozen base in memory; "auto": bfloat16 where the processor computes with it, else float32."""
-    seed: int = 42
-    save_every: int = Field(default=50, ge=1)
-    """Steps between checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    eval_every: int = Field(default=0, ge=0)
-    """Steps between measurements of the eval loss; 0: after each epoch."""
-    export: str = ""
-    """A GGUF type (q8_0, f16…) to merge and export to when training ends; empty: leave that to `mofang export`."""
-
-    @field_validator("data", "eval_data", "lora_targets", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
-
-    _columns = field_validator("columns", mode="before")(fields.columns)
-    _named = field_validator("columns")(fields.named)
-    _weights = field_validator("weights")(fields.as_many_as_data)
-
-    @property
-    def layout(self) -> dict[str, str]:
-        """Field → column."""
-        return dict(each.split("=", 1) for each in self.columns)
-
-    def title(self) -> str:
-        return self.name or self.base

@@ -1,4 +1,4 @@
-"""A training's state on disk, enough to go on bit for bit: adapter, optimizer, random numbers, position.
+"""A training's state on disk, enough to go on bit for bit: trained weights, optimizer, random numbers, position.
 
     checkpoints/step-000050/{adapter_model.safetensors, optimizer.safetensors, state.json}
 

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from mofang import settings
 from mofang.data.cache import Prepared, prepare
+from mofang.data.encode import Example, Ids
 from mofang.data.mix import Chosen, everything, hold_out, weigh
 from mofang.data.preview import preview
 from mofang.data.readers import Layout
@@ -32,8 +35,47 @@ class Examples:
         return max(int(part.column("length").max(initial=0)) for part in (self.learned, self.held_out))
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two examples with the same question; only the answers count."""
+
+    chosen: Example
+    rejected: Example
+
+    @property
+    def ids(self) -> Ids:
+        """Both, one after the other, as they lie in a row."""
+        return np.concatenate([self.chosen.ids, self.rejected.ids])
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens of both answers."""
+        return self.chosen.n_supervised + self.rejected.n_supervised
+
+
+class Pairs(Sequence[Pair]):
+    """Examples of which each two belong together."""
+
+    def __init__(self, examples: Chosen) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples) // 2
+
+    @overload
+    def __getitem__(self, number: int) -> Pair: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Pair]: ...
+    def __getitem__(self, number: int | slice) -> Pair | list[Pair]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(*number.indices(len(self)))]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        return Pair(self.examples[2 * number], self.examples[2 * number + 1])
+
+
 def load(recipe: Any, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Examples:
-    """`recipe` has the fields of recipes.sft.Sft about data; `kind` is what the method learns from.
+    """`recipe` has the fields of recipes.training.Training about data; `kind` is what the method learns from.
 
     Raises as data.cache.prepare; Invalid when nothing is left to learn.
     """

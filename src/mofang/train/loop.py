@@ -1,28 +1,41 @@
 """The one training loop: which examples make a step, how the step is computed, measured, saved, stopped, resumed.
 
 An optimizer step is over `batch_size` examples, however they are laid into rows: each row adds its share of the
-gradient, divided by all supervised tokens of the step, so that rows, packing and memory change nothing that is
+gradient, divided by all supervised tokens (or pairs) of the step, so that rows, packing and memory change nothing that is
 learned. The order of examples follows from the seed and the epoch alone, so a position in it is one number.
 """
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from mofang.data.encode import Example
+from mofang.data.encode import Ids
 from mofang.data.pack import pack
 from mofang.errors import MofangError
 from mofang.runs import Run
 from mofang.train import checkpoint
 
-RowLoss = Callable[[Sequence[Example]], torch.Tensor]
-"""Sum of the losses of the supervised tokens of one row, differentiable."""
+
+class Item(Protocol):
+    """What a step is made of: an example, or a pair of them."""
+
+    @property
+    def ids(self) -> Ids:
+        """Every token that it takes in a row."""
+
+    @property
+    def n_supervised(self) -> int:
+        """Tokens that count in the loss."""
+
+
+RowLoss = Callable[[Sequence[Any]], tuple[torch.Tensor, dict[str, float]]]
+"""Sum of one row's losses, differentiable, and sums of what else is measured, to be recorded under these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +75,20 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int, scheduler:
 
 @dataclass
 class Loop:
-    """`recipe` has the fields of recipes.sft.Sft that name steps, rates and intervals."""
+    """`recipe` has the fields of recipes.training.Training that name steps, rates and intervals.
+
+    `weight`: what one item counts in a mean, its supervised tokens or 1 for a pair.
+    """
 
     model: torch.nn.Module
     parameters: Sequence[torch.nn.Parameter]
     row_loss: RowLoss
-    examples: Sequence[Example]
-    eval_examples: Sequence[Example]
+    examples: Sequence[Item]
+    eval_examples: Sequence[Item]
     plan: Plan
     recipe: Any
     run: Run
+    weight: Callable[[Any], int]
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -102,7 +119,7 @@ class Loop:
             started = time.monotonic()
             batch = [self.examples[number] for number in self.plan.batch(self.step)]
             rate = learning_rate(self.step, steps, recipe.learning_rate, warmup, recipe.lr_scheduler)
-            loss, norm, n_rows = self._step(batch, rate)
+            loss, norm, n_rows, measured = self._step(batch, rate)
             self.step += 1
             seconds = time.monotonic() - started
             tokens = sum(len(example.ids) for example in batch)
@@ -113,6 +130,7 @@ class Loop:
                     "step": self.step,
                     "epoch": round(self.step / self.plan.steps_per_epoch, 4),
                     "loss": loss,
+                    **measured,
                     "learning_rate": rate,
                     "grad_norm": norm,
                     "tokens": tokens,
@@ -132,15 +150,16 @@ class Loop:
             self._evaluate()
         return self._summary()
 
-    def _step(self, batch: Sequence[Example], rate: float) -> tuple[float, float, int]:
-        """One optimizer step. Returns the mean loss of a supervised token, the gradient's length, the rows."""
-        supervised = sum(example.n_supervised for example in batch)
+    def _step(self, batch: Sequence[Item], rate: float) -> tuple[float, float, int, dict[str, float]]:
+        """One optimizer step. Returns the mean loss, the gradient's length, the rows, and what else was measured."""
+        weight = max(1, sum(map(self.weight, batch)))
         rows = self._rows(batch)
-        total = 0.0
+        total, measured = 0.0, Counter[str]()
         for row in rows:
-            loss = self.row_loss(row)
-            (loss / max(1, supervised)).backward()
+            loss, sums = self.row_loss(row)
+            (loss / weight).backward()
             total += loss.item()
+            measured.update(sums)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise MofangError("train.not_finite", step=self.step + 1, rate=f"{rate:g}")
@@ -148,9 +167,9 @@ class Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total / max(1, supervised), norm, len(rows)
+        return total / weight, norm, len(rows), {name: value / weight for name, value in measured.items()}
 
-    def _rows(self, batch: Sequence[Example]) -> list[list[Example]]:
+    def _rows(self, batch: Sequence[Item]) -> list[list[Item]]:
         if not self.recipe.packing:
             return [[example] for example in batch]
         numbers = pack([len(example.ids) for example in batch], self.recipe.row_tokens)
@@ -158,7 +177,7 @@ class Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Mean loss of the held-out examples' supervised tokens, when this step wants it and it was not measured yet.
+        """Mean loss of the held-out examples, when this step wants it and it was not measured yet.
 
         They never move a weight. A stop in between loses nothing: the resumed run measures it.
         """
@@ -167,13 +186,16 @@ class Loop:
         if not self.eval_examples or not due or any("eval_loss" in row for row in self.run.metrics(self.step - 1)):
             return
         self.model.eval()
-        total = 0.0
+        total, measured = 0.0, Counter[str]()
         for start in range(0, len(self.eval_examples), self.plan.batch_size):
             for row in self._rows(self.eval_examples[start : start + self.plan.batch_size]):
                 self.run.check_stop()
-                total += self.row_loss(row).item()
-        count = sum(example.n_supervised for example in self.eval_examples)
-        self.run.record({"step": self.step, "eval_loss": total / count})
+                loss, sums = self.row_loss(row)
+                total += loss.item()
+                measured.update(sums)
+        count = sum(map(self.weight, self.eval_examples))
+        also = {f"eval_{name}": value / count for name, value in measured.items()}
+        self.run.record({"step": self.step, "eval_loss": total / count, **also})
         self.model.train()
 
     def _tell(self, loss: float, tokens_per_s: float) -> None:

@@ -20,8 +20,10 @@ def dtype(wanted: str, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
 
-def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, item: int) -> int:
-    """Bytes that a LoRA training takes at its peak: weights, what the backward pass keeps of one row, optimizer.
+def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, item: int, n_whole: int = 0) -> int:
+    """Bytes that a training takes at its peak: weights, what the backward pass keeps of one row, optimizer.
+
+    `lora_rank` 0: no adapter. Of the parameters `n_whole` are trained whole: float32, a gradient, Adam's two moments.
 
     Kept of each token in each layer: the inputs of norms, projections, attention and SwiGLU, and the float32 norms;
     the factors were fitted to measured peaks (bench/training_memory.py).
@@ -30,7 +32,8 @@ def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, ite
     kept = config.num_hidden_layers * (22 * width + 4 * inner) * item
     head = 2 * 256 * config.vocab_size * 4
     trained = config.num_hidden_layers * lora_rank * (9 * width + 3 * inner)  # all linear layers, at most
-    return n_parameters * item + trained * 4 * 4 + row_tokens * kept + head + (450 << 20)
+    whole = n_whole * (4 * 4 - item)
+    return n_parameters * item + whole + trained * 4 * 4 + row_tokens * kept + head + (450 << 20)
 
 
 def check_memory(needed: int, base: str, row_tokens: int) -> None:

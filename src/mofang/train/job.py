@@ -1,0 +1,237 @@
+"""What every method does around the loop: find the base, refuse early, load, train, write what came of it.
+
+A method brings examples and an objective. What is trained (recipe.tune) decides the result: an adapter in run.out, or
+a model of its own among the models.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from mofang import __version__, settings
+from mofang.errors import Conflict, Invalid
+from mofang.models import templates
+from mofang.models.adapters import parents
+from mofang.models.base import ModelRef
+from mofang.models.store import VERSION, ModelStore, digest, digests, lineage, now, write_manifest
+from mofang.platform import peak_memory
+from mofang.recipes.training import Training
+from mofang.runs import Run
+from mofang.strings import say
+from mofang.tokenizer import Tokenizer, load
+from mofang.train import attention, lora, machine, tuning
+from mofang.train.examples import Examples
+from mofang.train.forward import Forward
+from mofang.train.loop import Item, Loop, Plan, RowLoss
+
+Objective = Callable[[Forward, Sequence[Any], Sequence[Any]], tuple[RowLoss, Sequence[Any], Sequence[Any]]]
+"""(forward, examples, held-out examples) → the loss of a row, and both kinds of examples with what it needs of them.
+
+Called once, when the model is loaded and no step was taken: with the weights that training began from, even in a run
+that is resumed.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What a training begins from."""
+
+    tokenizer: Tokenizer
+    config: Any
+    """transformers' configuration of the model."""
+    name: str
+    parents: list[dict[str, Any]]
+    """As a manifest names them."""
+    sha256: str
+    """Of the weights, or of the tokenizer that a new model gets: a run goes on from nothing else."""
+    n_parameters: int
+    base: ModelRef | None = None
+    """None: random weights."""
+
+
+def from_base(recipe: Training) -> Begin:
+    """The base that a recipe names. Raises Invalid for one that cannot be trained."""
+    store = ModelStore(settings.load())
+    base = store.get_or_path(recipe.base)
+    if base.format != "hf":
+        raise Invalid("train.base_not_trainable", param="base", name=recipe.base, format=base.format)
+    sha256 = digest(base)
+    stated = {"role": "base", "name": base.name, "format": base.format, "sha256": sha256}
+    return Begin(
+        tokenizer=with_system(load(base.path), recipe.system_prompt),
+        config=AutoConfig.from_pretrained(base.path),
+        name=base.name,
+        parents=[{**stated, "parents": parents(base.manifest)}],
+        sha256=sha256,
+        n_parameters=store.facts(base).parameters,
+        base=base,
+    )
+
+
+def with_system(tokenizer: Tokenizer, prompt: str | None) -> Tokenizer:
+    """The tokenizer whose template writes `prompt` where a conversation brings no system message."""
+    if prompt is None or not tokenizer.chat_template:
+        return tokenizer
+    return replace(tokenizer, chat_template=templates.with_default_system(tokenizer.chat_template, prompt))
+
+
+def train(
+    recipe: Training, run: Run, begin: Begin, found: Examples, objective: Objective, *,
+    examples: Sequence[Item], held_out: Sequence[Item], weight: Callable[[Item], int],
+) -> dict[str, Any]:  # fmt: skip
+    """The worker's work, once there are examples, which are those `found` or pairs of them. `weight`: see Loop.
+
+    Returns the run's result.
+    """
+    # Everything that can be refused is refused before the weights are loaded.
+    if recipe.tune != "lora":
+        _check_name(recipe, run)
+    device = machine.device()
+    dtype = machine.dtype(recipe.dtype, device)
+    with torch.device("meta"):
+        n_whole = tuning.n_whole(AutoModelForCausalLM.from_config(begin.config), recipe)
+    longest = found.longest * (len(found.learned) // len(examples))  # a pair lies in one row
+    step_tokens = longest * recipe.batch_size if recipe.packing else longest
+    row = max(longest, min(recipe.row_tokens, step_tokens))
+    rank = recipe.lora_rank if recipe.tune == "lora" else 0
+    needed = machine.needed_bytes(begin.config, begin.n_parameters, rank, row, dtype.itemsize, n_whole)
+    machine.check_memory(needed, begin.name, row)
+    _same_beginning(run, begin.sha256)
+
+    torch.manual_seed(recipe.seed)
+    transformers_logging.disable_progress_bar()
+    run.update(progress={"stage": "load", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": begin.name})
+    model = _model(begin, torch.float32 if n_whole else dtype)
+    trained = tuning.prepare(model, recipe, dtype)
+    model.to(device)
+    run.note(
+        say(
+            "train.begins",
+            n=len(examples),
+            held_out=len(held_out),
+            trained=sum(parameter.numel() for parameter in trained),
+            dtype=str(dtype).removeprefix("torch."),
+            device=device.type,
+        )
+    )
+    forward = Forward(model, device, dtype, mixed=bool(n_whole) and dtype != torch.float32)
+    if not forward.has_plain_head():
+        raise Invalid("train.head_not_plain", param="base", name=begin.name, architecture=begin.config.model_type)
+    row_loss, examples, held_out = objective(forward, examples, held_out)
+    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
+    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight)
+    loop.resume()
+    summary = loop.train()
+    made = (_save_adapter if recipe.tune == "lora" else _save_model)(recipe, run, model, begin, found.files)
+    memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": peak_memory()}
+    return {**made, "base": begin.name, **summary, **memory}
+
+
+def _model(begin: Begin, dtype: torch.dtype):
+    kind = {"dtype": dtype, "attn_implementation": attention.install()}
+    if begin.base:
+        return AutoModelForCausalLM.from_pretrained(begin.base.path, **kind)
+    return AutoModelForCausalLM.from_config(begin.config, **kind)
+
+
+def _same_beginning(run: Run, sha256: str) -> None:
+    """A run that is resumed must go on from the base that it began with. Raises Conflict."""
+    note = run.folder / "base.json"
+    if note.is_file():
+        before = json.loads(note.read_text(encoding="utf-8"))["sha256"]
+        if before != sha256:
+            raise Conflict("train.base_changed", id=run.id)
+    else:
+        note.write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
+
+
+# ---- what came of it ----
+
+
+def _save_adapter(recipe: Training, run: Run, model, begin: Begin, files: list[dict[str, Any]]) -> dict[str, Any]:
+    aside = run.folder / ".out.part"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    lora.save(
+        model, aside, base=str(begin.base.path) if begin.base else "", rank=recipe.lora_rank, alpha=recipe.lora_alpha,
+        dropout=recipe.lora_dropout, rslora=recipe.lora_rslora, dora=recipe.lora_dora,
+    )  # fmt: skip
+    begin.tokenizer.save(aside)
+    write_manifest(
+        aside,
+        {
+            "manifest": VERSION,
+            "name": recipe.name or run.id,
+            "kind": "base",
+            "format": "lora",
+            **_history(recipe, run, begin, files),
+        },
+    )
+    if run.out.exists():
+        shutil.rmtree(run.out)
+    aside.rename(run.out)
+    return {"adapter": str(run.out)}
+
+
+def _save_model(recipe: Training, run: Run, model, begin: Begin, data: list[dict[str, Any]]) -> dict[str, Any]:
+    """A Hugging Face folder among the models, in float32 as it was trained."""
+    store = ModelStore(settings.load())
+    name = recipe.name or run.id
+    store.folder.mkdir(parents=True, exist_ok=True)
+    aside = store.folder / f".train-{run.id}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    model.float().save_pretrained(aside)
+    begin.tokenizer.save(aside)
+    files = digests(aside, "hf")
+    write_manifest(
+        aside,
+        {
+            "manifest": VERSION,
+            "name": name,
+            "kind": begin.base.kind if begin.base else "base",
+            "format": "hf",
+            "size_bytes": sum(file["size_bytes"] for file in files),
+            "sha256": files[0]["sha256"],
+            "files": files,
+            "source": "mofang",
+            "added_at": now(),
+            **_history(recipe, run, begin, data),
+        },
+    )
+    if _own(store, name, run):
+        shutil.rmtree(store.folder / name)
+    store.publish(aside, name)
+    return {"model": name, "path": str(store.folder / name)}
+
+
+def _check_name(recipe: Training, run: Run) -> None:
+    """Raises Conflict when another model has the name that the result will have."""
+    store, name = ModelStore(settings.load()), recipe.name or run.id
+    if not _own(store, name, run):
+        store.check_free(name)
+
+
+def _own(store: ModelStore, name: str, run: Run) -> bool:
+    """Whether the model of that name came of this very run, ended before."""
+    return any(
+        ref.name == name and ref.managed and (ref.manifest.get("made_by") or {}).get("run") == run.id
+        for ref in store.plain()
+    )
+
+
+def _history(recipe: Training, run: Run, begin: Begin, data: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "parents": begin.parents,
+        "runs": [run.id, *(lineage(begin.base) if begin.base else ())],
+        "recipe": recipe.model_dump(mode="json"),
+        "data": data,
+        "tokenizer_sha256": begin.tokenizer.sha256(),
+        "made_by": {"run": run.id, "kind": recipe.kind, "mofang": __version__, "torch": torch.__version__},
+    }
