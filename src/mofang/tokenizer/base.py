@@ -57,6 +57,9 @@ class Cutter(Protocol):
     def dead(self) -> list[int]:
         """Pieces that no text becomes."""
 
+    def cut_name(self) -> str | None:
+        """llama.cpp's name for how a byte-level BPE cuts text before its merges, where it is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
@@ -104,6 +107,10 @@ class Tokenizer:
     def begin(self) -> list[int]:
         """The ids that stand before every text."""
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []
+
+    def cut_name(self) -> str | None:
+        """llama.cpp's name for how text is cut before the merges of a byte-level BPE; None where it is not known."""
+        return self.backend.cut_name()
 
     def sha256(self) -> str:
         """Of everything that decides which ids a text becomes."""

@@ -118,7 +118,7 @@ def fits_bytes(data: bytes, script: str) -> bool:
         pass
     width = 4 if data[0] >= 0xF0 else 3 if data[0] >= 0xE0 else 2 if data[0] >= 0xC2 else 0
     missing = width - len(data)
-    if missing <= 0:
+    if missing <= 0 or len(data) < 2:  # a first byte alone begins characters of several scripts
         return False
     try:
         ends = [(data + fill * missing).decode() for fill in (b"\x80", b"\xbf")]

@@ -10,6 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
+from mofang.tokenizer import cuts
+
 
 @dataclass(frozen=True)
 class Fast:
@@ -80,6 +82,9 @@ class Fast:
             if not alive:
                 found.append(int(token_id))
         return sorted(found)
+
+    def cut_name(self) -> str | None:
+        return cuts.cut_name(self.backend) if self.is_byte_level() else None
 
 
 @lru_cache(maxsize=1)

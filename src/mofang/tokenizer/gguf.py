@@ -1,54 +1,27 @@
 """The tokenizer inside a GGUF file, as the engine itself would use it.
 
 A byte-level BPE ("gpt2") is vocabulary and merges; how text is cut before the merges is only named there, so the rule
-stands here, by that name. Unicode is not normalized: llama.cpp does not, and training must see what serving sees.
+stands in cuts.py, by that name. Unicode is not normalized: llama.cpp does not, and training must see what serving sees.
 SentencePiece ("llama" is BPE with scores, "t5" unigram) is put back into the form of its own library.
 Source: llama.cpp src/llama-vocab.cpp (llm_tokenizer_bpe, llm_tokenizer_spm, token attributes); gguf's TokenType.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from tokenizers import AddedToken
 
 from mofang.errors import Unreadable
 from mofang.models.formats import gguf
 from mofang.tokenizer import sentence
 from mofang.tokenizer.base import Cutter, Tokenizer
+from mofang.tokenizer.cuts import CUTS, byte_level
 from mofang.tokenizer.fast import Fast
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
 _PREFIX = "tokenizer.ggml."
 _LISTS = tuple(_PREFIX + name for name in ("tokens", "token_type", "merges", "scores", "precompiled_charsmap"))
 
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-
-
-def _split(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _gpt2(*before: Any) -> Any:
-    return pre_tokenizers.Sequence([*before, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
-
-
-_CUTS: dict[str, Any] = {
-    "gpt-2": _gpt2,
-    "smollm": lambda: _gpt2(pre_tokenizers.Digits(individual_digits=True)),
-    "qwen2": lambda: _split(_WORDS + r"\p{N}" + _TAIL),
-    "llama-bpe": lambda: _split(_WORDS + r"\p{N}{1,3}" + _TAIL),
-}
-"""Name in the file → how text is cut before the merges."""
-_WHOLE_FIRST = frozenset({"llama-bpe"})
-"""Where a word that is in the vocabulary is taken whole, whatever the merges say."""
 _ENDS = frozenset(
     {"<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>", "<EOT>"}
 )
@@ -89,7 +62,7 @@ def read(path: Path) -> Tokenizer:
 
 def _byte_level(path: Path, meta: dict[str, Any], tokens: list[str], types: list[int]) -> Cutter:
     pre, merges = str(meta.get(_PREFIX + "pre", "gpt-2")), meta.get(_PREFIX + "merges")
-    if pre not in _CUTS:
+    if pre not in CUTS:
         raise _unknown(path, f"gpt2 ({pre})")
     if not isinstance(merges, list):
         raise Unreadable("tokenizer.none", path=path)
@@ -107,32 +80,6 @@ def _byte_level(path: Path, meta: dict[str, Any], tokens: list[str], types: list
         ]
     )
     return Fast(backend)
-
-
-def byte_level(vocab: dict[str, int], merges: list[Any], pre: str) -> Any:
-    """A byte-level BPE that cuts as `pre` names it; without special tokens."""
-    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in _WHOLE_FIRST))
-    backend.pre_tokenizer = _CUTS[pre]()
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def cut_name(backend: Any) -> str | None:
-    """llama.cpp's name for how a byte-level BPE cuts text before its merges; None when none is known to be the same."""
-    state = json.loads(backend.to_str())
-    for name, cut in _CUTS.items():
-        known = byte_level({}, [], name)
-        known.pre_tokenizer = cut()
-        whole = bool(state["model"].get("ignore_merges")) == (name in _WHOLE_FIRST)
-        if whole and _plain(state["pre_tokenizer"]) == _plain(json.loads(known.to_str())["pre_tokenizer"]):
-            return name
-    return None
-
-
-def _plain(rule: Any) -> list[Any]:
-    """The steps of a pre-tokenizer, without what only concerns offsets."""
-    steps = rule["pretokenizers"] if rule and rule.get("type") == "Sequence" else [rule]
-    return [{key: value for key, value in (step or {}).items() if key != "trim_offsets"} for step in steps]
 
 
 def _sentence(model_type: int) -> Any:
@@ -176,7 +123,7 @@ _KINDS: dict[str, Any] = {
 
 
 def _unknown(path: Path, kind: str) -> Unreadable:
-    known = ", ".join([*(f"gpt2 ({name})" for name in _CUTS), *(name for name in _KINDS if name != "gpt2")])
+    known = ", ".join([*(f"gpt2 ({name})" for name in CUTS), *(name for name in _KINDS if name != "gpt2")])
     return Unreadable("tokenizer.unknown_kind", path=path, kind=kind, known=known)
 
 

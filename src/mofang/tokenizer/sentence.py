@@ -153,6 +153,9 @@ class SentencePiece:
     def dead(self) -> list[int]:
         return unreachable(self.proto)
 
+    def cut_name(self) -> None:
+        return None
+
 
 def unreachable(proto: Any) -> list[int]:
     """Ids of ordinary pieces that their own text does not become.

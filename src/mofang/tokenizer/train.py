@@ -13,8 +13,9 @@ from typing import Any
 from tokenizers import AddedToken, pre_tokenizers, trainers
 
 from mofang.errors import Invalid, MofangError
-from mofang.tokenizer import KINDS, gguf, sentence
+from mofang.tokenizer import KINDS, sentence
 from mofang.tokenizer.base import Tokenizer
+from mofang.tokenizer.cuts import byte_level
 from mofang.tokenizer.fast import Fast
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -47,7 +48,7 @@ def byte_bpe(lines: Iterator[str], size: int) -> Tokenizer:
     least = 256 + 3
     if size < least:
         raise Invalid("tokenizer.size_small", param="size", size=size, least=least)
-    backend = gguf.byte_level({}, [], PRE)
+    backend = byte_level({}, [], PRE)
     trainer = trainers.BpeTrainer(
         vocab_size=size - 3, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
