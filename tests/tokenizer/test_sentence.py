@@ -147,6 +147,9 @@ def test_refusals(base: Tokenizer, unigram: Tokenizer, tmp_path: Path) -> None:
         with pytest.raises(Invalid) as raised:
             train.train(kind, lines, 100)
         assert raised.value.code == "size_small"
+    with pytest.raises(Invalid) as raised:
+        train.train("sp-unigram", lines, 270)
+    assert raised.value.code == "size_small" and int(raised.value.values["least"]) > 270
     (tmp_path / "tokenizer.model").write_bytes(b"\xff\xff\xff")
     with pytest.raises(Unreadable):
         load(tmp_path)

@@ -5,8 +5,8 @@ nmt_nfkc, which turns "，" into ","). Every byte is a piece, so nothing is unkn
 """
 
 import io
-import itertools
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,9 +97,9 @@ def _sentence(lines: Iterator[str], size: int, model_type: str) -> Tokenizer:
 
 
 def _why(error: RuntimeError, size: int) -> MofangError:
-    """SentencePiece's refusals about the size say the limit in words."""
-    words = str(error).replace("<=", "<= ").split()
-    limits = [word.strip(".") for before, word in itertools.pairwise(words) if before in ("<=", "than")]
-    if limits and limits[-1].isdigit():
-        return Invalid("tokenizer.size_large", param="size", size=size, most=limits[-1])
+    """SentencePiece's refusals of a size name the limit in words."""
+    if found := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+        return Invalid("tokenizer.size_small", param="size", size=size, least=int(found[1]))
+    if found := re.search(r"<= ?(\d+)\.?\s*$", str(error)):
+        return Invalid("tokenizer.size_large", param="size", size=size, most=int(found[1]))
     return Invalid("tokenizer.not_trained", param="texts", why=error)
