@@ -475,6 +475,8 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
         and ("/" in value or "\\" in value)
         and Path(value).exists()
     }
+    if hasattr(found, "tokenizer"):  # always a folder, never a name
+        places["tokenizer"] = str(Path(found.tokenizer).expanduser().absolute())
     return found.model_copy(update={**files, **places})
 
 

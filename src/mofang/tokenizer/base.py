@@ -42,6 +42,9 @@ class Cutter(Protocol):
     def data(self, token_id: int) -> bytes:
         """The bytes that a token stands for, which may be part of a character; a special token's are its name."""
 
+    def spell(self, data: bytes) -> list[int]:
+        """Ids that those bytes become amid a text, special tokens not recognized; they may be part of a character."""
+
     def added(self) -> set[int]:
         """Special tokens, and those that are found in a text before it is cut."""
 

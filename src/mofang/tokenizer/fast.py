@@ -48,6 +48,10 @@ class Fast:
             return bytes_of(name)
         return piece_bytes(name)
 
+    def spell(self, data: bytes) -> list[int]:
+        name = name_of(data) if self.is_byte_level() else data.decode(errors="replace").replace(" ", "\u2581")
+        return [int(piece.id) for piece in self.backend.model.tokenize(name)]
+
     def added(self) -> set[int]:
         return {int(token_id) for token_id in self.backend.get_added_tokens_decoder()}
 

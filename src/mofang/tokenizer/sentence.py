@@ -129,6 +129,15 @@ class SentencePiece:
         name = self.token(token_id)
         return name.encode() if token_id in self.added() else piece_bytes(name)
 
+    def spell(self, data: bytes) -> list[int]:
+        ids: list[int] = self._bare.encode(data.decode(errors="replace"))
+        return ids
+
+    @cached_property
+    def _bare(self) -> Any:
+        """The same without a space put before the text."""
+        return _without_prefix(self.proto)
+
     def added(self) -> set[int]:
         return self._special_ids
 
@@ -162,13 +171,17 @@ def unreachable(proto: Any) -> list[int]:
 
     A BPE piece is made only by joining two pieces, so one whose halves are no pieces is never seen, whatever the text.
     """
-    bare = proto_class()()
-    bare.CopyFrom(proto)
-    bare.normalizer_spec.add_dummy_prefix = False
-    bare.normalizer_spec.remove_extra_whitespaces = False
-    processor = library().SentencePieceProcessor(model_proto=bare.SerializeToString())
+    processor = _without_prefix(proto)
     return [
         number
         for number, piece in enumerate(proto.pieces)
         if piece.type == NORMAL and processor.encode(piece.piece.replace(SPACE, " ")) != [number]
     ]
+
+
+def _without_prefix(proto: Any) -> Any:
+    bare = proto_class()()
+    bare.CopyFrom(proto)
+    bare.normalizer_spec.add_dummy_prefix = False
+    bare.normalizer_spec.remove_extra_whitespaces = False
+    return library().SentencePieceProcessor(model_proto=bare.SerializeToString())
