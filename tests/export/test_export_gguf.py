@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny_llama
-from mofang.engine import toolchain
+from mofang.engine import ENGINES, toolchain
 from mofang.engine.base import ChatEngine
 from mofang.engine.pool import Pool
 from mofang.errors import Conflict, Invalid, MissingSystem, MofangError, Unreachable, Unreadable
@@ -76,6 +76,32 @@ def test_an_extended_tokenizer_is_converted_and_cuts_as_it_did(
     for text in ("系统安装 the 系统", "<|im_end|>\n"):
         assert back.encode(text) == made.tokenizer.encode(text)
     assert file.manifest["checks"]["ids"] == "same"
+
+    async def theirs(text: str) -> list[int]:
+        engine = await ENGINES.get("llama")(
+            file, Settings(home=store.settings.home, n_ctx=512, n_slots=1), progress=lambda _: None
+        )
+        try:
+            found = await engine._post("/tokenize", {"content": text, "parse_special": True})
+            return found["tokens"]
+        finally:
+            await engine.close()
+
+    text = "系统安装 the 系统<|im_end|>装"
+    assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
+
+    async def theirs(text: str) -> list[int]:
+        engine = await ENGINES.get("llama")(
+            file, Settings(home=store.settings.home, n_ctx=512, n_slots=1), progress=lambda _: None
+        )
+        try:
+            found = await engine._post("/tokenize", {"content": text, "parse_special": True})
+            return found["tokens"]
+        finally:
+            await engine.close()
+
+    text = "系统安装 the 系统<|im_end|>装"
+    assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
 
 
 def test_source_that_is_not_the_pinned_one_is_refused(home: Path) -> None:

@@ -2,8 +2,10 @@
 
 Each new piece is NORMAL with score 0.0, in its own order; all else stays the base's, so the result is a BPE model with
 byte fallback. 0.0 is above LLaMA's scores (-1, -2, …): Chinese pieces join first, from the left. A unigram vocabulary
-is partly dead in a BPE: 338 of Chinese-LLaMA's 49,953 pieces can never be produced, which is why they are dropped, or
-completed, here. Source: Chinese-LLaMA-Alpaca scripts/merge_tokenizer/merge_tokenizers.py; arXiv 2304.08177.
+is partly dead in a BPE. Of Chinese-LLaMA's 49,953 pieces 338 have no two halves to be joined from, 7 more always lose
+to others, and so do 194 of LLaMA's own ("▁create", "▁people"), since Latin pieces came along (computed 2026-11-25 from
+both vocabularies): hence what is dropped or completed here, and why "han" lets in Chinese only.
+Source: Chinese-LLaMA-Alpaca scripts/merge_tokenizer/merge_tokenizers.py; arXiv 2304.08177.
 """
 
 from dataclasses import replace
