@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -94,3 +95,18 @@ def converter(home: Path) -> Path:
     target.mkdir(parents=True)
     (target / archive.name).symlink_to(archive)
     return toolchain.converter(home)
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """llama.cpp's vocabularies without weights, beside the texts and ids of its own tests; from the shared archive."""
+    archive = CACHE / "toolchain" / f"llama_cpp_python-{toolchain.VERSION}.tar.gz"
+    if not archive.is_file():
+        pytest.fail(f"{archive} is missing: `make test` brings it (python tests/bring_models.py)")
+    target = tmp_path_factory.mktemp("vocabularies")
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if member.isfile() and "/models/ggml-vocab-" in member.name:
+                member.name = Path(member.name).name
+                tar.extract(member, target, filter="data")
+    return target

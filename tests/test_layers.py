@@ -59,6 +59,8 @@ ONLY_IN = {
     "streamlit": "ui/",
     "xllamacpp": "engine/llama/",
     "llama_cpp": "engine/llama_cpp/",
+    "sentencepiece": "tokenizer/sentence",
+    "tokenizers": "tokenizer/ engine/onnx/vocabulary",
     "onnxruntime": "engine/onnx/",
     "onnx": "engine/onnx/",
     "docx": "knowledge/loaders/docx",

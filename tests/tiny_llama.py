@@ -7,6 +7,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from mofang.tokenizer import Tokenizer
+from mofang.tokenizer.fast import Fast
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -36,7 +37,7 @@ def tokenizer(template: str | None = CHATML, *, end: str = "<|im_end|>", add_bos
     backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     end_id = backend.token_to_id(end)
     return Tokenizer(
-        backend, end_id, backend.token_to_id("<|endoftext|>"), None, add_bos, template, frozenset({end_id})
+        Fast(backend), end_id, backend.token_to_id("<|endoftext|>"), None, add_bos, template, frozenset({end_id})
     )
 
 

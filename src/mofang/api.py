@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mofang import settings as _settings
 from mofang.client import ApiError, Client
-from mofang.errors import EngineFailed, MofangError, NotFound
+from mofang.errors import EngineFailed, Invalid, MofangError, NotFound
 from mofang.messages import Message, NextToken
 from mofang.settings import Settings
 
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from mofang.data.draft import Passage, Seed
     from mofang.engine.base import Purpose, Vectors
     from mofang.measure.evaluate import Score
+    from mofang.models.base import ModelRef
     from mofang.recipes import Recipe
     from mofang.runs import Run, State
+    from mofang.tokenizer import Tokenizer
+    from mofang.tokenizer.measure import Report
 
 Tell = Callable[["State", list[dict[str, Any]]], None]
 """Hears of a run's state and its new lines of metrics."""
@@ -601,6 +604,8 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
         and ("/" in value or "\\" in value)
         and Path(value).exists()
     }
+    if hasattr(found, "tokenizer"):  # always a folder, never a name
+        places["tokenizer"] = str(Path(found.tokenizer).expanduser().absolute())
     return found.model_copy(update={**files, **places})
 
 
@@ -646,6 +651,178 @@ def preview(
     counts, first = survey([Path(file).expanduser()], tokenizer, max_length=max_length, n=n, layout=layout)
     text = "\n".join(as_text(example, tokenizer) for example in first)
     return {"model": ref.name, **counts, "text": text}
+
+
+# ---- tokenizers ----
+
+
+def _tokenizer_of(name: str, *, source: bool = False) -> "tuple[Tokenizer, ModelRef | None]":
+    """The tokenizer of a model by name, or of whatever lies at a path; and the model, where it is one."""
+    from mofang.models.store import ModelStore
+    from mofang.tokenizer import load as load_tokenizer
+
+    path = Path(name).expanduser()
+    store = ModelStore(_settings.load())
+    if not path.exists():
+        if "/" in name or "\\" in name:
+            raise NotFound("tokenizer.no_tokenizer_named", name=name)
+        ref = store.get(name)
+        return load_tokenizer(ref.path, source=source), ref
+    tokenizer = load_tokenizer(path, source=source)
+    try:
+        return tokenizer, store.get_or_path(str(path.absolute()))
+    except MofangError:  # a tokenizer alone, without a model around it
+        return tokenizer, None
+
+
+def inspect_tokenizer(name: str, text: str | None = None, ids: Sequence[int] = ()) -> dict[str, Any]:
+    """Facts of a model's vocabulary; with `text`, how it is cut ("cut"); with `ids`, those tokens ("tokens").
+
+    `name`: a model, or the path of a folder, .gguf, tokenizer.json or tokenizer.model. Raises NotFound, Unreadable.
+    """
+    from dataclasses import asdict
+
+    from mofang.tokenizer import inspect
+
+    tokenizer, _ = _tokenizer_of(name)
+    for token_id in ids:
+        if not 0 <= token_id < tokenizer.n_vocab:
+            raise NotFound("tokenizer.no_such_id", id=token_id, last=tokenizer.n_vocab - 1)
+    found: dict[str, Any] = {}
+    if text is not None:
+        found["cut"] = inspect.cut(tokenizer, text)
+    if ids:
+        found["tokens"] = [asdict(inspect.piece(tokenizer, token_id)) for token_id in ids]
+    return found or inspect.facts(tokenizer)
+
+
+def measure_tokenizer(
+    name: str, texts: Sequence[str | Path], *, against: str = "", bits: bool = False
+) -> dict[str, Any]:
+    """Characters and bytes per token on texts, by script; dead tokens; lines that do not come back.
+
+    With `against` (the extended tokenizer) also its figures ("after") and a verdict ("card"); with `bits` the model's
+    bits per character on the beginning of the texts. Raises Invalid, NotFound, Unreadable.
+    """
+    from mofang.tokenizer import measure
+    from mofang.tokenizer import texts as reading
+
+    tokenizer, ref = _tokenizer_of(name)
+    other = _tokenizer_of(against)[0] if against else None
+    lines = list(reading.lines(reading.files(map(Path, texts))))
+    before = measure.measure(tokenizer, lines)
+    found = before.shape() | _dead(tokenizer)
+    if bits:
+        found["bits_per_character"] = _bits_per_character(name, ref, tokenizer, lines)
+    if other:
+        after = measure.measure(other, lines)
+        found |= {
+            "after": after.shape() | _dead(other),
+            "card": _card(before, after, tokenizer.n_vocab, other, ref, found.get("bits_per_character")),
+        }
+    return found
+
+
+def train_tokenizer(texts: Sequence[str | Path], out: str | Path, *, kind: str, size: int) -> dict[str, Any]:
+    """A new vocabulary of `size` tokens from texts, written to the folder `out`. Raises Conflict, Invalid, MissingExtra."""
+    from mofang.tokenizer import folder, train
+    from mofang.tokenizer import texts as reading
+
+    target = folder.free(Path(out))
+    files = reading.files(map(Path, texts))
+    made = train.train(kind, lambda: reading.lines(files), size)
+    with folder.aside(target) as place:
+        made.save(place)
+    return {"path": str(target), "kind": kind, "n_vocab": made.n_vocab, "sha256": made.sha256()}
+
+
+def extend_tokenizer(
+    name: str,
+    texts: Sequence[str | Path],
+    out: str | Path,
+    *,
+    size: int = 10_000,
+    script: str = "han",
+    unreachable: str = "drop",
+    vocabulary: str | Path = "",
+    tell: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """A model's tokenizer with tokens learned from texts, or taken from a SentencePiece `vocabulary`, in the folder
+    `out`; and whether it pays, measured on every 20th line, which is held out of learning.
+
+    Raises Conflict, Invalid, MissingExtra, NotFound, Unreadable; UnknownName for a kind that cannot be extended.
+    """
+    from mofang.tokenizer import extend, folder, measure
+    from mofang.tokenizer import load as load_tokenizer
+    from mofang.tokenizer import texts as reading
+
+    target = folder.free(Path(out))
+    base, ref = _tokenizer_of(name, source=True)
+    other = load_tokenizer(Path(vocabulary).expanduser()) if vocabulary else None
+    plan = extend.plan(base, size=size, script=script, unreachable=unreachable, vocabulary=other, path=str(vocabulary))
+    files = reading.files(map(Path, texts)) if texts or not other else []
+    held = list(reading.held_out(files))
+    made = extend.extend(base, lambda: reading.learned(files), plan, tell or (lambda stage, done, total: None))
+    with folder.aside(target) as place:
+        extend.save(
+            made, place, base=name, base_sha256=base.sha256(), script=script, texts=[str(file) for file in files]
+        )
+    found: dict[str, Any] = {
+        "path": str(target),
+        "method": made.method,
+        "n_old": made.n_old,
+        "n_added": made.n_added,
+        "n_vocab": made.tokenizer.n_vocab,
+        "n_completed": made.n_completed,
+        "dropped": made.dropped,
+    }
+    if held:
+        before, after = measure.measure(base, held), measure.measure(made.tokenizer, held)
+        found |= {"n_held_out": len(held), "card": _card(before, after, made.n_old, made.tokenizer, ref, None)}
+    return found
+
+
+def _dead(tokenizer: "Tokenizer") -> dict[str, Any]:
+    from mofang.tokenizer import measure
+
+    dead = measure.dead(tokenizer)
+    return {"n_vocab": tokenizer.n_vocab, "dead": [{"id": each, "piece": tokenizer.token(each)} for each in dead]}
+
+
+def _card(
+    before: "Report", after: "Report", n_old: int, new: "Tokenizer", ref: "ModelRef | None", bits: float | None
+) -> dict[str, Any]:
+    from dataclasses import replace
+
+    from mofang.models.store import ModelStore
+    from mofang.tokenizer import measure
+    from mofang.tokenizer.card import card
+
+    n_dead = sum(1 for token_id in measure.dead(new) if token_id >= n_old)
+    facts = ModelStore(_settings.load()).facts(ref) if ref else None
+    made = card(before, after, n_old=n_old, n_vocab=new.n_vocab, n_dead=n_dead, facts=facts)
+    return replace(made, bits_before=bits).shape()
+
+
+def _bits_per_character(
+    name: str, ref: "ModelRef | None", tokenizer: "Tokenizer", lines: Sequence[str], n_tokens: int = 400
+) -> float:
+    """Of the model, on as many whole lines as about `n_tokens` hold."""
+    import tempfile
+
+    if ref is None:
+        raise Invalid("tokenizer.no_whole", param="bits", name=name)
+    chosen: list[str] = []
+    for line in lines:
+        if chosen and len(tokenizer.encode("\n".join([*chosen, line]))) > n_tokens:
+            break
+        chosen.append(line)
+    text = "\n".join(chosen)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "text.txt"
+        file.write_text(text, encoding="utf-8")
+        score = evaluate(ref.name, [str(file)], n_tokens=n_tokens)[0]
+    return score.value * len(text.encode()) / len(text)
 
 
 # ---- measuring ----

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mofang.engine import toolchain
+import tiny_llama
+from mofang.engine import ENGINES, toolchain
 from mofang.engine.base import ChatEngine
 from mofang.engine.pool import Pool
 from mofang.errors import Conflict, Invalid, MissingSystem, MofangError, Unreachable, Unreadable
@@ -25,6 +26,7 @@ from mofang.recipes.pretrain import Pretrain
 from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs
 from mofang.settings import Settings
+from mofang.tokenizer import extend, load
 
 Start = Callable[..., Run]
 
@@ -51,11 +53,56 @@ def test_a_run_without_an_adapter_is_not_exported(home: Path, start: Start) -> N
 def test_the_converters_refusal_is_an_error_and_leaves_nothing(
     converter: Path, base: Path, store: ModelStore, start: Start
 ) -> None:
-    run = start("gguf", model="tiny", type="f16")  # llama.cpp does not know this tokenizer
+    file = base / "tokenizer.json"  # nobody knows this one
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pre_tokenizer": {"type": "Whitespace"}}))
+    run = start("gguf", model="tiny", type="f16")
     with pytest.raises(MofangError) as raised:
         export.run(run.recipe(), run)
     assert raised.value.code == "tool_failed" and str(run.log) in raised.value.hint()
     assert {ref.name for ref in store.list()} == {"tiny"} and not list(store.folder.glob(".export-*"))
+
+
+def test_an_extended_tokenizer_is_converted_and_cuts_as_it_did(
+    converter: Path, base: Path, store: ModelStore, start: Start
+) -> None:
+    words = ["系统安装系统安装", "系统"] * 3
+    made = extend.extend(tiny_llama.tokenizer(), lambda: iter(words), extend.Plan(size=5))  # the model has 5 spare rows
+    extend.save(made, base)
+    run = start("gguf", model="tiny", type="f16", name="extended")
+    export.run(run.recipe(), run)
+    file = store.get("extended")
+    assert headers.read(file.path).metadata["tokenizer.ggml.pre"] == "gpt-2"
+    back = load(file.path)
+    assert made.n_added == 5 and back.n_vocab == made.tokenizer.n_vocab
+    for text in ("系统安装 the 系统", "<|im_end|>\n"):
+        assert back.encode(text) == made.tokenizer.encode(text)
+    assert file.manifest["checks"]["ids"] == "same"
+
+    async def theirs(text: str) -> list[int]:
+        engine = await ENGINES.get("llama")(
+            file, Settings(home=store.settings.home, n_ctx=512, n_slots=1), progress=lambda _: None
+        )
+        try:
+            found = await engine._post("/tokenize", {"content": text, "parse_special": True})
+            return found["tokens"]
+        finally:
+            await engine.close()
+
+    text = "系统安装 the 系统<|im_end|>装"
+    assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
+
+    async def theirs(text: str) -> list[int]:
+        engine = await ENGINES.get("llama")(
+            file, Settings(home=store.settings.home, n_ctx=512, n_slots=1), progress=lambda _: None
+        )
+        try:
+            found = await engine._post("/tokenize", {"content": text, "parse_special": True})
+            return found["tokens"]
+        finally:
+            await engine.close()
+
+    text = "系统安装 the 系统<|im_end|>装"
+    assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
 
 
 def test_source_that_is_not_the_pinned_one_is_refused(home: Path) -> None:

@@ -13,7 +13,7 @@ from mofang.recipes.sft import Sft
 from mofang.strings import LANGUAGES, say
 
 KINDS = [*METHODS, *EXPORTERS]
-LEAST = {"base": "x", "data": ["a.jsonl"], "model": "x"}
+LEAST = {"base": "x", "data": ["a.jsonl"], "model": "x", "tokenizer": "y"}
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 

@@ -36,7 +36,22 @@ def _show_version(wanted: bool) -> None:
 
 def build() -> typer.Typer:
     """The whole command tree, its help in the language of this process."""
-    from mofang.cli import chat, data, doctor, engine, evaluate, kb, kb_quality, keys, mcp, models, runs, train, up
+    from mofang.cli import (
+        chat,
+        data,
+        doctor,
+        engine,
+        evaluate,
+        kb,
+        kb_quality,
+        keys,
+        mcp,
+        models,
+        runs,
+        tokenizer,
+        train,
+        up,
+    )
     from mofang.strings import say
 
     app = typer.Typer(
@@ -68,6 +83,7 @@ def build() -> typer.Typer:
     app.add_typer(train.export, name="export", help=say("main.export"))
     app.command("eval", help=say("main.eval"))(evaluate.evaluate)
     app.add_typer(data.app, name="data", help=say("main.data"))
+    app.add_typer(tokenizer.app, name="tokenizer", help=say("main.tokenizer"))
     app.add_typer(keys.app, name="keys", help=say("main.keys"))
     app.command("mcp", help=say("mcp.about"))(mcp.mcp)
     app.command("doctor", help=say("main.doctor"))(doctor.doctor)

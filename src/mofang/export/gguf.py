@@ -30,6 +30,10 @@ CONVERTED = ("f32", "f16", "bf16", "q8_0")
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 QUANTIZED = frozenset(name.lower() for name in gguf.FILE_TYPES.values()) - frozenset(CONVERTED)
 POLL_S = 0.1
+CONVERTER = Path(__file__).parent / "converter.py"
+"""Runs llama.cpp's converter where we know how the tokenizer cuts text, and it may not."""
+PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安装"
+"""A text whose ids must be the same before and after."""
 
 
 def run(recipe: Gguf, run: Run) -> dict[str, Any]:
@@ -78,13 +82,15 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
 
 
 def verify(file: Path, source: ModelRef) -> dict[str, Any]:
-    """Read the file back: its template and its end of an answer must be the source's. Raises Unreadable."""
+    """Read the file back: its template, its end of an answer and a text's ids must be the source's. Raises Unreadable."""
     ours, theirs = load_tokenizer(source.path), load_tokenizer(file)
     if ours.chat_template != theirs.chat_template:
         raise Unreadable("export.template_lost", path=file)
     if ours.eos_id != theirs.eos_id:
         raise Unreadable("export.eos_differs", path=file, found=theirs.eos_id, wanted=ours.eos_id)
-    return {"chat_template": "same", "eos_token_id": theirs.eos_id}
+    if ours.encode(PROBE) != theirs.encode(PROBE):
+        raise Unreadable("export.ids_differ", path=file, text=PROBE)
+    return {"chat_template": "same", "eos_token_id": theirs.eos_id, "ids": "same"}
 
 
 def _source(recipe: Gguf, run: Run) -> ModelRef:
@@ -114,9 +120,10 @@ def _came_of(ref: ModelRef, training: Run) -> bool:
 def _convert(
     tools: Path, source: ModelRef, file: Path, kind: str, name: str, parameters: int, report: Reporter
 ) -> None:
+    pre = load_tokenizer(source.path).cut_name()
+    program = [str(CONVERTER), str(tools), pre] if pre else [str(tools / "convert_hf_to_gguf.py")]
     command = [
-        sys.executable, str(tools / "convert_hf_to_gguf.py"), str(source.path), "--outtype", kind, "--outfile",
-        str(file), "--model-name", name,
+        sys.executable, *program, str(source.path), "--outtype", kind, "--outfile", str(file), "--model-name", name,
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(tools / "gguf-py"), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     expected = int(parameters * BITS[kind] / 8)

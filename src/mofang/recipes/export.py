@@ -44,6 +44,18 @@ class Merge(_Export):
     """Of the result on disk; "same": the base's."""
 
 
+class Resize(_Export):
+    """A Hugging Face folder with rows for the new tokens of an extended tokenizer, ready to be trained on."""
+
+    kind: ClassVar[str] = "resize"
+    worker: ClassVar[str] = "mofang.export.resize:run"
+
+    tokenizer: str = Field(min_length=1)
+    """The folder that `mofang tokenizer extend` wrote."""
+    init: Literal["parts", "mean"] = "parts"
+    """New rows: the mean of the rows of the old tokens that spell the new one, or the mean of all old rows."""
+
+
 class Gguf(_Export):
     """A Hugging Face folder, or a run (merged first), as a GGUF file."""
 

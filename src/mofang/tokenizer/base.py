@@ -1,7 +1,8 @@
 """A model's tokenizer, and what belongs to it: special tokens and the chat template.
 
-The work is done by Hugging Face's `tokenizers` (Rust). What lies here is what a bare tokenizer.json does not say: which
-token ends an answer, whether a text begins with BOS, and how a conversation is written.
+The work is done by Hugging Face's `tokenizers` (fast.py) or Google's `sentencepiece` (sentence.py), each behind the
+same few questions (Cutter). What lies here is what a bare vocabulary does not say: which token ends an answer, whether
+a text begins with BOS, and how a conversation is written.
 """
 
 import hashlib
@@ -9,19 +10,65 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer as Backend
+from typing import Any, Protocol
 
 from mofang.messages import Message
 from mofang.models import templates
+
+
+class Cutter(Protocol):
+    """What cuts a text into tokens."""
+
+    @property
+    def tokenizer_class(self) -> str:
+        """transformers' name for it."""
+
+    @property
+    def n_vocab(self) -> int:
+        """Highest id that has a name, plus one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, special tokens in it recognized, nothing put before or after."""
+
+    def decode(self, ids: Sequence[int], *, special: bool) -> str:
+        """Text of `ids`; without special tokens' names when `special` is False."""
+
+    def token(self, token_id: int) -> str:
+        """A token as its vocabulary spells it; "" for none."""
+
+    def token_id(self, name: str) -> int | None:
+        """The reverse of `token`."""
+
+    def data(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, which may be part of a character; a special token's are its name."""
+
+    def spell(self, data: bytes) -> list[int]:
+        """Ids that those bytes become amid a text, special tokens not recognized; they may be part of a character."""
+
+    def added(self) -> set[int]:
+        """Special tokens, and those that are found in a text before it is cut."""
+
+    def kind(self) -> str:
+        """ "byte-bpe", "sp-bpe", "sp-unigram", or the model of a tokenizer.json ("bpe", "unigram", "wordpiece")."""
+
+    def state(self) -> str:
+        """Everything that decides which ids a text becomes."""
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary as its own makers do."""
+
+    def dead(self) -> list[int]:
+        """Pieces that no text becomes."""
+
+    def cut_name(self) -> str | None:
+        """llama.cpp's name for how a byte-level BPE cuts text before its merges, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
     """Token ids are those of the model's embedding rows."""
 
-    backend: Backend
+    backend: Cutter
     eos_id: int | None
     bos_id: int | None
     pad_id: int | None
@@ -34,12 +81,11 @@ class Tokenizer:
     @property
     def n_vocab(self) -> int:
         """Tokens that have a name; a model may have more rows, for padding."""
-        return int(self.backend.get_vocab_size(with_added_tokens=True))
+        return self.backend.n_vocab
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. Special tokens written in it are recognized, as engines do with a rendered prompt."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
-        return ids
+        return self.backend.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The same for many texts, on all cores."""
@@ -47,12 +93,11 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of `ids`; without the special tokens' names when `special` is False."""
-        text: str = self.backend.decode(list(ids), skip_special_tokens=not special)
-        return text
+        return self.backend.decode(ids, special=special)
 
     def token(self, token_id: int | None) -> str:
         """The name of a token; "" for none."""
-        return (self.backend.id_to_token(token_id) or "") if token_id is not None else ""
+        return self.backend.token(token_id) if token_id is not None else ""
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool, tools: Sequence[dict[str, Any]] = ()
@@ -76,15 +121,19 @@ class Tokenizer:
         """The ids that stand before every text."""
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
+    def cut_name(self) -> str | None:
+        """llama.cpp's name for how text is cut before the merges of a byte-level BPE; None where it is not known."""
+        return self.backend.cut_name()
+
     def sha256(self) -> str:
         """Of everything that decides which ids a text becomes."""
-        return hashlib.sha256(json.dumps(json.loads(self.backend.to_str()), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(self.backend.state().encode()).hexdigest()
 
     def save(self, folder: Path, *, n_ctx: int | None = None) -> None:
         """Write the files that Hugging Face's tools read."""
-        self.backend.save(str(folder / "tokenizer.json"))
+        self.backend.save(folder)
         config: dict[str, Any] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            "tokenizer_class": self.backend.tokenizer_class,
             "add_bos_token": self.add_bos,
             "clean_up_tokenization_spaces": False,
             **{

@@ -1,4 +1,5 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json and what the files beside it say of special tokens."""
+"""The tokenizer of a Hugging Face folder: tokenizer.json, or tokenizer.model where there is none (SentencePiece), and
+what the files beside it say of special tokens."""
 
 import json
 from pathlib import Path
@@ -8,16 +9,17 @@ from tokenizers import Tokenizer as Backend
 
 from mofang.errors import Unreadable
 from mofang.models.formats import hf
-from mofang.tokenizer.base import Tokenizer
+from mofang.tokenizer import sentence
+from mofang.tokenizer.base import Cutter, Tokenizer
+from mofang.tokenizer.fast import Fast
+
+FAST, SENTENCE = "tokenizer.json", "tokenizer.model"
 
 
-def read(folder: Path) -> Tokenizer:
-    """Raises Unreadable."""
-    try:
-        backend = Backend.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise Unreadable("tokenizer.broken", path=folder / "tokenizer.json", why=error) from error
+def read(folder: Path, file: Path) -> Tokenizer:
+    """`file` holds the vocabulary, `folder` what else is said of it. Raises Unreadable, MissingExtra."""
     config = _json(folder / "tokenizer_config.json")
+    backend = _sentence(folder, file, config) if file.suffix == ".model" else _fast(file)
     generation = {**_json(folder / "config.json"), **_json(folder / "generation_config.json")}
     stated = generation.get("eos_token_id")
     ends = {item for item in (stated if isinstance(stated, list) else [stated]) if isinstance(item, int)}
@@ -33,18 +35,39 @@ def read(folder: Path) -> Tokenizer:
     )
 
 
-def _adds_bos(backend: Backend, config: dict[str, Any]) -> bool:
+def _fast(file: Path) -> Fast:
+    try:
+        return Fast(Backend.from_file(str(file)))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise Unreadable("tokenizer.broken", path=file, why=error) from error
+
+
+def _sentence(folder: Path, file: Path, config: dict[str, Any]) -> sentence.SentencePiece:
+    try:
+        proto = sentence.parse(file.read_bytes(), file)
+    except OSError as error:
+        raise Unreadable("tokenizer.broken", path=file, why=error) from error
+    known = {piece.piece for piece in proto.pieces}
+    decoder = config.get("added_tokens_decoder")
+    stated = {
+        **{str(token.get("content")): int(number) for number, token in (decoder or {}).items()},
+        **{str(name): int(number) for name, number in _json(folder / "added_tokens.json").items()},
+    }
+    added = sorted(((name, number) for name, number in stated.items() if name not in known), key=lambda each: each[1])
+    return sentence.SentencePiece.checked(proto, file, added)
+
+
+def _adds_bos(backend: Cutter, config: dict[str, Any]) -> bool:
     """What the tokenizer itself does with an empty text; else what its configuration says."""
     bos = _id(backend, config.get("bos_token"))
-    if bos is not None and bos in backend.encode("").ids:
+    if bos is not None and isinstance(backend, Fast) and bos in backend.backend.encode("").ids:
         return True
-    return bool(config.get("add_bos_token"))
+    return bool(config.get("add_bos_token", not isinstance(backend, Fast) and bos is not None))
 
 
-def _id(backend: Backend, token: Any) -> int | None:
+def _id(backend: Cutter, token: Any) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
-    found: int | None = backend.token_to_id(text) if isinstance(text, str) else None
-    return found
+    return backend.token_id(text) if isinstance(text, str) else None
 
 
 def _json(path: Path) -> dict[str, Any]:
