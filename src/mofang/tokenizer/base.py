@@ -30,6 +30,9 @@ class Cutter(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognized, nothing put before or after."""
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same for many texts, on all cores where the library can."""
+
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
         """Text of `ids`; without special tokens' names when `special` is False."""
 
@@ -88,8 +91,8 @@ class Tokenizer:
         return self.backend.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same for many texts, on all cores."""
-        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """The same for many texts."""
+        return self.backend.encode_batch(texts)
 
     def decode(self, ids: Sequence[int], *, special: bool = True) -> str:
         """The text of `ids`; without the special tokens' names when `special` is False."""

@@ -29,6 +29,9 @@ class Fast:
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
         text: str = self.backend.decode(list(ids), skip_special_tokens=not special)
         return text

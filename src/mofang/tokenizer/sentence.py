@@ -106,6 +106,9 @@ class SentencePiece:
                 ids.extend(self._processor.encode(part))
         return ids
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Sequence[int], *, special: bool) -> str:
         parts: list[str] = []
         run: list[int] = []
