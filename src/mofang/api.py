@@ -604,8 +604,9 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
         and ("/" in value or "\\" in value)
         and Path(value).exists()
     }
-    if hasattr(found, "tokenizer"):  # always a folder, never a name
-        places["tokenizer"] = str(Path(found.tokenizer).expanduser().absolute())
+    cutter = getattr(found, "tokenizer", "")
+    if cutter and Path(cutter).expanduser().exists():  # a folder here goes before a model's name
+        places["tokenizer"] = str(Path(cutter).expanduser().absolute())
     return found.model_copy(update={**files, **places})
 
 

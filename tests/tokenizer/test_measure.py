@@ -60,6 +60,10 @@ def test_dead_pieces_are_found() -> None:
     assert measure.dead(dead) == [260] and measure.dead(tiny_llama.tokenizer()) == []
 
 
+def test_many_texts_are_cut_as_each(cutter: Tokenizer) -> None:
+    assert cutter.encode_batch([*CORPUS, ""]) == [cutter.encode(text) for text in [*CORPUS, ""]]
+
+
 def test_a_cut_text_is_its_pieces(cutter: Tokenizer) -> None:
     text = "系统 installs 🙂" + (cutter.token(cutter.eos_id))
     cut = inspect.cut(cutter, text)
