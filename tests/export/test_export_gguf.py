@@ -91,19 +91,6 @@ def test_an_extended_tokenizer_is_converted_and_cuts_as_it_did(
     text = "系统安装 the 系统<|im_end|>装"
     assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
 
-    async def theirs(text: str) -> list[int]:
-        engine = await ENGINES.get("llama")(
-            file, Settings(home=store.settings.home, n_ctx=512, n_slots=1), progress=lambda _: None
-        )
-        try:
-            found = await engine._post("/tokenize", {"content": text, "parse_special": True})
-            return found["tokens"]
-        finally:
-            await engine.close()
-
-    text = "系统安装 the 系统<|im_end|>装"
-    assert asyncio.run(theirs(text)) == made.tokenizer.encode(text)
-
 
 def test_source_that_is_not_the_pinned_one_is_refused(home: Path) -> None:
     target = toolchain.folder(home)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from stopping import stop_after
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -96,14 +97,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(way: str, training: Training) -> N
     kind, fields = WAYS[way]
     whole, broken = training(kind, **fields), training(kind, **fields)
     wanted = result(whole, go(whole))
-    record = broken.record
-
-    def stopping(row: dict) -> None:
-        record(row)
-        if row.get("step") == 2:
-            (broken.folder / "stop").touch()
-
-    broken.record = stopping  # type: ignore[method-assign]
+    stop_after(broken, 2)
     with pytest.raises(Stopped):
         go(broken)
     (broken.folder / "stop").unlink()

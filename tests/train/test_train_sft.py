@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from stopping import stop_after
 
 from mofang.errors import Conflict, Invalid, MofangError, TooLarge, Unreadable
 from mofang.models.store import ModelStore
@@ -68,14 +69,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(training: Training, dropout: float
     whole = training(save_every=1, lora_dropout=dropout)
     go(whole)
     broken = training(save_every=1, lora_dropout=dropout)
-    record = broken.record
-
-    def stopping(row: dict) -> None:
-        record(row)
-        if row.get("step") == 2:
-            (broken.folder / "stop").touch()
-
-    broken.record = stopping  # type: ignore[method-assign]
+    stop_after(broken, 2)
     with pytest.raises(Stopped):
         go(broken)
     assert [path.name for path in checkpoint.found(broken.checkpoints)][-1] == "step-000002"

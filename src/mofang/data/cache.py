@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from mofang.data.encode import Example, examples, is_usable
+from mofang.data.made import Made
 from mofang.data.pack import pack
 from mofang.data.readers import Layout, files_of, rows, wanted
 from mofang.data.rows import Row
@@ -49,7 +50,7 @@ class File:
     sha256: str
 
 
-class Prepared(Sequence[Example]):
+class Prepared(Made[Example]):
     """The examples of one source, in its order; those of a pair follow each other. Reads what is asked for."""
 
     def __init__(self, folder: Path, files: Sequence[File], skipped: Sequence[Path]) -> None:
@@ -69,13 +70,7 @@ class Prepared(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    @overload
-    def __getitem__(self, number: int) -> Example: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Example]: ...
-    def __getitem__(self, number: int | slice) -> Example | list[Example]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
+    def make(self, number: int) -> Example:
         one = self.entries[number]
         part = slice(int(one["start"]), int(one["start"]) + int(one["length"]))
         file, row = self.files[one["file"]].path, int(one["row"])

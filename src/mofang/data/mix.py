@@ -5,19 +5,19 @@ in every run, with its copies, and all examples of a row (a pair, the stretches 
 """
 
 from collections.abc import Sequence
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mofang.data.cache import Prepared
 from mofang.data.encode import Example
+from mofang.data.made import Made
 
 Places = NDArray[np.int64]
 """(n, 2): number of the source, number of the example in it."""
 
 
-class Chosen(Sequence[Example]):
+class Chosen(Made[Example]):
     """Examples of several sources as one sequence; an example may be in it several times."""
 
     def __init__(self, sources: Sequence[Prepared], places: Places) -> None:
@@ -27,13 +27,7 @@ class Chosen(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.places)
 
-    @overload
-    def __getitem__(self, number: int) -> Example: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Example]: ...
-    def __getitem__(self, number: int | slice) -> Example | list[Example]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
+    def make(self, number: int) -> Example:
         source, place = self.places[number].tolist()
         found: Example = self.sources[source][place]
         return found

@@ -32,17 +32,15 @@ class Centres:
 
     async def direction(self, query: Vectors, embedder: Embedder, language: str) -> Vectors:
         """(d,) of length 1: where passages for `query` (d,), a vector of `embedder`, are to be sought."""
-        mean = await self.mean(embedder, language)
+        mean = (await self._everyday(embedder, language)).mean(axis=0)
         away = query - SHARE * mean
         return np.asarray(away / max(float(np.linalg.norm(away)), 1e-12), np.float32)
 
-    async def mean(self, embedder: Embedder, language: str) -> Vectors:
-        """(d,), not of length 1: a query's product with it is its mean cosine to everyday queries."""
-        mean: Vectors = (await self.everyday(embedder, language)).mean(axis=0)
-        return mean
+    def known(self, model: str, language: str) -> Vectors:
+        """Those of an embedder that `direction` was asked about before; (n, d), each of length 1."""
+        return self._vectors[model, language]
 
-    async def everyday(self, embedder: Embedder, language: str) -> Vectors:
-        """(n, d), each of length 1."""
+    async def _everyday(self, embedder: Embedder, language: str) -> Vectors:
         key = (embedder.info().model, language)
         async with self._lock:
             if key not in self._vectors:

@@ -162,7 +162,9 @@ class Citing:
         if self.vectors is None:
             return Citation(named.source.number, 1.0, named.source.start, named.source.end)
         of_its_kind = [one for one in self._by_number.values() if one.lang == named.lang]
-        found = {one.source.number: await one.nearest(sentence, self.vectors) for one in of_its_kind}
+        bases = dict.fromkeys(one.source.knowledge for one in of_its_kind)
+        said = {base: (await self.vectors(base, [sentence]))[0] for base in bases}
+        found = {one.source.number: await one.nearest(said[one.source.knowledge], self.vectors) for one in of_its_kind}
         own, best = found[named.source.number], max(found.values(), key=lambda one: one.share)
         return own if own.share >= best.share - AS_NEAR else best
 
@@ -177,15 +179,14 @@ class _Searchable:
         self._vectors: NDArray[np.float32] | None = None
         self.lang = language_of(source.text)
 
-    async def nearest(self, sentence: str, vectors: Vectors) -> Citation:
-        """The sentence of the source with the highest cosine; the whole source where there are no vectors."""
-        base = self.source.knowledge
+    async def nearest(self, said: NDArray[np.float32], vectors: Vectors) -> Citation:
+        """The sentence of the source with the highest cosine to `said` (d,); the whole source without vectors."""
         if self._vectors is None:
             texts = [self.source.text[start:end] for start, end in self._spans]
-            self._vectors = await vectors(base, texts)
+            self._vectors = await vectors(self.source.knowledge, texts)
         if not self._vectors.size:
             return Citation(self.source.number, 0.0, self.source.start, self.source.end)
-        cosines = self._vectors @ (await vectors(base, [sentence]))[0]
+        cosines = self._vectors @ said
         place = int(cosines.argmax())
         start, end = self._spans[place]
         return Citation(self.source.number, float(cosines[place]), self.source.start + start, self.source.start + end)

@@ -11,7 +11,7 @@ import random
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -221,21 +221,9 @@ class Library:
         """
         if not query.strip():
             raise Invalid("knowledge.empty_query", param="query")
-        stores = [self._store(name) for name in dict.fromkeys(names)]
-        asked: dict[str, Asked] = {}
-        for store in stores:
-            model, dimensions = await asyncio.to_thread(store.embedder)
-            if dimensions is not None and model not in asked:
-                asked[model] = await self._ask(store, model, dimensions, query)
-        notices = [] if notices is None else notices
-        model = (self._reranker if rerank is None else rerank) if self._open_reranker else ""
-        depth = max(k, RERANKED) if k and model else k
-        hits = await asyncio.to_thread(
-            retrieve.search, stores, query, asked, k=depth, legs=self._legs, within=within, notices=notices
-        )
-        if model and hits and self._open_reranker:
-            hits = await reranked(query, hits, model, self._open_reranker, notices)
-        return hits[:k]
+        stores = self._stores(names)
+        asked = await self._asked(stores, query)
+        return await self._search(stores, query, asked, k=k, within=within, notices=notices, rerank=rerank)
 
     async def stored(self, names: Sequence[str], messages: Sequence[Message]) -> answer.Grounding | None:
         """The answer that a question-answer pair of these bases has for the last question; None: a model must answer.
@@ -243,36 +231,26 @@ class Library:
         A question that leans on what was said before has none: what it asks, only the model can tell.
         """
         asked = await query_of(messages, None)
-        stores = {name: self._store(name) for name in dict.fromkeys(names)}
+        stores = self._stores(names)
         if not asked.text or asked.how != "asked" or not stored.plain_question(messages):
             return None
-        if not await asyncio.to_thread(stored.has_pairs, list(stores.values())):
+        if not await asyncio.to_thread(stored.has_pairs, stores):
             return None
         notices: builtins.list[str] = []
-        hits = await self.search(names, asked.text, k=stored.CANDIDATES, notices=notices, rerank="")
-        pairs = await asyncio.to_thread(stored.pairs_of, stores, hits)
+        vectors = await self._asked(stores, asked.text)
+        hits = await self._search(stores, asked.text, vectors, k=stored.CANDIDATES, notices=notices, rerank="")
+        by_name = {store.folder.name: store for store in stores}
+        pairs = await asyncio.to_thread(stored.pairs_of, by_name, hits)
         found = stored.the_very(asked.text, pairs)
         if found is None and (rival := stored.the_nearest(asked.text, pairs)) is not None:
-            near = await self._nearness(stores[rival.hit.knowledge], asked.text, rival.question)
+            near = await self._nearness(by_name[rival.hit.knowledge], asked.text, vectors, rival.question)
             found = rival if near >= stored.LEAST_NEARNESS else None
         return stored.grounding(found, messages, asked.text, notices) if found else None
 
     async def covers(self, names: Sequence[str], query: str, hits: Sequence[Hit]) -> bool:
         """Whether any of the bases holds something on `query`, for which search found `hits`; see evidence.py."""
-        if has_words(hits):
-            return True
-        for name in dict.fromkeys(names):
-            store, lang = self._store(name), language_of(query)
-            model, dimensions = await asyncio.to_thread(store.embedder)
-            if dimensions is None:
-                continue
-            vector = (await self._ask(store, model, dimensions, query)).vector
-            async with self._embedder(model) as embedder:
-                assert isinstance(embedder, Embedder)
-                everyday = await self._centres.everyday(embedder, lang)
-            if await asyncio.to_thread(self._usual.is_near, store, vector, everyday, lang):
-                return True
-        return False
+        stores = self._stores(names)
+        return await self._covers(stores, query, await self._asked(stores, query), hits)
 
     async def vectors(self, name: str, texts: Sequence[str]) -> Vectors:
         """(n, d) of a base's embedder, each of length 1; (n, 0) for a base without documents."""
@@ -292,11 +270,13 @@ class Library:
         if query and not alike.key(query):  # a greeting: to these no document is the answer
             return answer.Grounding(list(messages), [], query)
         notices: builtins.list[str] = []
-        hits = await self.search(names, query, k=CANDIDATES, notices=notices) if query else []
+        stores = self._stores(names) if query else []
+        vectors = await self._asked(stores, query)
+        hits = await self._search(stores, query, vectors, k=CANDIDATES, notices=notices) if query else []
         grounding = await answer.compose(
             messages, hits, query=query, names=names, engine=engine, max_prompt_tokens=max_prompt_tokens
         )
-        if grounding.sources and is_first(messages) and not await self.covers(names, query, hits):
+        if grounding.sources and is_first(messages) and not await self._covers(stores, query, vectors, hits):
             grounding = answer.refused(grounding, names)
         if asked.how != "asked":
             grounding.notices.insert(0, say(f"knowledge.query_{asked.how}", query=query))
@@ -314,6 +294,51 @@ class Library:
             why = error.message() if isinstance(error, MofangError) else error
             _log.warning("the index of %s was not brought up to date: %s", store.folder.name, why)
 
+    async def _asked(self, stores: Sequence[Store], query: str) -> dict[str, Asked]:
+        """The query by embedding model, for each base that has vectors."""
+        asked: dict[str, Asked] = {}
+        for store in stores:
+            model, dimensions = await asyncio.to_thread(store.embedder)
+            if dimensions is not None and model not in asked:
+                asked[model] = await self._ask(store, model, dimensions, query)
+        return asked
+
+    async def _search(
+        self,
+        stores: Sequence[Store],
+        query: str,
+        asked: Mapping[str, Asked],
+        *,
+        k: int | None,
+        within: Filter | None = None,
+        notices: builtins.list[str] | None = None,
+        rerank: str | None = None,
+    ) -> builtins.list[Hit]:
+        notices = [] if notices is None else notices
+        model = (self._reranker if rerank is None else rerank) if self._open_reranker else ""
+        depth = max(k, RERANKED) if k and model else k
+        hits = await asyncio.to_thread(
+            retrieve.search, stores, query, asked, k=depth, legs=self._legs, within=within, notices=notices
+        )
+        if model and hits and self._open_reranker:
+            hits = await reranked(query, hits, model, self._open_reranker, notices)
+        return hits[:k]
+
+    async def _covers(
+        self, stores: Sequence[Store], query: str, asked: Mapping[str, Asked], hits: Sequence[Hit]
+    ) -> bool:
+        if has_words(hits):
+            return True
+        lang = language_of(query)
+        for store in stores:
+            model, _ = await asyncio.to_thread(store.embedder)
+            if model not in asked:
+                continue
+            everyday = self._centres.known(model, lang)
+            if await asyncio.to_thread(self._usual.is_near, store, asked[model].vector, everyday, lang):
+                return True
+        return False
+
     async def _ask(self, store: Store, model: str, dimensions: int, query: str) -> Asked:
         """A query longer than a passage is embedded in parts, and the parts' mean is sought: nothing is cut off."""
         query = simplified(query)
@@ -327,13 +352,15 @@ class Library:
             vector = np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), dtype=np.float32)
             return Asked(vector, await self._centres.direction(vector, embedder, language_of(query)))
 
-    async def _nearness(self, store: Store, one: str, other: str) -> float:
-        """Of two questions, by the base's own embedder."""
+    async def _nearness(self, store: Store, query: str, asked: Mapping[str, Asked], question: str) -> float:
+        """Of the query and another question, by the base's own embedder."""
         model, _ = await asyncio.to_thread(store.embedder)
-        async with self._embedder(model) as embedder:
-            assert isinstance(embedder, Embedder)
-            vectors = np.asarray(await embedder.embed([simplified(one), simplified(other)], "query"), dtype=np.float32)
-            return stored.nearness(vectors, await self._centres.mean(embedder, language_of(one)))
+        both = np.stack([asked[model].vector, *await self.vectors(store.folder.name, [question])])
+        return stored.nearness(both, self._centres.known(model, language_of(query)).mean(axis=0))
+
+    def _stores(self, names: Sequence[str]) -> builtins.list[Store]:
+        """Each once. Raises NotFound."""
+        return [self._store(name) for name in dict.fromkeys(names)]
 
     def _store(self, name: str) -> Store:
         """Raises NotFound with the nearest name."""

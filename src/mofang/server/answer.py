@@ -3,7 +3,7 @@
 The OpenAI routes and the server's own generations both stand on `answering`. It knows neither HTTP nor the store.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -186,9 +186,7 @@ async def answering(
     visit.asked(words(question.messages))
     if grounding := await _stored(rooms, question):
         _tell_of(grounding, "stored_answer", answer, tell)
-        for delta in _given(grounding):
-            visit.note(delta)
-            answer.add(delta)
+        for delta in _given(grounding, answer):
             yield delta
         return
     sampling = bounded(question.sampling, rooms.settings.max_tokens)
@@ -200,10 +198,7 @@ async def answering(
         if question.knowledge:
             grounding = await _ground(rooms, question, engine, sampling, answer, tell)
             if grounding.answer and _is_free(question):
-                answer.refused = grounding.refused
-                for delta in _given(grounding):
-                    visit.note(delta)
-                    answer.add(delta)
+                for delta in _given(grounding, answer):
                     yield delta
                 return
             messages = grounding.messages
@@ -339,9 +334,13 @@ def _is_free(question: Question) -> bool:
     return not written and asked.get("n", 1) == 1
 
 
-def _given(grounding: Grounding) -> tuple[Delta, Delta]:
-    """An answer that no model wrote, as its pieces."""
-    return Delta(grounding.answer), Delta(finish_reason="stop", usage=Usage(0, 0))
+def _given(grounding: Grounding, answer: Answer) -> Iterator[Delta]:
+    """The pieces of an answer that no model wrote, kept as those of a model are."""
+    answer.refused = grounding.refused
+    for delta in (Delta(grounding.answer), Delta(finish_reason="stop", usage=Usage(0, 0))):
+        current().note(delta)
+        answer.add(delta)
+        yield delta
 
 
 def _tell_of(grounding: Grounding, code: str, answer: Answer, tell: Callable[[Event], None]) -> None:

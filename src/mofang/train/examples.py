@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from mofang import settings
 from mofang.data.cache import Prepared, prepare
 from mofang.data.encode import Example, Ids
+from mofang.data.made import Made
 from mofang.data.mix import Chosen, everything, hold_out, weigh
 from mofang.data.preview import preview
 from mofang.data.readers import Layout
@@ -53,7 +54,7 @@ class Pair:
         return self.chosen.n_supervised + self.rejected.n_supervised
 
 
-class Pairs(Sequence[Pair]):
+class Pairs(Made[Pair]):
     """Examples of which each two belong together."""
 
     def __init__(self, examples: Chosen) -> None:
@@ -62,13 +63,7 @@ class Pairs(Sequence[Pair]):
     def __len__(self) -> int:
         return len(self.examples) // 2
 
-    @overload
-    def __getitem__(self, number: int) -> Pair: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Pair]: ...
-    def __getitem__(self, number: int | slice) -> Pair | list[Pair]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(*number.indices(len(self)))]
+    def make(self, number: int) -> Pair:
         if not 0 <= number < len(self):
             raise IndexError(number)
         return Pair(self.examples[2 * number], self.examples[2 * number + 1])

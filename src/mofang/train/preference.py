@@ -1,12 +1,25 @@
-"""What the methods that learn from pairs share: their log-probabilities, and the losses of their papers."""
+"""What the methods that learn from pairs share: the way to them, their log-probabilities, and the losses of their papers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from mofang.train.examples import Pair
+from mofang.data import rows
+from mofang.recipes.training import Training
+from mofang.runs import Run
+from mofang.train import examples, job
+from mofang.train.examples import Pair, Pairs
 from mofang.train.forward import Forward
+
+
+def train(recipe: Training, run: Run, objective: job.Objective) -> dict[str, Any]:
+    """What every method of pairs is: the base's pairs, and its own `objective` over them. Returns the run's result."""
+    begin = job.from_base(recipe)
+    found = examples.load(recipe, begin.tokenizer, run, rows.Pair)
+    learned, held_out = Pairs(found.learned), Pairs(found.held_out)
+    return job.train(recipe, run, begin, found, objective, examples=learned, held_out=held_out, weight=lambda pair: 1)
 
 
 def logps(forward: Forward, pairs: Sequence[Pair]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
-from mofang.engine import children
 from mofang.engine.base import Engine, Purpose
 from mofang.engine.onnx.known import knows
 from mofang.engine.prefixes import normalised, prefixes
@@ -15,7 +14,7 @@ from mofang.engine.worker.process import WorkerProcess
 from mofang.errors import Invalid
 from mofang.messages import Progress
 from mofang.models.base import ModelRef
-from mofang.platform import BESIDE_CHAT, lower_priority, n_cores
+from mofang.platform import BESIDE_CHAT, lower_priority
 from mofang.settings import Settings
 from mofang.strings import say
 
@@ -39,28 +38,16 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
             "engine.manifest_value", param="dtype", engine="onnx", name="dtype", value=dtype, known=", ".join(DTYPES)
         )
 
-    report = children.loading(ref, progress)
-    report(0)
     prefix = prefixes(ref)
     configuration = {
         "engine": "onnx",
-        "path": str(ref.path),
         "cache": str(settings.home / "cache" / "onnx"),
         "dtype": dtype,
         "n_ctx": ENCODER_CTX,
-        "n_threads": settings.n_threads or n_cores(),
         "sample": [normalised(ref, prefix["passage"] + text) for text in sample()],
     }
-    process = await WorkerProcess.start(
-        "mofang.engine.onnx.child",
-        configuration,
-        model=ref.name,
-        log=settings.home / "logs" / f"engine-{ref.name}.log",
-        timeout_s=settings.load_timeout_s,
-        report=report,
-    )
+    process = await WorkerProcess.load("mofang.engine.onnx.child", configuration, ref, settings, progress)
     lower_priority(process.pid, BESIDE_CHAT)  # a folder being read must not take the speed of an answer
-    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
 
     def given(texts: Sequence[str], purpose: Purpose) -> dict[str, Any]:
         return {"texts": [normalised(ref, prefix[purpose] + text) for text in texts]}

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mofang.engine import children
 from mofang.engine.base import Purpose
 from mofang.engine.prefixes import prefixes
 from mofang.engine.transformers.engine import check
@@ -19,7 +18,7 @@ from mofang.errors import Invalid
 from mofang.messages import Progress
 from mofang.models.base import ModelRef
 from mofang.models.formats import hf
-from mofang.platform import BESIDE_CHAT, lower_priority, n_cores
+from mofang.platform import BESIDE_CHAT, lower_priority
 from mofang.settings import Settings
 from mofang.strings import say
 
@@ -34,26 +33,10 @@ async def load(ref: ModelRef, settings: Settings, *, progress: Callable[[Progres
         values = {"engine": "sentence_transformers", "name": "trust_remote_code", "value": True, "known": "false"}
         raise Invalid("engine.manifest_value", param="trust_remote_code", **values)
     asked = await asyncio.to_thread(prompts, ref)
-    report = children.loading(ref, progress)
-    report(0)
-    configuration = {
-        "engine": "sentence_transformers",
-        "model": ref.name,
-        "path": str(ref.path),
-        "n_ctx": settings.n_ctx,
-        "n_threads": settings.n_threads or n_cores(),
-        **options,
-    }
-    process = await WorkerProcess.start(
-        "mofang.engine.sentence_transformers.child",
-        configuration,
-        model=ref.name,
-        log=settings.home / "logs" / f"engine-{ref.name}.log",
-        timeout_s=settings.load_timeout_s,
-        report=report,
-    )
+    configuration = {"engine": "sentence_transformers", "model": ref.name, "n_ctx": settings.n_ctx, **options}
+    module = "mofang.engine.sentence_transformers.child"
+    process = await WorkerProcess.load(module, configuration, ref, settings, progress)
     lower_priority(process.pid, BESIDE_CHAT)  # a folder being read must not take the speed of an answer
-    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
 
     def given(texts: Sequence[str], purpose: Purpose) -> dict[str, Any]:
         return {"texts": list(texts), "prompt": asked[purpose]}

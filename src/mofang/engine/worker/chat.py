@@ -5,13 +5,11 @@ from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
-from mofang.engine import children
 from mofang.engine.base import EngineInfo
 from mofang.engine.worker.process import WorkerProcess
 from mofang.errors import EngineFailed, Invalid
 from mofang.messages import Candidate, Delta, Message, NextToken, Progress, Sampling, Timings, Usage
 from mofang.models.base import ModelRef
-from mofang.platform import n_cores
 from mofang.settings import Settings
 
 KINDS = ("chat", "base")
@@ -34,22 +32,14 @@ async def start(
     if ref.kind not in KINDS:
         raise Invalid("engine.kind_unknown", param="model", engine=engine, model=ref.name, kind=ref.kind)
 
-    report = children.loading(ref, progress)
-    report(0)
     configuration = {
         "engine": engine,
         "model": ref.name,
-        "path": str(ref.path),
         "n_ctx": settings.n_ctx,
         "n_slots": settings.least_slots,
-        "n_threads": settings.n_threads or n_cores(),
         **options,
     }
-    log = settings.home / "logs" / f"engine-{ref.name}.log"
-    process = await WorkerProcess.start(
-        module, configuration, model=ref.name, log=log, timeout_s=settings.load_timeout_s, report=report, env=env
-    )
-    progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
+    process = await WorkerProcess.load(module, configuration, ref, settings, progress, env=env)
     return WorkerChat(engine, ref, process, settings)
 
 

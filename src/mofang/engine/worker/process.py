@@ -13,7 +13,10 @@ from typing import Any
 from mofang import errors
 from mofang.engine import children
 from mofang.errors import EngineFailed, Invalid, MofangError
-from mofang.platform import start_child
+from mofang.messages import Progress
+from mofang.models.base import ModelRef
+from mofang.platform import n_cores, start_child
+from mofang.settings import Settings
 
 LINE_BYTES = 1 << 26
 """Of one line of an answer: the candidates of a whole vocabulary have some megabytes."""
@@ -29,6 +32,32 @@ class WorkerProcess:
         self.said = said
         self._child, self._key, self._log = child, key, log
         self._closed = False
+
+    @classmethod
+    async def load(
+        cls,
+        module: str,
+        configuration: dict[str, Any],
+        ref: ModelRef,
+        settings: Settings,
+        progress: Callable[[Progress], None],
+        *,
+        env: dict[str, str] | None = None,
+    ) -> "WorkerProcess":
+        """`start` with what every engine tells its child, and `progress` from the first byte to the last."""
+        report = children.loading(ref, progress)
+        report(0)
+        process = await cls.start(
+            module,
+            {"path": str(ref.path), "n_threads": settings.n_threads or n_cores(), **configuration},
+            model=ref.name,
+            log=settings.home / "logs" / f"engine-{ref.name}.log",
+            timeout_s=settings.load_timeout_s,
+            report=report,
+            env=env,
+        )
+        progress(Progress("load", ref.size_bytes, ref.size_bytes, "bytes", detail=ref.name))
+        return process
 
     @classmethod
     async def start(

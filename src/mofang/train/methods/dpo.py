@@ -14,13 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from mofang.data import rows
 from mofang.data.pack import pack
 from mofang.recipes.dpo import Dpo
 from mofang.runs import Run
 from mofang.strings import say
-from mofang.train import examples, job, lora, preference
-from mofang.train.examples import Pair, Pairs
+from mofang.train import lora, preference
+from mofang.train.examples import Pair
 from mofang.train.forward import Forward
 
 
@@ -34,8 +33,6 @@ class Referred(Pair):
 
 def run(recipe: Dpo, run: Run) -> dict[str, Any]:
     """Train on pairs; the adapter or the model, its tokenizer and chat template, and a manifest are left."""
-    begin = job.from_base(recipe)
-    found = examples.load(recipe, begin.tokenizer, run, rows.Pair)
 
     def objective(forward: Forward, learned: Sequence[Pair], held_out: Sequence[Pair]):
         def row_loss(pairs: Sequence[Referred]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -48,8 +45,7 @@ def run(recipe: Dpo, run: Run) -> dict[str, Any]:
         both = referred(forward, [*learned, *held_out], recipe.row_tokens, run)
         return row_loss, both[: len(learned)], both[len(learned) :]
 
-    learned, held_out = Pairs(found.learned), Pairs(found.held_out)
-    return job.train(recipe, run, begin, found, objective, examples=learned, held_out=held_out, weight=lambda pair: 1)
+    return preference.train(recipe, run, objective)
 
 
 def referred(forward: Forward, pairs: Sequence[Pair], row_tokens: int, run: Run) -> list[Referred]:

@@ -5,18 +5,15 @@ from typing import Any
 
 import torch
 
-from mofang.data import rows
 from mofang.recipes.orpo import Orpo
 from mofang.runs import Run
-from mofang.train import examples, job, preference
-from mofang.train.examples import Pair, Pairs
+from mofang.train import preference
+from mofang.train.examples import Pair
 from mofang.train.forward import Forward
 
 
 def run(recipe: Orpo, run: Run) -> dict[str, Any]:
     """Train on pairs; the adapter or the model, its tokenizer and chat template, and a manifest are left."""
-    begin = job.from_base(recipe)
-    found = examples.load(recipe, begin.tokenizer, run, rows.Pair)
 
     def objective(forward: Forward, learned: Sequence[Pair], held_out: Sequence[Pair]):
         def row_loss(pairs: Sequence[Pair]) -> tuple[torch.Tensor, dict[str, float]]:
@@ -33,5 +30,4 @@ def run(recipe: Orpo, run: Run) -> dict[str, Any]:
 
         return row_loss, learned, held_out
 
-    learned, held_out = Pairs(found.learned), Pairs(found.held_out)
-    return job.train(recipe, run, begin, found, objective, examples=learned, held_out=held_out, weight=lambda pair: 1)
+    return preference.train(recipe, run, objective)
