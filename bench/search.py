@@ -8,7 +8,7 @@ are no stop words; their vectors are made likewise. Steps, each resumable and ea
     search.py embed          real vectors (a few a second), once
     search.py fill N DIR     a base of N chunks
     search.py index N DIR    its index files, as `mofang kb rebuild` makes them
-    search.py measure N DIR  the numbers; --embedder includes the query's embedding
+    search.py measure N DIR  the numbers; --embedder embeds each query, as the library does
 """
 
 import argparse
@@ -31,6 +31,7 @@ import numpy as np
 
 from mofang.engine.onnx.engine import load
 from mofang.errors import Unreadable
+from mofang.knowledge.centre import Centres
 from mofang.knowledge.index import snapshot
 from mofang.knowledge.legs import Legs
 from mofang.knowledge.loaders import parse
@@ -41,6 +42,7 @@ from mofang.knowledge.split.sentence import split
 from mofang.knowledge.store import Store
 from mofang.models.base import ModelRef
 from mofang.settings import Settings
+from mofang.text.languages import language_of
 from mofang.text.words import query_words, words
 
 CORPORA = Path(__file__).parent / "corpora"
@@ -217,7 +219,7 @@ async def measure(n: int, folder: Path, with_embedder: bool, n_queries: int) -> 
     began = time.monotonic()
     search([store], asked[0], {"multilingual-e5-small": Asked(made[0], made[0])}, k=10, legs=legs)
     print(f"first search of the process, opening the index: {time.monotonic() - began:.2f} s")
-    engine = await embedder() if with_embedder else None
+    engine, centres = await embedder() if with_embedder else None, Centres()
     times: dict[str, list[float]] = {"whole": [], "embedding": [], "keywords": [], "vectors": []}
     recalls = []
     with store.read() as connection:
@@ -225,10 +227,12 @@ async def measure(n: int, folder: Path, with_embedder: bool, n_queries: int) -> 
         for warm in (True, False):
             for query, vector in zip(asked[: 20 if warm else None], made, strict=False):
                 t0 = time.perf_counter()
+                direction = vector
                 if engine is not None:
                     vector = (await engine.embed([query], "query"))[0]
+                    direction = await centres.direction(vector, engine, language_of(query))
                 t1 = time.perf_counter()
-                hits = search([store], query, {model: Asked(vector, vector)}, k=10, legs=legs)
+                hits = search([store], query, {model: Asked(vector, direction)}, k=10, legs=legs)
                 t2 = time.perf_counter()
                 if warm:
                     continue
@@ -237,11 +241,11 @@ async def measure(n: int, folder: Path, with_embedder: bool, n_queries: int) -> 
                 times["embedding"].append(t1 - t0)
                 legs.keywords(store, connection, query_words(query), 100, None, [])
                 t3 = time.perf_counter()
-                found = legs.dense(store, connection, vector, 100, None, [])
+                found = legs.dense(store, connection, direction, 100, None, [])
                 times["keywords"].append(t3 - t2)
                 times["vectors"].append(time.perf_counter() - t3)
                 if len(recalls) < 100:
-                    recalls.append((vector, found))
+                    recalls.append((direction, found))
     if engine is not None:
         await engine.close()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
