@@ -76,6 +76,67 @@ def test_one_sentence_may_rest_on_neighbours() -> None:
     assert CLEANING[one.start - 100 : one.end - 100] == "清洁之前先拔掉电源。用干布擦拭外壳，不要用酒精。"
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("滤网每半年用清水冲洗一次。", "滤网每半年用清水冲洗一次。[1]"),
+        ("滤网每半年要用清水冲洗一次", "滤网每半年要用清水冲洗一次[1]"),
+        # Each sentence its own, before the space that follows it; one that the model marked keeps that mark alone.
+        (
+            "人为损坏不在保修范围之内。\n\n滤网每半年用清水冲洗一次。",
+            "人为损坏不在保修范围之内。[2]\n\n滤网每半年用清水冲洗一次。[1]",
+        ),
+        (
+            "- 用干布擦拭外壳，不要用酒精\n- 维修前请先填写申请单[2]\n",
+            "- 用干布擦拭外壳，不要用酒精[1]\n- 维修前请先填写申请单[2]\n",
+        ),
+        ("他说：“清洁之前先拔掉电源。”然后走了。", "他说：“清洁之前先拔掉电源。”[1]然后走了。"),
+        # A mark that was taken out does not come back, whichever source.
+        ("这台设备由杭州的工厂生产，年产量三百万台[1]。好。", "这台设备由杭州的工厂生产，年产量三百万台。好。"),
+        # Held by none, too short to come from one place, no prose.
+        ("保修的规定由各门店自行制定并报批。", "保修的规定由各门店自行制定并报批。"),
+        ("不会。", "不会。"),
+        ("资料中没有找到。", "资料中没有找到。"),
+        ("| 清洁之前先拔掉电源 |\n| --- |\n", "| 清洁之前先拔掉电源 |\n| --- |\n"),
+        ("# 清洁之前先拔掉电源\n", "# 清洁之前先拔掉电源\n"),
+        ("```\n清洁之前先拔掉电源。\n```\n", "```\n清洁之前先拔掉电源。\n```\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+def test_a_sentence_without_a_mark_gets_that_of_the_source_that_holds_it(answer: str, shown: str, size: int) -> None:
+    assert written(answer, size)[0] == shown
+
+
+def test_an_added_mark_tells_its_span_and_is_counted() -> None:
+    _, citing = written("滤网每半年用清水冲洗一次。人为损坏不在保修范围之内[2]。")
+    first, second = citing.citations
+    assert CLEANING[first.start - 100 : first.end - 100] == "滤网每半年用清水冲洗一次。"
+    assert (citing.added, second.number) == (1, 2)
+
+
+def test_full_width_and_case_do_not_hide_a_source_and_latin_text_gets_its_space() -> None:
+    text = "换端口：mofang_port=8652 mofang up，运行"
+    held = [Source(1, "manual", "a", "a.md", text, 0, len(text))]
+    shown, _ = asyncio.run(_written("运行 ＭＯＦＡＮＧ＿ＰＯＲＴ=8652 mofang UP.", 4, Citing(held)))
+    assert shown == "运行 ＭＯＦＡＮＧ＿ＰＯＲＴ=8652 mofang UP. [1]"
+    assert asyncio.run(_written("滤网每半年用清水冲洗一次。", 4, Citing([])))[0] == "滤网每半年用清水冲洗一次。"
+
+
+SAID = st.lists(
+    st.sampled_from(
+        [*CLEANING.split("。"), *WARRANTY.split("。"), "。", "\n", " ", "[1]", "[2]", "”", "```", "| ", "# ", "a[1]"]
+    )
+)
+
+
+@given(SAID.map("".join), st.integers(1, 9))
+def test_pieces_do_not_matter_and_the_text_is_whole_under_its_marks(text: str, size: int) -> None:
+    shown, citing = written(text, size)
+    assert shown == written(text, len(text) or 1)[0]
+    assert shown.replace("[1]", "").replace("[2]", "").split() == text.replace("[1]", "").replace("[2]", "").split()
+    assert citing.added <= len(citing.citations) and all(one.number in (1, 2) for one in citing.citations)
+
+
 @given(st.text(alphabet="保修期滤网[]【】1234,， 资料。\n`", max_size=60), st.integers(1, 7))
 def test_pieces_do_not_matter_and_nothing_but_marks_is_lost(text: str, size: int) -> None:
     shown, citing = written(text, size)

@@ -347,7 +347,30 @@ def test_marks_that_the_model_forgot_are_added_and_said(
         marked = http.post("/v1/chat/completions", json=ask).json()
         engine.script = spoken("端口被占用时换一个端口。")
         formed = http.post("/v1/chat/completions", json={**ask, "response_format": {"type": "json_object"}}).json()
-    assert whole["choices"][0]["message"]["content"] == "端口被占用时换一个端口。 [1]"
-    assert whole["sources"][0]["cited"] and "marks_added" in [notice["code"] for notice in whole["notices"]]
+    assert whole["choices"][0]["message"]["content"] == "端口被占用时换一个端口。[1]"
+    assert whole["sources"][0]["cited"] and whole["sources"][0]["spans"] == [[0, 30]]
+    assert "marks_added" in [notice["code"] for notice in whole["notices"]]
     assert marked["choices"][0]["message"]["content"] == "端口被占用时换一个端口 [1]。"
     assert formed["choices"][0]["message"]["content"] == "端口被占用时换一个端口。"
+
+
+@pytest.mark.parametrize(
+    ("said", "warned"),
+    [
+        ("请联系杭州的工厂办理。", True),
+        ("端口被占用时换一个端口。", False),
+        ("端口被占用时换一个端口[1]。", False),
+        ("资料中没有找到。", False),
+    ],
+)
+def test_an_answer_that_no_source_holds_is_said_to_be_one(
+    gateway: Gateway, engine: ScriptedEngine, library: FakeLibrary, tmp_path: Path, said: str, warned: bool
+) -> None:
+    library.create("手册", embedding_model="hash")
+    (tmp_path / "端口.txt").write_text("端口被占用时换一个端口，设置 MOFANG_PORT 即可。", encoding="utf-8")
+    asyncio.run(library.add("手册", [("端口.txt", tmp_path / "端口.txt")], progress=lambda _: None))
+    ask: Any = {"messages": [{"role": "user", "content": "端口被占用"}], "knowledge": ["手册"]}
+    engine.script = spoken(said)
+    with gateway.http() as http:
+        answer = http.post("/v1/chat/completions", json=ask).json()
+    assert ("unsupported" in [notice["code"] for notice in answer["notices"]]) is warned

@@ -35,6 +35,10 @@ _WEAKER = str.maketrans("<>[]|｜", "‹›［］¦¦")
 _FOOTNOTE = re.compile(r"(?<![A-Za-z0-9_)\]])[\[【]\s*(\d{1,3})\s*[\]】]")
 """A document's own [3], which is not our source 3; an index in code (a[3]) stays."""
 
+_NOT_FOUND = re.compile(
+    r"(?:资料|来源|文档)[里中]?(?:没有|未|并未|并没有)(?:找到|提及|提到|说明|相关)|not found in the sources", re.I
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
@@ -84,6 +88,11 @@ def refused(grounding: Grounding, names: Sequence[str]) -> Grounding:
     lang = language_of(grounding.query)
     said = say("knowledge.refused", query=grounding.query, names="、".join(names), lang=lang)
     return replace(grounding, answer=said, refused=True)
+
+
+def says_not_found(answer: str) -> bool:
+    """Whether an answer says, as the rules ask it to, that the sources do not hold what was asked."""
+    return bool(_NOT_FOUND.search(answer))
 
 
 def mark_cited(answer: str, sources: Sequence[Source]) -> list[Source]:

@@ -2,8 +2,11 @@
 
 A small model puts [1] behind what source 1 never said. So a mark is held back until it is whole, its sentence is looked
 for in the source that it names, and a mark without support is not let through; where another source holds the sentence,
-the mark names that one. What is kept tells the span of the source that it rests on, which pages highlight.
-Support is the share of the sentence's character pairs that stand in a few neighbouring sentences of the source.
+the mark names that one. It also answers from a source and forgets to name it: a sentence that ends without a mark gets
+that of the source that holds most of it. What is kept tells the span of the source that it rests on, which pages
+highlight. Support is the share of the sentence's character pairs that stand in a few neighbouring sentences of the
+source. This finds quotation and near-quotation, which is what a small model does with its sources; a free rendering
+stays without an added mark.
 
 Between languages there are no shared characters: there a mark goes to the source with the sentence nearest by vectors,
 and stays where its own is as near. Within a language vectors do not tell: a sentence of another help page on the
@@ -19,17 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofang.knowledge.marks import BEGUN, LONGEST, MARK, OPENS, numbers
-from mofang.knowledge.support import MIN_PAIRS
 from mofang.messages import Source
 from mofang.text.languages import language_of
 from mofang.text.pairs import Pairs, pairs_of
 from mofang.text.sentences import sentences
 
+MIN_PAIRS = 4
+"""A sentence of fewer character pairs ("不会。") could come from anywhere."""
 KEEP = 0.4
 """Share of a sentence's character pairs that its source must hold: below it, a mark is dropped. Chinese sentences on one
-subject that do not say the same share a fifth to a third (support.py)."""
+subject that do not say the same share a fifth to a third."""
 MOVE = 0.6
-"""Share at which another source takes over a mark that its own does not support."""
+"""Share at which another source takes over a mark that its own does not support, and at which a forgotten one is added."""
 AS_NEAR = 0.01
 """Of a cosine: what a source may be farther than the nearest one and keep its mark."""
 WINDOW = 3
@@ -37,6 +41,8 @@ WINDOW = 3
 WORTH = 0.12
 """What a further sentence has to add to the share."""
 _INDEXED = re.compile(r"[A-Za-z0-9_)\]]$")
+_NO_PROSE = ("|", "#", "```")
+"""How lines begin that a mark would break: a table's row, a heading, a fence."""
 
 
 Vectors = Callable[[str, Sequence[str]], Awaitable[NDArray[np.float32]]]
@@ -66,11 +72,18 @@ class Citing:
     citations: list[Citation] = field(default_factory=list)
     dropped: int = 0
     moved: int = 0
+    added: int = 0
 
     def __post_init__(self) -> None:
         self._by_number = {source.number: _Searchable(source) for source in self.sources}
         self._said = ""
         """What was let through, without marks: sentences are looked for here."""
+        self._shown = 0
+        """Characters of it that were shown: white space waits, since a mark may still have to come before it."""
+        self._under_way = 0
+        """Where in it the sentence begins that has not been followed by another."""
+        self._judged_at = -1
+        """Where in it the last mark stood, kept or not."""
         self._held = ""
         self._marked: set[int] = set()
         """Numbers that the sentence under way carries already."""
@@ -81,7 +94,8 @@ class Citing:
         while self._held:
             opening = next((place for place, one in enumerate(self._held) if one in OPENS), None)
             if opening is None:
-                shown.append(self.close())
+                shown.append(self._let(self._held))
+                self._held = ""
                 break
             shown.append(self._let(self._held[:opening]))
             self._held = self._held[opening:]
@@ -102,8 +116,11 @@ class Citing:
 
     def close(self) -> str:
         """What was held back when the answer ended: half a mark is text."""
-        rest, self._held = self._held, ""
-        return self._let(rest)
+        rest = self._let(self._held)
+        if self._held:
+            self._judged_at = len(self._said)
+        self._held = ""
+        return rest + self._finish([*sentences(self._said, self._under_way)]) + self._show(len(self._said))
 
     def spans(self, number: int) -> tuple[tuple[int, int], ...]:
         """Where in its document a source supports the answer: ascending, apart from each other."""
@@ -116,14 +133,44 @@ class Citing:
         return tuple(merged)
 
     def _let(self, text: str) -> str:
-        if text:
-            self._said += text
-            self._marked.clear()
-        return text
+        """Text that is no mark: it, and before it the marks that the sentences which it completes should have had."""
+        if not text:
+            return ""
+        self._said += text
+        self._marked.clear()
+        *complete, _ = [*sentences(self._said, self._under_way)] or [(0, 0)]
+        return self._finish(complete) + self._show(len(self._said.rstrip()))
+
+    def _show(self, until: int) -> str:
+        """What of the text has not been shown yet."""
+        start, self._shown = self._shown, max(self._shown, until)
+        return self._said[start : self._shown]
+
+    def _finish(self, complete: Sequence[tuple[int, int]]) -> str:
+        """Sentences of the text that another follows, each with the mark that it lacks."""
+        shown: list[str] = []
+        for start, end in complete:
+            self._under_way = end
+            if self._judged_at <= start and (found := self._forgotten(start, end)):
+                self.added += 1
+                self.citations.append(found)
+                shown += [self._show(end), " " * self._said[end - 1].isascii(), f"[{found.number}]"]
+        return "".join(shown)
+
+    def _forgotten(self, start: int, end: int) -> Citation | None:
+        """The source that holds most of a sentence of the text."""
+        pairs = pairs_of(self._said[start:end])
+        if len(pairs) < MIN_PAIRS or self._said.startswith(_NO_PROSE, start) or self._in_code(start):
+            return None
+        best = max((one.best(pairs) for one in self._by_number.values()), key=lambda one: one.share, default=None)
+        return best if best and best.share >= MOVE else None
 
     def _is_index(self) -> bool:
         """Whether a bracket at this place is one of code: a[1], or within a block of it."""
-        return bool(_INDEXED.search(self._said)) or self._said.count("```") % 2 == 1
+        return bool(_INDEXED.search(self._said)) or self._in_code(len(self._said))
+
+    def _in_code(self, place: int) -> bool:
+        return self._said.count("```", 0, place) % 2 == 1
 
     async def _judge(self, mark: str, numbers: Sequence[int]) -> str:
         """The mark as it may stand: itself, with fewer or other numbers, or nothing."""
@@ -139,9 +186,9 @@ class Citing:
                 self.citations.append(found)
                 kept.append(found.number)
         self._marked.update(kept)
-        if kept == list(numbers):
-            return mark
-        return "".join(f"[{number}]" for number in kept)
+        self._judged_at = len(self._said)
+        let = mark if kept == list(numbers) else "".join(f"[{number}]" for number in kept)
+        return self._show(len(self._said)) + let
 
     async def _supported(self, number: int, sentence: str, pairs: Pairs) -> Citation | None:
         named = self._by_number.get(number)

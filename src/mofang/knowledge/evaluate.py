@@ -6,12 +6,12 @@ from the very hits that a search returns (each knows its rank in either leg), so
 """
 
 import math
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mofang.knowledge.answer import says_not_found
 from mofang.knowledge.base import Hit
 from mofang.knowledge.evalset import Judged
 from mofang.knowledge.rerank import RERANKED, read_as
@@ -169,16 +169,11 @@ class Answered:
     """The search itself refused (evidence.py)."""
 
 
-_NOT_FOUND = re.compile(
-    r"(?:资料|来源|文档)[里中]?(?:没有|未|并未|并没有)(?:找到|提及|提到|说明|相关)|not found in the sources", re.I
-)
-
-
 def is_refusal(answered: Answered) -> bool:
     """Whether an answer says that the base does not hold it: search refused, there was nothing to rest on, or the model
     says so and cites nothing."""
     cited = any(source.cited for source in answered.sources)
-    return answered.refused or not answered.sources or (not cited and bool(_NOT_FOUND.search(answered.text)))
+    return answered.refused or not answered.sources or (not cited and says_not_found(answered.text))
 
 
 @dataclass(frozen=True, slots=True)

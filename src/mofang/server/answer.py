@@ -9,10 +9,8 @@ from typing import Any
 
 from mofang.engine.base import ChatEngine, EngineInfo
 from mofang.errors import EngineFailed, Invalid
-from mofang.knowledge.answer import mark_cited
+from mofang.knowledge.answer import mark_cited, says_not_found
 from mofang.knowledge.cite import Citing
-from mofang.knowledge.marks import marks
-from mofang.knowledge.support import supporting
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
 from mofang.server.events import Event
 from mofang.server.rooms import Grounding, Rooms
@@ -212,10 +210,7 @@ async def answering(
                     thoughts = [choice.reasoning for choice in answer.choices.values() if choice.reasoning]
                     answer.reasoning_tokens = sum([len(await engine.tokenize(text)) for text in thoughts])
                 if delta.finish_reason:
-                    _tell_of_marks(answer, delta.index, tell)
-                if delta.finish_reason == "stop" and (forgotten := _forgotten_marks(question, answer, delta, tell)):
-                    answer.add(forgotten)
-                    yield forgotten
+                    _tell_of_marks(answer, delta, tell)
                 visit.note(delta)
                 answer.add(delta)
                 yield delta
@@ -244,25 +239,20 @@ async def _as_written(delta: Delta) -> Delta:
     return delta
 
 
-def _forgotten_marks(question: Question, answer: Answer, last: Delta, tell: Callable[[Event], None]) -> Delta | None:
-    """The marks of the sources that an answer rests on and does not name; that they were added is said."""
-    said = answer.choice(last.index).content + last.content
-    if not answer.sources or marks(said) or question.sampling.options.keys() & STRUCTURED:
-        return None
-    numbers = supporting(said, answer.sources)
-    if not numbers:
-        return None
-    answer.notices.append({"code": "marks_added", "message": say("knowledge.marks_added")})
-    tell({"type": "notice", **answer.notices[-1]})
-    return Delta(content=" " + "".join(f"[{number}]" for number in numbers), index=last.index)
-
-
-def _tell_of_marks(answer: Answer, index: int, tell: Callable[[Event], None]) -> None:
-    """That marks were taken away or changed is said."""
-    citing = answer.citing.get(index)
-    if citing and (citing.dropped or citing.moved):
-        said = say("knowledge.marks_judged", dropped=citing.dropped, moved=citing.moved)
-        answer.notices.append({"code": "marks_judged", "message": said})
+def _tell_of_marks(answer: Answer, last: Delta, tell: Callable[[Event], None]) -> None:
+    """That marks were taken away, changed or added is said, and that no sentence of an answer was found in a source."""
+    citing = answer.citing.get(last.index)
+    if citing is None:
+        return
+    notices = {}
+    if citing.dropped or citing.moved:
+        notices["marks_judged"] = say("knowledge.marks_judged", dropped=citing.dropped, moved=citing.moved)
+    if citing.added:
+        notices["marks_added"] = say("knowledge.marks_added", n=citing.added)
+    if not citing.citations and not says_not_found(answer.choice(last.index).content + last.content):
+        notices["unsupported"] = say("knowledge.unsupported")
+    for code, message in notices.items():
+        answer.notices.append({"code": code, "message": message})
         tell({"type": "notice", **answer.notices[-1]})
 
 

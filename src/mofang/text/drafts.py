@@ -9,7 +9,7 @@ from typing import Any
 from mofang.text.pairs import bare, pairs_of
 
 MIN_SUPPORT = 0.6
-"""Share of an answer's character pairs that must stand in the passage that it rests on; as in knowledge/support.py."""
+"""Share of an answer's character pairs that must stand in the passage that it rests on; as in knowledge/cite.py."""
 SAME = 0.7
 """Two texts that share this part of their character pairs (Jaccard) say the same. Self-instruct's own bound, which is
 on the longest common part (ROUGE-L), is the same figure (Wang et al., arXiv 2212.10560)."""
