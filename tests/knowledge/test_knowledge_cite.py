@@ -122,6 +122,22 @@ def test_full_width_and_case_do_not_hide_a_source_and_latin_text_gets_its_space(
     assert asyncio.run(_written("滤网每半年用清水冲洗一次。", 4, Citing([])))[0] == "滤网每半年用清水冲洗一次。"
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        # What the question said already is no claim: the rest is looked for.
+        ("机器脏得厉害，进风变小的时候，滤网用清水冲洗。", "机器脏得厉害，进风变小的时候，滤网用清水冲洗。[1]"),
+        ("机器脏得厉害，进风变小的时候，要寄回工厂处理[1]。", "机器脏得厉害，进风变小的时候，要寄回工厂处理。"),
+        # An echo of the question rests on nothing, whichever source it names.
+        ("机器脏得厉害，进风变小。", "机器脏得厉害，进风变小。"),
+        ("机器脏得厉害，进风变小[2]。", "机器脏得厉害，进风变小。"),
+    ],
+)
+def test_the_words_of_the_question_are_no_evidence(answer: str, shown: str) -> None:
+    question = "机器脏得厉害，进风变小的时候，怎么办？"
+    assert asyncio.run(_written(answer, 3, Citing(sources(), question=question)))[0] == shown
+
+
 SAID = st.lists(
     st.sampled_from(
         [*CLEANING.split("。"), *WARRANTY.split("。"), "。", "\n", " ", "[1]", "[2]", "”", "```", "| ", "# ", "a[1]"]

@@ -361,6 +361,7 @@ def test_marks_that_the_model_forgot_are_added_and_said(
         ("端口被占用时换一个端口。", False),
         ("端口被占用时换一个端口[1]。", False),
         ("资料中没有找到。", False),
+        ("端口被占用时就换一个端口。", False),
     ],
 )
 def test_an_answer_that_no_source_holds_is_said_to_be_one(

@@ -5,8 +5,8 @@ for in the source that it names, and a mark without support is not let through; 
 the mark names that one. It also answers from a source and forgets to name it: a sentence that ends without a mark gets
 that of the source that holds most of it. What is kept tells the span of the source that it rests on, which pages
 highlight. Support is the share of the sentence's character pairs that stand in a few neighbouring sentences of the
-source. This finds quotation and near-quotation, which is what a small model does with its sources; a free rendering
-stays without an added mark.
+source, those of the question left out: a small model begins with its words, and they are no claim. This finds quotation
+and near-quotation, which is what a small model does with its sources; a free rendering stays without an added mark.
 
 Between languages there are no shared characters: there a mark goes to the source with the sentence nearest by vectors,
 and stays where its own is as near. Within a language vectors do not tell: a sentence of another help page on the
@@ -69,12 +69,14 @@ class Citing:
     sources: Sequence[Source]
     vectors: Vectors | None = None
     """None: what the sources say in another language is not judged."""
+    question: str = ""
     citations: list[Citation] = field(default_factory=list)
     dropped: int = 0
     moved: int = 0
     added: int = 0
 
     def __post_init__(self) -> None:
+        self._asked = pairs_of(self.question)
         self._by_number = {source.number: _Searchable(source) for source in self.sources}
         self._said = ""
         """What was let through, without marks: sentences are looked for here."""
@@ -159,7 +161,7 @@ class Citing:
 
     def _forgotten(self, start: int, end: int) -> Citation | None:
         """The source that holds most of a sentence of the text."""
-        pairs = pairs_of(self._said[start:end])
+        pairs = self._claim(self._said[start:end])
         if len(pairs) < MIN_PAIRS or self._said.startswith(_NO_PROSE, start) or self._in_code(start):
             return None
         best = max((one.best(pairs) for one in self._by_number.values()), key=lambda one: one.share, default=None)
@@ -175,7 +177,7 @@ class Citing:
     async def _judge(self, mark: str, numbers: Sequence[int]) -> str:
         """The mark as it may stand: itself, with fewer or other numbers, or nothing."""
         sentence = _last_sentence(self._said)
-        pairs = pairs_of(sentence)
+        pairs = self._claim(sentence)
         kept: list[int] = []
         for number in numbers:
             found = await self._supported(number, sentence, pairs)
@@ -189,6 +191,12 @@ class Citing:
         self._judged_at = len(self._said)
         let = mark if kept == list(numbers) else "".join(f"[{number}]" for number in kept)
         return self._show(len(self._said)) + let
+
+    def _claim(self, sentence: str) -> Pairs:
+        """The pairs that support is counted in; all of them, where the question leaves hardly any."""
+        pairs = pairs_of(sentence)
+        own = pairs - self._asked
+        return own if len(own) >= MIN_PAIRS else pairs
 
     async def _supported(self, number: int, sentence: str, pairs: Pairs) -> Citation | None:
         named = self._by_number.get(number)

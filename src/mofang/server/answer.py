@@ -225,8 +225,10 @@ def _judge(rooms: Rooms, question: Question, answer: Answer) -> Callable[[Delta]
     if not answer.sources or question.top_logprobs is not None or question.sampling.options.keys() & STRUCTURED:
         return _as_written
 
+    asked = next((message.text for message in reversed(question.messages) if message.role == "user"), "")
+
     async def judged(delta: Delta) -> Delta:
-        citing = answer.citing.setdefault(delta.index, Citing(answer.sources, rooms.library.vectors))
+        citing = answer.citing.setdefault(delta.index, Citing(answer.sources, rooms.library.vectors, asked))
         text = await citing.push(delta.content) if delta.content else ""
         if delta.finish_reason:
             text += citing.close()
