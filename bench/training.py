@@ -45,6 +45,8 @@ def examples(n: int) -> Iterator[dict[str, str]]:
         titles = {row["_id"].split(":", 1)[1]: row["text"] for row in rows if row["_id"].startswith("zh")}
         for line in (HERE / "corpora" / name / "corpus.jsonl").open(encoding="utf-8"):
             page = json.loads(line)
+            if page["_id"] not in titles:
+                continue
             start, most = 0, 0.0
             for end in sentence_ends(page["text"]):
                 most = most or drawn.lognormvariate(5.0, 0.6)  # characters: half of them below 150

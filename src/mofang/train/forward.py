@@ -3,45 +3,107 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from mofang.data.encode import Example
 from mofang.train import attention
+from mofang.train.decoder import Decoder, fitting
+from mofang.train.kernels import PLAIN, Kernels
 from mofang.train.loss import head_loss, token_logps
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """`mixed`: some trained weights are float32 where `dtype` is computed with, so that autocast joins the two."""
+    """`mixed`: some trained weights are float32 where `dtype` is computed with, so that autocast joins the two.
+    `decoder`: the fast path, where the model has one. `packs`: whether a row may hold several examples and the head is
+    ours to compute; else each example goes through the whole model alone, as transformers has it."""
 
-    model: torch.nn.Module
+    model: Any
     device: torch.device
     dtype: torch.dtype
     mixed: bool
+    decoder: Decoder | None = None
+    kernels: Kernels = PLAIN
+    packs: bool = True
+
+    @classmethod
+    def of(
+        cls, model: Any, device: torch.device, dtype: torch.dtype, mixed: bool, kernels: Kernels, longest: int
+    ) -> "Forward":
+        """The fastest way that gives what the model itself gives, for examples of at most `longest` tokens."""
+        apart = cls(model, device, dtype, mixed, kernels=kernels, packs=False)
+        if not apart._may_pack(longest) or not apart._has_plain_head():
+            model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+            return apart
+        return cls(model, device, dtype, mixed, fitting(model, dtype, kernels), kernels)
+
+    @property
+    def path(self) -> str:
+        """ "fast", "plain" or "apart"."""
+        return "fast" if self.decoder else "plain" if self.packs else "apart"
 
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """Sum of -log p over the supervised tokens of the examples."""
+        if not self.packs:
+            return -self._apart(examples).sum()
         hidden, targets, _ = self._states(examples)
-        return head_loss(hidden, self._head(), targets)
+        return head_loss(hidden, self._head(), targets, self.kernels)
 
     def logps(self, examples: Sequence[Example]) -> torch.Tensor:
         """(n,): each example's sum of log p over its supervised tokens, float32."""
+        if not self.packs:
+            return self._apart(examples)
         hidden, targets, owners = self._states(examples)
         sums = torch.zeros(len(examples), dtype=torch.float32, device=self.device)
-        return sums.index_add(0, owners, token_logps(hidden, self._head(), targets))
+        return sums.index_add(0, owners, token_logps(hidden, self._head(), targets, self.kernels))
 
-    def has_plain_head(self) -> bool:
-        """Whether the model's logits are the states times the head's weight: no bias, no scale, no cap."""
+    def _apart(self, examples: Sequence[Example]) -> torch.Tensor:
+        """What `logps` gives, by the model alone."""
+        sums = []
+        for example in examples:
+            ids = torch.from_numpy(example.ids.astype(np.int64)).to(self.device)
+            places = torch.from_numpy(example.mask[1:].nonzero()[0]).to(self.device)
+            with self._types():
+                logits = self.model(input_ids=ids[None], use_cache=False).logits[0]
+            logps = logits[places].float().log_softmax(dim=-1)
+            sums.append(logps.gather(1, ids[places + 1, None]).sum())
+        return torch.stack(sums)
+
+    @torch.no_grad()
+    def _may_pack(self, longest: int) -> bool:
+        """Whether two examples in one row have the states that each has alone.
+
+        It is not so where a model numbers positions itself, or where its attention does more than attend (Gemma 2's
+        cap); and a window that is shorter than an example is not ours either.
+        """
+        window = getattr(self.model.config, "sliding_window", None)
+        if window and longest > window:
+            return False
+        ids = (torch.arange(24, device=self.device) * 7919 + 1000) % self.model.config.vocab_size
         self.model.eval()
+        with self._types():
+            self.model.set_attn_implementation("eager")
+            alone = [self.model.base_model(input_ids=part[None], use_cache=False) for part in ids.split([9, 15])]
+            self.model.set_attn_implementation(attention.install())
+            try:
+                got = self._body(ids, [9, 15]).float()
+            except attention.Unknown:
+                return False
+        wanted = torch.cat([each.last_hidden_state[0] for each in alone]).float()
+        apart = (wanted - got).norm(dim=1) / wanted.norm(dim=1)
+        # By the median, see decoder._agrees.
+        return bool(apart.median() < (1e-3 if self.dtype == torch.float32 else 0.1))
+
+    @torch.no_grad()
+    def _has_plain_head(self) -> bool:
+        """Whether the model's logits are the states times the head's weight: no bias, no scale, no cap."""
         ids = torch.arange(8, device=self.device)[None]
-        told = {"input_ids": ids, "position_ids": ids, "segments": [8], "use_cache": False}
-        with torch.no_grad(), self._types():
-            wanted = self.model(**told).logits.float()
-            got = (
-                self.model.base_model(**told).last_hidden_state.to(self.dtype) @ self._head().to(self.dtype).t()
-            ).float()
+        with self._types():
+            wanted = self.model(input_ids=ids, position_ids=ids, segments=[8], use_cache=False).logits[0].float()
+            got = (self._body(ids[0], [8]).to(self.dtype) @ self._head().to(self.dtype).t()).float()
         return bool((wanted - got).norm() < 0.02 * wanted.norm())
 
     def _head(self) -> torch.Tensor:
@@ -57,14 +119,17 @@ class Forward:
             mask[0] = False  # nothing stands before the first token of an example
         places = torch.from_numpy(np.concatenate(masks).nonzero()[0]).to(self.device)
         owner = torch.from_numpy(np.repeat(np.arange(len(examples)), segments)).to(self.device)
+        if self.decoder:
+            return self.decoder(ids, segments, places - 1).to(self.dtype), ids[places], owner[places]
         with self._types():
-            hidden = self.model.base_model(
-                input_ids=ids[None],
-                position_ids=attention.positions(segments).to(self.device),
-                segments=segments,
-                use_cache=False,
-            ).last_hidden_state[0]
+            hidden = self._body(ids, segments)
         return hidden[places - 1].to(self.dtype), ids[places], owner[places]
+
+    def _body(self, ids: torch.Tensor, segments: list[int]) -> torch.Tensor:
+        """(n, H): the final states of a packed row."""
+        told = {"position_ids": attention.positions(segments).to(self.device), "segments": segments}
+        states: torch.Tensor = self.model.base_model(input_ids=ids[None], use_cache=False, **told).last_hidden_state[0]
+        return states
 
     def _types(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.mixed else nullcontext()

@@ -5,6 +5,7 @@ a model of its own among the models.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from mofang.tokenizer import Tokenizer, load
 from mofang.train import attention, lora, machine, tuning
 from mofang.train.examples import Examples
 from mofang.train.forward import Forward
+from mofang.train.kernels import PLAIN, Kernels, compiled
 from mofang.train.loop import Item, Loop, Plan, RowLoss
 
 Objective = Callable[[Forward, Sequence[Any], Sequence[Any]], tuple[RowLoss, Sequence[Any], Sequence[Any]]]
@@ -103,6 +105,8 @@ def train(
     needed = machine.needed_bytes(begin.config, begin.n_parameters, rank, row, dtype.itemsize, n_whole)
     machine.check_memory(needed, begin.name, row)
     _same_beginning(run, begin.sha256)
+    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
+    tokens = int(found.learned.column("length").sum()) * plan.steps // plan.steps_per_epoch
 
     torch.manual_seed(recipe.seed)
     transformers_logging.disable_progress_bar()
@@ -120,11 +124,10 @@ def train(
             device=device.type,
         )
     )
-    forward = Forward(model, device, dtype, mixed=bool(n_whole) and dtype != torch.float32)
-    if not forward.has_plain_head():
-        raise Invalid("train.head_not_plain", param="base", name=begin.name, architecture=begin.config.model_type)
+    kernels = _kernels(run, device, tokens=tokens, n_parameters=begin.n_parameters)
+    forward = Forward.of(model, device, dtype, bool(n_whole) and dtype != torch.float32, kernels, found.longest)
+    run.note(say(f"train.{forward.path}_path", architecture=begin.config.model_type))
     row_loss, examples, held_out = objective(forward, examples, held_out)
-    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
     loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight)
     loop.resume()
     summary = loop.train()
@@ -138,6 +141,25 @@ def _model(begin: Begin, dtype: torch.dtype):
     if begin.base:
         return AutoModelForCausalLM.from_pretrained(begin.base.path, **kind)
     return AutoModelForCausalLM.from_config(begin.config, **kind)
+
+
+WORTH_COMPILING = 5e13
+"""Operations of a training from which on compiled kernels win back the half minute that they cost: some 3 minutes."""
+
+
+def _kernels(run: Run, device: torch.device, *, tokens: int, n_parameters: int) -> Kernels:
+    """Compiled ones for a long training on a CPU, where there is a compiler; it is said when there is none."""
+    if device.type != "cpu" or 4 * tokens * n_parameters < WORTH_COMPILING:
+        return PLAIN
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.load().home / "cache" / "inductor"))
+    run.update(progress={"stage": "compile", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": ""})
+    try:
+        kernels = compiled()
+        kernels.slope(torch.zeros(3, 8), torch.zeros(3, 1, dtype=torch.long))
+    except (RuntimeError, OSError) as error:
+        run.note(say("train.no_compiler", why=str(error).strip().splitlines()[0][:200]))
+        return PLAIN
+    return kernels
 
 
 def _same_beginning(run: Run, sha256: str) -> None:

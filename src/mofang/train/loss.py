@@ -13,35 +13,27 @@ from typing import Any
 
 import torch
 
+from mofang.train.kernels import PLAIN, Kernels
+
 CHUNK = 256
 """Positions at a time: 256 × 152k logits are 156 MB in float32."""
 
 
-def _slope(logits: torch.Tensor, norm: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Softmax minus one at the wanted token, in place: the gradient of -log p for the logits."""
-    minus = torch.full_like(wanted, -1, dtype=logits.dtype)
-    return logits.sub_(norm).exp_().scatter_add_(1, wanted, minus)
-
-
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, for_hidden, for_weight):
+    def forward(ctx, hidden, weight, targets, for_hidden, for_weight, kernels):
         low = weight.to(hidden.dtype)
         of_hidden: Any = torch.empty_like(hidden) if for_hidden else None
         of_weight: Any = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if for_weight else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            logits = (hidden[part] @ low.t()).float()
-            wanted = targets[part, None]
-            norm = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (norm - logits.gather(1, wanted)).sum()
-            if for_hidden or for_weight:
-                slope = _slope(logits, norm, wanted).to(low.dtype)
-                if for_hidden:
-                    of_hidden[part] = slope @ low
-                if for_weight:
-                    of_weight += slope.t() @ hidden[part]
+            lost, slope = kernels.slope(hidden[part] @ low.t(), targets[part, None])
+            total += lost.sum()
+            if for_hidden:
+                of_hidden[part] = slope @ low
+            if for_weight:
+                of_weight += slope.t() @ hidden[part]
         ctx.save_for_backward(of_hidden, of_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -55,12 +47,13 @@ class _HeadLoss(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets):
+    def forward(ctx, hidden, weight, targets, kernels):
         low = weight.to(hidden.dtype)
         logps = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, hidden.shape[0], CHUNK):
@@ -68,6 +61,7 @@ class _TokenLogps(torch.autograd.Function):
             logits = (hidden[part] @ low.t()).float()
             logps[part] = logits.gather(1, targets[part, None])[:, 0] - torch.logsumexp(logits, dim=-1)
         ctx.save_for_backward(hidden, weight, targets)
+        ctx.kernels = kernels
         return logps
 
     @staticmethod
@@ -79,25 +73,29 @@ class _TokenLogps(torch.autograd.Function):
         of_weight: Any = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if for_weight else None
         for start in range(0, hidden.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            logits = (hidden[part] @ low.t()).float()
-            norm = torch.logsumexp(logits, dim=-1, keepdim=True)
-            slope = (_slope(logits, norm, targets[part, None]) * -upstream[part, None]).to(low.dtype)
+            _, slope = ctx.kernels.slope(hidden[part] @ low.t(), targets[part, None])
+            slope *= -upstream[part, None].to(low.dtype)
             if for_hidden:
                 of_hidden[part] = slope @ low
             if for_weight:
                 of_weight += slope.t() @ hidden[part]
-        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None
+        return of_hidden, None if of_weight is None else of_weight.to(weight.dtype), None, None
 
 
-def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def head_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kernels: Kernels = PLAIN
+) -> torch.Tensor:
     """Sum over positions of -log p(target), float32. hidden (n, H), weight (V, H), targets (n,). 0 for n = 0.
 
     Computed in the type of `hidden`; the weight gets a gradient when it asks for one.
     """
     grad = torch.is_grad_enabled()
-    return _HeadLoss.apply(hidden, weight, targets, grad and hidden.requires_grad, grad and weight.requires_grad)
+    wanted = grad and hidden.requires_grad, grad and weight.requires_grad
+    return _HeadLoss.apply(hidden, weight, targets, *wanted, kernels)
 
 
-def token_logps(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_logps(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, kernels: Kernels = PLAIN
+) -> torch.Tensor:
     """log p(target) of every position, (n,) float32; shapes as for `head_loss`, each position with its own gradient."""
-    return _TokenLogps.apply(hidden, weight, targets)
+    return _TokenLogps.apply(hidden, weight, targets, kernels)
