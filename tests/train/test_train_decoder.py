@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mofang.data.encode import Example
-from mofang.train import attention, kernels, lora, loss
+from mofang.train import attention, kernels, lora, loss, machine
 from mofang.train.decoder import Decoder, fitting
 from mofang.train.forward import Forward
 
@@ -135,6 +135,17 @@ def test_every_architecture_trains_as_transformers_would(name: str, tune: str) -
         torch.testing.assert_close(
             parameter.grad, wanted[parameter_name].grad, rtol=2e-3, atol=2e-4, msg=parameter_name
         )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_memory_is_estimated_for_every_architecture(name: str) -> None:
+    def needed(**told: Any) -> int:
+        shape = {"lora_rank": 8, "row_tokens": 512, "longest": 128, "item": 2, "n_whole": 0, "fast": False, **told}
+        return machine.needed_bytes(CONFIGS[name][0], 10_000_000, **shape)
+
+    assert needed() > 10_000_000 * 2
+    assert needed(fast=True) < needed() < needed(row_tokens=1024)
+    assert needed() < needed(longest=512) and needed() < needed(n_whole=10_000_000)
 
 
 def test_the_fast_path_honours_a_base_without_its_companions_and_leaves_one_copy_of_the_weights() -> None:

@@ -201,7 +201,7 @@ class Decoder:
 
 def fitting(model: Any, dtype: torch.dtype, kernels: Kernels) -> Decoder | None:
     """The fast path for this model as it is to be trained, or None where it would not give the same states."""
-    if not _fits(model):
+    if not fits(model):
         return None
     decoder = Decoder(model, dtype, kernels)
     return decoder if _agrees(model, decoder) else None
@@ -212,7 +212,8 @@ _ATTENTION, _NORMS = {"q_proj", "k_proj", "v_proj", "o_proj"}, {"q_norm", "k_nor
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
-def _fits(model: Any) -> bool:
+def fits(model: Any) -> bool:
+    """Whether a model, which may be on the device "meta", is built as the fast path needs it."""
     body, config = model.base_model, model.config
     if getattr(config, "hidden_act", "") != "silu" or not hasattr(body, "layers") or not hasattr(body, "rotary_emb"):
         return False

@@ -27,6 +27,7 @@ from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer, load
 from mofang.train import attention, lora, machine, tuning
+from mofang.train.decoder import fits
 from mofang.train.examples import Examples
 from mofang.train.forward import Forward
 from mofang.train.kernels import PLAIN, Kernels, compiled
@@ -97,12 +98,16 @@ def train(
     device = machine.device()
     dtype = machine.dtype(recipe.dtype, device)
     with torch.device("meta"):
-        n_whole = tuning.n_whole(AutoModelForCausalLM.from_config(begin.config), recipe)
+        shape = AutoModelForCausalLM.from_config(begin.config)
+    n_whole = tuning.n_whole(shape, recipe)
+    fast = fits(shape) and not recipe.lora_dora and not recipe.lora_dropout
     longest = found.longest * (len(found.learned) // len(examples))  # a pair lies in one row
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
     row = max(longest, min(recipe.row_tokens, step_tokens))
     rank = recipe.lora_rank if recipe.tune == "lora" else 0
-    needed = machine.needed_bytes(begin.config, begin.n_parameters, rank, row, dtype.itemsize, n_whole)
+    needed = machine.needed_bytes(
+        begin.config, begin.n_parameters, rank, row, found.longest, dtype.itemsize, n_whole, fast=fast
+    )
     machine.check_memory(needed, begin.name, row)
     _same_beginning(run, begin.sha256)
     plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)

@@ -65,10 +65,10 @@ def slope(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
 
     wanted (n, 1).
     """
-    exact = logits.float()
+    exact = logits.to(torch.float32, copy=True)  # the largest tensor of a small model: changed in place
     norm = torch.logsumexp(exact, dim=-1, keepdim=True)
     lost = norm - exact.gather(1, wanted)
-    found = (exact - norm).exp()
+    found = exact.sub_(norm).exp_()
     if torch.compiler.is_compiling():
         found = found - (torch.arange(found.shape[1], device=found.device) == wanted).float()
     else:

@@ -4,6 +4,7 @@ import torch
 
 from mofang.errors import TooLarge
 from mofang.platform import has_fast_bfloat16, memory
+from mofang.train import attention
 
 
 def device() -> torch.device:
@@ -20,20 +21,28 @@ def dtype(wanted: str, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_fast_bfloat16() else torch.float32
 
 
-def needed_bytes(config, n_parameters: int, lora_rank: int, row_tokens: int, item: int, n_whole: int = 0) -> int:
+def needed_bytes(
+    config, n_parameters: int, lora_rank: int, row_tokens: int, longest: int, item: int, n_whole: int = 0, *, fast: bool
+) -> int:
     """Bytes that a training takes at its peak: weights, what the backward pass keeps of one row, optimizer.
 
     `lora_rank` 0: no adapter. Of the parameters `n_whole` are trained whole: float32, a gradient, Adam's two moments.
+    `longest`: tokens of the longest example. `fast`: whether the layers go the fast path (decoder.py).
 
-    Kept of each token in each layer: the inputs of norms, projections, attention and SwiGLU, and the float32 norms;
-    the factors were fitted to measured peaks (bench/training_memory.py).
+    Kept of each token in each layer: the inputs of projections and attention, and off the fast path those of norms and
+    SwiGLU; and the probabilities of attention.BLOCK queries at a time. The factors were fitted to measured peaks
+    (bench/training_memory.py).
     """
-    width, inner = config.hidden_size, config.intermediate_size
-    kept = config.num_hidden_layers * (22 * width + 4 * inner) * item
-    head = 2 * 256 * config.vocab_size * 4
-    trained = config.num_hidden_layers * lora_rank * (9 * width + 3 * inner)  # all linear layers, at most
+    width, layers = config.hidden_size, config.num_hidden_layers
+    inner = getattr(config, "intermediate_size", None) or 4 * width  # as GPT-2's descendants, which do not say
+    kept = layers * ((8 * width + 2.7 * inner) if fast else (22 * width + 4 * inner)) * item
+    seen = min(longest, attention.KEPT)
+    probabilities = row_tokens / longest * seen * (seen + attention.BLOCK) / 2
+    head = 3 * 256 * config.vocab_size * 4 + config.vocab_size * width * item
+    trained = layers * lora_rank * (9 * width + 3 * inner)  # all linear layers, at most
     whole = n_whole * (4 * 4 - item)
-    return n_parameters * item + whole + trained * 4 * 4 + row_tokens * kept + head + (450 << 20)
+    of_row = row_tokens * kept + layers * config.num_attention_heads * probabilities * item
+    return int(n_parameters * item + whole + trained * 4 * 4 + of_row + head + (580 << 20))
 
 
 def check_memory(needed: int, base: str, row_tokens: int) -> None:
