@@ -56,6 +56,7 @@ def show(run_id: Id, as_json: Json = False) -> None:
             f"{rows[0]['loss']:.3f} → {rows[-1]['loss']:.3f}  {spark([row['loss'] for row in rows])}" if rows else "",
         ),
         ("eval_loss", " → ".join(f"{row['eval_loss']:.3f}" for row in evals)),
+        ("bits_per_byte", " → ".join(f"{r['eval_bits_per_byte']:.3f}" for r in evals if "eval_bits_per_byte" in r)),
         ("result", str(state.result.get("model") or state.result.get("adapter") or "")),
         ("path", str(run.folder)),
     ]

@@ -87,10 +87,20 @@ class Training(Recipe):
     keep_checkpoints: int = Field(default=2, ge=1)
     eval_every: int = Field(default=0, ge=0)
     """Steps between measurements of the eval loss; 0: after each epoch."""
+    early_stopping_patience: int = Field(default=0, ge=0, validate_default=True)
+    """Stop after so many measurements of the eval loss in a row without a new lowest; 0: never."""
+    load_best_model_at_end: bool = Field(default=False, validate_default=True)
+    """Keep the weights of the lowest eval loss and end with them, rather than with the last."""
+    sample_every: int = Field(default=0, ge=0)
+    """Steps between samples of what the model says (samples.jsonl in the run's folder); 0: none."""
+    sample_prompts: list[str] = Field(default_factory=list)
+    """What it is asked, or where it goes on from; empty: the beginnings of the first two held-out examples."""
+    sample_tokens: int = Field(default=64, ge=1)
+    """Tokens of a sample at most."""
     export: str = ""
     """A GGUF type (q8_0, f16…) to merge and export to when training ends; empty: leave that to `mofang export`."""
 
-    @field_validator("data", "eval_data", "lora_targets", "layers", "modules_to_save", mode="before")
+    @field_validator("data", "eval_data", "lora_targets", "layers", "modules_to_save", "sample_prompts", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str | int) else value
@@ -123,6 +133,13 @@ class Training(Recipe):
             raise refused("only_with_tune_new_rows")
         if value is not None and info.data.get("weight_decay"):
             raise refused("no_decay_of_old_rows")
+        return value
+
+    @field_validator("early_stopping_patience", "load_best_model_at_end")
+    @classmethod
+    def _something_is_measured(cls, value: int | bool, info: ValidationInfo) -> int | bool:
+        if value and not info.data.get("eval_data") and not info.data.get("eval_fraction"):
+            raise refused("only_with_eval_data")
         return value
 
     @property

@@ -16,6 +16,8 @@ from torch import nn
 from mofang.errors import Unreadable
 from mofang.train import lora
 
+BEST = "best.safetensors"
+
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, *, keep: int) -> Path:
     """Write the state after `step` steps, and drop all but the newest `keep`."""
@@ -35,6 +37,23 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
     for old in found(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def save_best(folder: Path, model: nn.Module, step: int) -> None:
+    """Keep the trained weights as they are now, in place of those kept before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{BEST}.part"
+    save_file(lora.state(model), str(aside), metadata={"format": "pt", "step": str(step)})
+    aside.replace(folder / BEST)
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Put them back. Raises Unreadable for a damaged file."""
+    try:
+        tensors = load_file(str(folder / BEST))
+    except Exception as error:  # safetensors has an error of its own
+        raise Unreadable("train.checkpoint_broken", path=folder / BEST, why=error) from error
+    lora.restore(model, tensors)
 
 
 def found(folder: Path) -> list[Path]:

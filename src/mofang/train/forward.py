@@ -1,7 +1,7 @@
 """A packed row through the model up to the head: the states from which the supervised tokens are predicted."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,19 @@ class Forward:
             wanted = self.model(input_ids=ids, position_ids=ids, segments=[8], use_cache=False).logits[0].float()
             got = (self._body(ids[0], [8]).to(self.dtype) @ self._head().to(self.dtype).t()).float()
         return bool((wanted - got).norm() < 0.02 * wanted.norm())
+
+    @contextmanager
+    def as_it_is(self) -> Iterator[Any]:
+        """The model with transformers' own attention, evaluating: to generate with."""
+        before, training = self.model.config._attn_implementation, self.model.training
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
+        self.model.eval()
+        try:
+            with self._types():
+                yield self.model
+        finally:
+            self.model.set_attn_implementation(before)
+            self.model.train(training)
 
     def _head(self) -> torch.Tensor:
         weight: torch.Tensor = self.model.get_output_embeddings().weight

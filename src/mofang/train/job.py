@@ -32,6 +32,7 @@ from mofang.train.examples import Examples
 from mofang.train.forward import Forward
 from mofang.train.kernels import PLAIN, Kernels, compiled
 from mofang.train.loop import Item, Loop, Plan, RowLoss
+from mofang.train.samples import Samples, prompts
 
 Objective = Callable[[Forward, Sequence[Any], Sequence[Any]], tuple[RowLoss, Sequence[Any], Sequence[Any]]]
 """(forward, examples, held-out examples) → the loss of a row, and both kinds of examples with what it needs of them.
@@ -86,9 +87,10 @@ def with_system(tokenizer: Tokenizer, prompt: str | None) -> Tokenizer:
 
 def train(
     recipe: Training, run: Run, begin: Begin, found: Examples, objective: Objective, *,
-    examples: Sequence[Item], held_out: Sequence[Item], weight: Callable[[Item], int],
+    examples: Sequence[Item], held_out: Sequence[Item], weight: Callable[[Item], int], eval_bytes: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """The worker's work, once there are examples, which are those `found` or pairs of them. `weight`: see Loop.
+    """The worker's work, once there are examples, which are those `found` or pairs of them. `weight`, `eval_bytes`: see
+    Loop.
 
     Returns the run's result.
     """
@@ -133,7 +135,11 @@ def train(
     forward = Forward.of(model, device, dtype, bool(n_whole) and dtype != torch.float32, kernels, found.longest)
     run.note(say(f"train.{forward.path}_path", architecture=begin.config.model_type))
     row_loss, examples, held_out = objective(forward, examples, held_out)
-    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight)
+    samples = None
+    if recipe.sample_every:
+        wanted = prompts(recipe.sample_prompts, found, begin.tokenizer)
+        samples = Samples(forward, begin.tokenizer, wanted, recipe.sample_tokens, run)
+    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples)
     loop.resume()
     summary = loop.train()
     made = (_save_adapter if recipe.tune == "lora" else _save_model)(recipe, run, model, begin, found.files)

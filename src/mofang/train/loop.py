@@ -19,7 +19,9 @@ from mofang.data.encode import Ids
 from mofang.data.pack import pack
 from mofang.errors import MofangError
 from mofang.runs import Run
+from mofang.strings import say
 from mofang.train import checkpoint
+from mofang.train.samples import Samples
 
 
 class Item(Protocol):
@@ -89,6 +91,9 @@ class Loop:
     recipe: Any
     run: Run
     weight: Callable[[Any], int]
+    eval_bytes: int = 0
+    """UTF-8 bytes of what is learned in the held-out examples; 0: bits per byte say nothing of this objective."""
+    samples: Samples | None = None
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -112,10 +117,11 @@ class Loop:
         steps, recipe = self.plan.steps, self.recipe
         warmup = math.ceil(recipe.warmup_ratio * steps)
         self._evaluate()
+        self._sample()
         self.model.train()
         begun = time.monotonic()
         seen = 0
-        while self.step < steps:
+        while self.step < steps and not self._is_worn_out():
             started = time.monotonic()
             batch = [self.examples[number] for number in self.plan.batch(self.step)]
             rate = learning_rate(self.step, steps, recipe.learning_rate, warmup, recipe.lr_scheduler)
@@ -148,7 +154,8 @@ class Loop:
             if not ended:
                 self.run.check_stop()
             self._evaluate()
-        return self._summary()
+            self._sample()
+        return {**self._summary(), **self._take_best()}
 
     def _step(self, batch: Sequence[Item], rate: float) -> tuple[float, float, int, dict[str, float]]:
         """One optimizer step. Returns the mean loss, the gradient's length, the rows, and what else was measured."""
@@ -195,8 +202,42 @@ class Loop:
                 measured.update(sums)
         count = sum(map(self.weight, self.eval_examples))
         also = {f"eval_{name}": value / count for name, value in measured.items()}
+        if self.eval_bytes:
+            also["eval_bits_per_byte"] = total / math.log(2) / self.eval_bytes
         self.run.record({"step": self.step, "eval_loss": total / count, **also})
+        if self.recipe.load_best_model_at_end and self.step and min(self._measured())[1] == self.step:
+            checkpoint.save_best(self.run.checkpoints, self.model, self.step)
         self.model.train()
+
+    def _measured(self) -> list[tuple[float, int]]:
+        """(eval loss, step) of every measurement after a step."""
+        return [(row["eval_loss"], row["step"]) for row in self.run.metrics(0) if "eval_loss" in row]
+
+    def _is_worn_out(self) -> bool:
+        """Whether the eval loss has not fallen for as long as the recipe has patience. Read from the metrics, so that a
+        run that is resumed counts on."""
+        patience, measured = self.recipe.early_stopping_patience, self._measured()
+        if not patience or not measured:
+            return False
+        since = len(measured) - 1 - measured.index(min(measured))
+        if since >= patience:
+            self.run.note(say("train.stopped_early", step=self.step, best=min(measured)[1]))
+        return since >= patience
+
+    def _take_best(self) -> dict[str, float]:
+        """The weights of the lowest eval loss, where the recipe wants them."""
+        if not self.recipe.load_best_model_at_end or not self._measured():
+            return {}
+        loss, step = min(self._measured())
+        if step != self.step:
+            checkpoint.load_best(self.run.checkpoints, self.model)
+            self.run.note(say("train.took_best", step=step, loss=f"{loss:.4f}"))
+        return {"best_step": step, "best_eval_loss": loss}
+
+    def _sample(self) -> None:
+        every = self.recipe.sample_every
+        if self.samples and every and (self.step % every == 0 or self.step == self.plan.steps):
+            self.samples.write(self.step)
 
     def _tell(self, loss: float, tokens_per_s: float) -> None:
         rate = len(self._recent) / sum(self._recent)
@@ -219,6 +260,9 @@ class Loop:
         found = {"steps": self.step, "first_loss": losses[0], "last_loss": losses[-1]}
         if evals:
             found |= {"first_eval_loss": evals[0], "last_eval_loss": evals[-1]}
+        bits = [row["eval_bits_per_byte"] for row in rows if "eval_bits_per_byte" in row]
+        if bits:
+            found |= {"first_eval_bits_per_byte": bits[0], "last_eval_bits_per_byte": bits[-1]}
         timed = [row for row in rows if "seconds" in row]
         found["tokens_per_s"] = sum(row["tokens"] for row in timed) / sum(row["seconds"] for row in timed)
         return found

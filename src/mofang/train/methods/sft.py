@@ -7,6 +7,7 @@ from mofang.data.encode import Example
 from mofang.data.rows import Conversation
 from mofang.recipes.sft import Sft
 from mofang.runs import Run
+from mofang.tokenizer import Tokenizer
 from mofang.train import examples, job
 from mofang.train.forward import Forward
 
@@ -25,5 +26,18 @@ def learn(recipe: Any, run: Run, begin: job.Begin, found: examples.Examples) -> 
 
     return job.train(
         recipe, run, begin, found, objective, examples=found.learned, held_out=found.held_out,
-        weight=lambda example: example.n_supervised,
+        weight=lambda example: example.n_supervised, eval_bytes=_bytes(found.held_out, begin.tokenizer),
     )  # fmt: skip
+
+
+def _bytes(examples: Sequence[Example], tokenizer: Tokenizer) -> int:
+    """UTF-8 bytes of what is learned in the examples: losses by it compare across tokenizers.
+
+    A text's first token, predicted from nothing, counts among its bytes: it may be a part of a character.
+    """
+    texts = []
+    for example in examples:
+        mask = example.mask.copy()
+        mask[0] = mask[1:2].any()
+        texts.append(tokenizer.decode(example.ids[mask].tolist(), special=False))
+    return sum(len(text.encode()) for text in texts)
