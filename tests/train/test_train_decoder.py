@@ -32,7 +32,7 @@ from transformers.utils import logging
 from mofang.data.encode import Example
 from mofang.train import attention, kernels, lora, loss, machine
 from mofang.train.decoder import Decoder, fitting
-from mofang.train.forward import Forward
+from mofang.train.forward import Forward, _shared
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -192,6 +192,61 @@ def test_in_bfloat16_the_fast_path_is_as_near_to_float32_as_the_plain_one() -> N
         assert abs(forward.loss(examples(60, 33)).item() / exact.item() - 1) < 0.01
 
 
+# ---- a beginning that examples share ----
+
+
+def beginning_alike(*lengths: int, same: int = 12) -> list[Example]:
+    first = examples(same)[0].ids
+    found = []
+    for example in examples(*(length + same for length in lengths)):
+        ids, mask = example.ids.copy(), np.arange(len(example.ids)) >= same + 2
+        ids[:same] = first
+        ids[same] = len(found)  # and no longer
+        found.append(Example(ids, mask, "a.jsonl", 1, False))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "gpt_neox"])
+def test_what_examples_begin_with_is_computed_once_and_learned_from_by_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, reference = model(name), model(name)
+    reference.set_attn_implementation("eager")
+    rows = beginning_alike(13, 5, 9)
+    forward = Forward.of(made, CPU, torch.float32, False, kernels.PLAIN, longest=40)
+    seen = []
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *given: seen.append(given[3]) or attend(*given))
+    ours, theirs = forward.loss(rows), plain_loss(reference, rows)
+    assert [list(each) for each in seen] == [[12, 13, 5, 9]] * 2, "both layers: the beginning, then each one's own"
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    ours.backward()
+    theirs.backward()
+    wanted = dict(reference.named_parameters())
+    for parameter_name, parameter in made.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, wanted[parameter_name].grad, rtol=2e-3, atol=2e-4, msg=parameter_name
+        )
+    each = torch.stack([plain_loss(reference, [row]) for row in rows])
+    torch.testing.assert_close(forward.logps(rows), -each, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        (beginning_alike(9), 0),  # one alone shares with nobody
+        (beginning_alike(9, 4), 12),
+        (beginning_alike(9, 4, same=5), 0),  # too little to gain by
+        (examples(40, 40), 0),
+        # What is learned, and the token that foretells it, are each example's own.
+        ([Example(np.arange(30, dtype=np.int32), np.arange(30) >= n, "a.jsonl", 1, False) for n in (20, 15)], 14),
+        ([Example(np.arange(30, dtype=np.int32), np.arange(30) >= 0, "a.jsonl", 1, False)] * 2, 0),
+    ],
+)
+def test_how_much_is_shared(rows: list[Example], shared: int) -> None:
+    assert _shared(rows) == shared
+
+
 # ---- attention by blocks ----
 
 
@@ -201,8 +256,11 @@ def test_in_bfloat16_the_fast_path_is_as_near_to_float32_as_the_plain_one() -> N
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
     st.integers(1, 9),
     st.integers(0, 40),
+    st.booleans(),
 )
-def test_blocks_attend_as_torch_does(lengths: list[int], heads: tuple[int, int], block: int, kept: int) -> None:
+def test_blocks_attend_as_torch_does(
+    lengths: list[int], heads: tuple[int, int], block: int, kept: int, share: bool
+) -> None:
     torch.manual_seed(sum(lengths))
     n, (n_q, n_kv), scale = sum(lengths), heads, 0.3
     tensors = [torch.randn(h, n, 6, dtype=torch.float64, requires_grad=True) for h in (n_q, n_kv, n_kv)]
@@ -210,16 +268,17 @@ def test_blocks_attend_as_torch_does(lengths: list[int], heads: tuple[int, int],
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "BLOCK", block)
         patched.setattr(attention, "KEPT", kept)  # beyond it, probabilities are computed again
-        got = attention.attend(*tensors, lengths, scale)
+        got = attention.attend(*tensors, lengths, scale, lengths[0] if share else 0)
         slopes = torch.autograd.grad(got, tensors, upstream)
-    pieces = zip(*(tensor.split(lengths, dim=1) for tensor in tensors), strict=True)
-    wanted = torch.cat(
-        [
-            F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=True)[0]
-            for q, k, v in pieces
-        ],
-        dim=1,
-    ).transpose(0, 1)
+    pieces = []
+    for number, (q, k, v) in enumerate(zip(*(tensor.split(lengths, dim=1) for tensor in tensors), strict=True)):
+        before = lengths[0] if share and number else 0
+        k, v = (torch.cat([whole[:, :before], own], dim=1) for whole, own in zip(tensors[1:], (k, v), strict=True))
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(before)
+        pieces.append(
+            F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True)[0]
+        )
+    wanted = torch.cat(pieces, dim=1).transpose(0, 1)
     torch.testing.assert_close(got, wanted)
     for mine, theirs in zip(slopes, torch.autograd.grad(wanted, tensors, upstream), strict=True):
         torch.testing.assert_close(mine, theirs)

@@ -125,24 +125,46 @@ class Forward:
 
     def _states(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states (n, H), the tokens that follow them (n,), and the number of the example of each (n,)."""
-        ids = torch.from_numpy(np.concatenate([example.ids for example in examples])).long().to(self.device)
-        segments = [len(example.ids) for example in examples]
-        masks = [example.mask.copy() for example in examples]
-        for mask in masks:
+        shared = _shared(examples) if self.device.type == "cpu" else 0
+        parts = [examples[0].ids[:shared], *(example.ids[shared:] for example in examples)]
+        learned = [np.zeros(shared, bool), *(example.mask[shared:].copy() for example in examples)]
+        for mask in learned[1:] if not shared else ():
             mask[0] = False  # nothing stands before the first token of an example
-        places = torch.from_numpy(np.concatenate(masks).nonzero()[0]).to(self.device)
-        owner = torch.from_numpy(np.repeat(np.arange(len(examples)), segments)).to(self.device)
+        segments = [len(part) for part in parts if len(part)]
+        ids = torch.from_numpy(np.concatenate(parts)).long().to(self.device)
+        places = torch.from_numpy(np.concatenate(learned).nonzero()[0]).to(self.device)
+        owners = np.repeat(np.arange(len(examples)), [len(part) for part in parts[1:]])
+        owner = torch.from_numpy(np.concatenate([np.zeros(shared, owners.dtype), owners])).to(self.device)
         if self.decoder:
-            return self.decoder(ids, segments, places - 1).to(self.dtype), ids[places], owner[places]
+            return self.decoder(ids, segments, places - 1, shared).to(self.dtype), ids[places], owner[places]
         with self._types():
-            hidden = self._body(ids, segments)
+            hidden = self._body(ids, segments, shared)
         return hidden[places - 1].to(self.dtype), ids[places], owner[places]
 
-    def _body(self, ids: torch.Tensor, segments: list[int]) -> torch.Tensor:
+    def _body(self, ids: torch.Tensor, segments: list[int], shared: int = 0) -> torch.Tensor:
         """(n, H): the final states of a packed row."""
-        told = {"position_ids": attention.positions(segments).to(self.device), "segments": segments}
+        places = attention.positions(segments, shared).to(self.device)
+        told = {"position_ids": places, "segments": segments, "shared": shared}
         states: torch.Tensor = self.model.base_model(input_ids=ids[None], use_cache=False, **told).last_hidden_state[0]
         return states
 
     def _types(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.mixed else nullcontext()
+
+
+WORTH_SHARING = 8
+"""Tokens."""
+
+
+def _shared(examples: Sequence[Example]) -> int:
+    """Tokens that all examples begin with, before what is learned of any; 0 where they are too few to gain by."""
+    if len(examples) < 2:
+        return 0
+    # The state that foretells an example's first learned token must be its own.
+    until = min(int(example.mask.argmax()) - 1 for example in examples)
+    if until < WORTH_SHARING:
+        return 0
+    first = examples[0].ids[:until]
+    same = np.logical_and.reduce([example.ids[:until] == first for example in examples])
+    shared = until if same.all() else int(same.argmin())
+    return shared if shared >= WORTH_SHARING else 0
