@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +115,19 @@ class Run:
             return []
         rows = [json.loads(line) for line in text.split("\n")[:-1] if line]
         return [row for row in rows if row.get("step", 0) > after]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the model said on the way, oldest first: {"step", "prompt", "text"}."""
+        path = self.folder / "samples.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def keep_samples(self, step: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Those of one step; of it and of later ones none are left from before."""
+        kept = [row for row in self.samples() if row["step"] < step]
+        aside = self.folder / ".samples.jsonl.part"
+        lines = (json.dumps({"step": step, **row}, ensure_ascii=False) + "\n" for row in (*kept, *rows))
+        aside.write_text("".join(lines), encoding="utf-8")
+        aside.replace(self.folder / "samples.jsonl")
 
     def tail(self, lines: int = 20) -> str:
         """The last lines of the log."""

@@ -675,7 +675,7 @@ def new_run(state: State, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
     run = {
         "id": f"{stem}-0301-{len(state.runs) + 1:06d}", "kind": kind, "title": parsed.title(), "status": "running", "created_at": now(),
         "started_at": now(), "ended_at": "", "progress": {}, "result": {}, "model": None, "error": {}, "notes": [],
-        "recipe": parsed.model_dump(mode="json"), "log": "样例预览：身份.jsonl 第 1 行", "metrics": [],
+        "recipe": parsed.model_dump(mode="json"), "log": "样例预览：身份.jsonl 第 1 行", "metrics": [], "samples": [],
     }  # fmt: skip
     state.runs[run["id"]] = run
     return run
@@ -691,6 +691,9 @@ def measured(run: dict[str, Any], step: int) -> None:
         )  # fmt: skip
     if step % 10 == 0:
         run["metrics"].append({"step": step, "eval_loss": 0.4 + 2.3 * math.exp(-step / 14)})
+        run["samples"].append(
+            {"step": step, "prompt": "user\n你是谁？\nassistant\n", "text": f"我是小坊，<学了> {step} 步。"}
+        )
 
 
 def finished(state: State, run: dict[str, Any]) -> None:
@@ -753,7 +756,7 @@ def _runs(app: FastAPI, state: State) -> None:
         return run
 
     def short(run: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in run.items() if name not in ("recipe", "log", "metrics")}
+        return {name: value for name, value in run.items() if name not in ("recipe", "log", "metrics", "samples")}
 
     @app.get("/v1/recipes")
     async def _(request: Request) -> Any:

@@ -126,6 +126,17 @@ def test_a_failed_run_says_why_and_can_be_deleted(page: AppTest, state: fake_gat
     assert not state.runs and "run" not in page.query_params
 
 
+def test_what_the_model_said_on_the_way_is_shown_newest_first(page: AppTest, state: fake_gateway.State) -> None:
+    run = fake_gateway.new_run(state, "sft", {"base": "b", "data": ["d.jsonl"], "name": "甲"})
+    for step in range(21):
+        fake_gateway.measured(run, step)
+    page.query_params["run"] = run["id"]
+    page.run()
+    text = text_of(page)
+    assert any("你是谁？" in code.value for code in page.code) and "我是小坊，&lt;学了&gt; 20 步。" in text
+    assert text.index("第 20 步") < text.index("第 10 步") < text.index("第 0 步")
+
+
 def test_an_export_that_fails_is_said_and_can_be_tried_again(page: AppTest, state: fake_gateway.State) -> None:
     run = next(iter(state.runs))
     export = fake_gateway.new_run(state, "gguf", {"model": run})

@@ -42,7 +42,8 @@ def show(run_id: Id, as_json: Json = False) -> None:
     run = _get(run_id)
     state = run.state()
     if as_json:
-        render.show_json({**shape(state), "recipe": run.recipe().model_dump(mode="json"), "metrics": run.metrics()})
+        told = {"metrics": run.metrics(), "samples": run.samples()}
+        render.show_json({**shape(state), "recipe": run.recipe().model_dump(mode="json"), **told})
         return
     rows = [row for row in run.metrics() if "loss" in row]
     evals = [row for row in run.metrics() if "eval_loss" in row]
@@ -61,6 +62,12 @@ def show(run_id: Id, as_json: Json = False) -> None:
         ("path", str(run.folder)),
     ]
     render.show(render.facts((say(f"cli.heading_{name}"), value) for name, value in pairs if value))
+    said = run.samples()
+    for sample in said:
+        if sample["step"] == said[-1]["step"]:
+            render.show(
+                say("cli.sample", step=sample["step"], prompt=sample["prompt"].strip(), text=sample["text"].strip())
+            )
     for note in state.notes:
         render.note(f"· {note}")
     if state.error:

@@ -4,7 +4,6 @@ Greedy, so that no random number is drawn: a run that is resumed goes on bit for
 samples.jsonl and is printed in its log.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,19 +37,10 @@ class Samples:
     @torch.no_grad()
     def write(self, step: int) -> None:
         """Answer every prompt, once a step: a run that is resumed does not write a step's samples again."""
-        path = self.run.folder / "samples.jsonl"
-        before = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        before = [row for row in before if row["step"] < step]
-        rows = [
-            {"step": step, "prompt": self.tokenizer.decode(prompt), "text": self._answer(prompt)}
-            for prompt in self.prompts
-        ]
+        rows = [{"prompt": self.tokenizer.decode(prompt), "text": self._answer(prompt)} for prompt in self.prompts]
         for row in rows:
             print(f"--- step {step}\n{row['prompt']}⟶{row['text']}", flush=True)
-        aside = path.with_name(".samples.part")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in [*before, *rows])
-        aside.write_text("".join(lines), encoding="utf-8")
-        aside.replace(path)
+        self.run.keep_samples(step, rows)
 
     def _answer(self, prompt: Sequence[int]) -> str:
         ends = sorted(self.tokenizer.end_ids)

@@ -82,9 +82,10 @@ def start(body: RunRequest, backend: Here) -> dict[str, Any]:
 
 @router.get("/v1/runs/{run_id}")
 def details(run_id: str, backend: Here) -> dict[str, Any]:
-    """With its recipe and the end of its log."""
+    """With its recipe, the end of its log, and what the model said on the way (recipe field sample_every)."""
     run = _runs(backend).get(run_id)
-    return {**_shape(run), "recipe": run.recipe().model_dump(mode="json"), "log": run.tail(40)}
+    recipe = run.recipe().model_dump(mode="json")
+    return {**_shape(run), "recipe": recipe, "log": run.tail(40), "samples": run.samples()}
 
 
 @router.get("/v1/runs/{run_id}/metrics")

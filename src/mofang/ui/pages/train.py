@@ -5,7 +5,7 @@ is looked at stands in the URL (?run=…).
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Final
@@ -442,6 +442,9 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
     _chart(curve)
     for note in (*run["notes"], *(export["notes"] if export else ())):
         quiet(note)
+    if run.get("samples"):
+        with st.expander(t("run_samples"), icon=":material/chat:", key="run_samples"):
+            _samples(run["samples"])
     with st.expander(t("run_recipe"), icon=":material/description:", key="run_recipe"):
         st.code(_as_yaml(run["recipe"]), language=None, wrap_lines=True)
     with st.expander(t("run_log"), icon=":material/article:", key="run_log"):
@@ -450,6 +453,16 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
 
 _still: Final = fragment()(_watch)
 _live: Final = fragment(run_every=TICK_S)(_watch)
+
+
+def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
+    """Each prompt with what was said to it, the newest first: how it changed is what one looks for."""
+    for prompt in dict.fromkeys(sample["prompt"] for sample in samples):
+        st.code(prompt.strip(), language=None, wrap_lines=True)
+        for sample in reversed([sample for sample in samples if sample["prompt"] == prompt]):
+            st.html(
+                f"<p><small>{escape(t('run_samples_step', step=sample['step']))}</small> {escape(sample['text'])}</p>"
+            )
 
 
 def _as_yaml(recipe: Mapping[str, Any]) -> str:
