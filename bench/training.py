@@ -222,7 +222,8 @@ def run(choice: dict[str, Any]) -> dict[str, Any]:
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
     )  # fmt: skip
     if done.returncode:
-        return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else str(done.returncode)}
+        why = "killed: too little memory?" if done.returncode < 0 else (done.stderr.strip() or "?").splitlines()[-1]
+        return {"failed": f"ended with {done.returncode}, {why}"}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return {**found, "tokens_per_s": found["tokens"] / found["seconds"]}
 
