@@ -374,3 +374,14 @@ def test_what_the_model_does_not_have_is_refused_before_it_is_loaded(
         with pytest.raises(Invalid) as raised:
             go(training("sft", **fields))
         assert raised.value.code == code and raised.value.hint("zh")
+
+
+@pytest.mark.parametrize("tune", [{"tune": "layers", "layers": [-1]}, {"tune": "full"}])
+def test_a_model_saved_from_the_fast_path_has_weights_of_its_own(training: Training, tune: dict[str, Any]) -> None:
+    run = training("sft", dtype="float32", max_steps=1, name="whole", **tune)
+    found = go(run)
+    assert say("train.fast_path", architecture="llama") in run.state().notes
+    saved = load_file(Path(found["path"]) / "model.safetensors")
+    assert len({tensor.untyped_storage().data_ptr() for tensor in saved.values()}) == len(saved)
+    back = AutoModelForCausalLM.from_pretrained(found["path"])
+    assert all(torch.equal(saved[name], value) for name, value in back.state_dict().items() if name in saved)

@@ -1,10 +1,10 @@
 """The fast path: a LLaMA-like decoder computed row by row, as its own modules would, with less around the products.
 
-What it saves, by profile (docs/log.md, 2026-11-25): projections that read the same input are one product, their LoRA
+What it saves, by profile (docs/log.md, 2026-11-26): projections that read the same input are one product, their LoRA
 companions two small ones; attention goes by blocks (attention.py); norms and SwiGLU are computed again in the backward
 pass instead of being kept; and behind the last attention only the positions that are learned go on.
 
-It is taken for what it fits in structure and where it then gives what the model itself gives (`agrees`); everything
+It is taken for what it fits in structure and where it then gives what the model itself gives (`_agrees`); everything
 else runs through transformers' modules, right and slower. Source of the layers: transformers' modeling_llama.py.
 """
 

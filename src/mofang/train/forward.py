@@ -42,7 +42,7 @@ class Forward:
 
     @property
     def path(self) -> str:
-        """ "fast", "plain" or "apart"."""
+        """Which way it goes: "fast", "plain" or "apart"."""
         return "fast" if self.decoder else "plain" if self.packs else "apart"
 
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
