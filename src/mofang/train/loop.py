@@ -216,8 +216,9 @@ class Loop:
     def _is_worn_out(self) -> bool:
         """Whether the eval loss has not fallen for as long as the recipe has patience. Read from the metrics, so that a
         run that is resumed counts on."""
-        patience, measured = self.recipe.early_stopping_patience, self._measured()
-        if not patience or not measured:
+        patience = self.recipe.early_stopping_patience
+        measured = self._measured() if patience else []
+        if not measured:
             return False
         since = len(measured) - 1 - measured.index(min(measured))
         if since >= patience:
