@@ -8,8 +8,8 @@ targets, AdamW, learning rate and examples a step, and is a process of its own; 
 The peers are first swept once over what people turn: batches of 1, 4, 8, 16 examples (accumulated to the same step),
 with and without grouping by length, TRL packed and padded. The best of each is then measured in turn with ours.
 Tokens are real ones, never padding. A step's time is all of it, compiling included; loading and saving are left out on
-all sides. The evaluation loss is measured by the same lines on all sides: -log p a supervised token of the same held-out
-examples, each alone. Memory is the peak of the process (VmHWM).
+all sides. The evaluation loss is -log p a supervised token of the same held-out examples: the peers' by transformers, each
+example alone, ours by our own loop. Memory is the peak of the process (VmHWM).
 
 Examples are questions for the sections of LibreOffice's and Debian's Chinese documentation (bench/corpora, fetch.sh and
 both *_beir.py); --tune full learns the same texts with every token supervised, as pre-training goes on. Needs

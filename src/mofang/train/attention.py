@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "mofang_packed"
@@ -58,7 +57,7 @@ def attend(
     split = zip(*(x.split(list(segments), dim=1) for x in (q, k, v)), strict=True)
     grouped = q.shape[0] != k.shape[0]
     pieces = [
-        scaled_dot_product_attention(a[None], b[None], c[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
+        F.scaled_dot_product_attention(a[None], b[None], c[None], is_causal=True, scale=scale, enable_gqa=grouped)[0]
         for a, b, c in split
     ]
     return torch.cat(pieces, dim=1).transpose(0, 1)

@@ -241,20 +241,28 @@ def _is_plain(part: nn.Module) -> bool:
     return True
 
 
-@torch.no_grad()
-def _agrees(model: Any, decoder: Decoder) -> bool:
-    """Whether both give the same states for two short examples in one row.
+def probe(model: Any, device: torch.device) -> Tensor:
+    """(24,): ids to compare two ways of computing a model by."""
+    return (torch.arange(24, device=device) * 7919 + 1000) % model.config.vocab_size
+
+
+def alike(wanted: Tensor, got: Tensor, dtype: torch.dtype) -> bool:
+    """Whether two ways of computing, in `dtype`, give the same states (n, H).
 
     By the median over tokens: in bfloat16 a few can lie far apart, since what is rounded differently early grows (one
     of 24 special tokens was 1.3 of its length away from float32's state, on either path). A layer that is computed in
     another way puts all of them apart.
     """
+    apart = (wanted.float() - got.float()).norm(dim=1) / wanted.float().norm(dim=1)
+    return bool(apart.median() < (1e-3 if dtype == torch.float32 else 0.1))
+
+
+@torch.no_grad()
+def _agrees(model: Any, decoder: Decoder) -> bool:
+    """Whether both give the same states for two short examples in one row."""
     device = next(model.parameters()).device
-    segments, ids = [9, 15], (torch.arange(24, device=device) * 7919 + 1000) % model.config.vocab_size
+    segments, ids = [9, 15], probe(model, device)
     told = {"position_ids": attention.positions(segments).to(device), "segments": segments, "use_cache": False}
-    exact = decoder.dtype == torch.float32
-    with torch.autocast(device.type, decoder.dtype, enabled=not exact):
-        wanted = model.base_model(input_ids=ids[None], **told).last_hidden_state[0].float()
-    got = decoder(ids, segments, torch.arange(24, device=device)).float()
-    apart = (wanted - got).norm(dim=1) / wanted.norm(dim=1)
-    return bool(apart.median() < (1e-3 if exact else 0.1))
+    with torch.autocast(device.type, decoder.dtype, enabled=decoder.dtype != torch.float32):
+        wanted = model.base_model(input_ids=ids[None], **told).last_hidden_state[0]
+    return alike(wanted, decoder(ids, segments, torch.arange(24, device=device)), decoder.dtype)
