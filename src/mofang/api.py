@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mofang import settings as _settings
 from mofang.client import ApiError, Client
-from mofang.errors import EngineFailed, Invalid, MofangError, NotFound
+from mofang.errors import EngineFailed, Invalid, MofangError, NotFound, Unreadable
 from mofang.messages import Message, NextToken
 from mofang.settings import Settings
 
@@ -435,8 +435,7 @@ def _to_draft_from(sources: Sequence[Path]) -> "tuple[list[Seed], list[Passage],
     for source in sources:
         if not source.exists():
             raise NotFound("data.no_such_file", path=source)
-        beneath = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
-        for path in beneath if source.is_dir() else [source]:
+        for path in _beneath(source):
             if suffix(path.name) in ("jsonl", "json", "parquet"):
                 seeds += [draft.seed(row) for row in rows_of(path, Layout()) if isinstance(row, Conversation)]
             elif suffix(path.name) in LOADERS.names() or not source.is_dir():
@@ -449,6 +448,68 @@ def _to_draft_from(sources: Sequence[Path]) -> "tuple[list[Seed], list[Passage],
             else:
                 skipped.append(path)
     return seeds, passages, skipped
+
+
+def gather_text(
+    sources: Sequence[str | Path],
+    out: Path,
+    *,
+    language: str = "",
+    tell: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """The text of documents (whatever knowledge bases read) and of folders of them, as lines for pre-training.
+
+    language: "zh" or "en" leaves out paragraphs in another. Returns {"n_documents", "n_characters", "n_repeated":
+    paragraphs that stood in an earlier document or place, "n_other": those in another language, "n_short": documents
+    with nothing left to learn, "skipped": files of folders that are no documents, "unreadable": [[path, why]] of those
+    that are broken}. Raises NotFound; Invalid for a language; Unreadable for a file that was named itself.
+    """
+    from mofang.data.gather import gather
+    from mofang.knowledge import LOADERS
+    from mofang.knowledge.loaders import parse, suffix
+    from mofang.text.languages import LANGUAGES
+
+    if language not in ("", *LANGUAGES):
+        raise Invalid("data.no_language", param="language", value=language, known=", ".join(LANGUAGES))
+    found: list[tuple[Path, str]] = []
+    skipped, unreadable = [], []
+    for source in (Path(each).expanduser() for each in sources):
+        if not source.exists():
+            raise NotFound("data.no_such_file", path=source)
+        for path in _beneath(source):
+            if suffix(path.name) in LOADERS.names() or path == source:
+                found.append((path, path.name if path == source else str(path.relative_to(source))))
+            else:
+                skipped.append(str(path))
+    if not found:
+        raise Unreadable("data.no_documents", path=", ".join(map(str, sources)), known=", ".join(LOADERS.names()))
+    named = set(map(Path, sources))
+
+    def documents() -> Iterator[tuple[str, list[str]]]:
+        began = time.monotonic()
+        for number, (path, name) in enumerate(found, 1):
+            try:
+                document = parse(path, name)
+            except MofangError as error:
+                if path in named:
+                    raise
+                unreadable.append([str(path), error.message()])
+                continue
+            yield name, [document.text[block.start : block.end] for block in document.blocks]
+            if tell:
+                rate = number / max(time.monotonic() - began, 1e-9)
+                left = (len(found) - number) / rate
+                shape = {"stage": "read", "done": number, "total": len(found), "unit": "files", "rate": rate}
+                tell({**shape, "seconds_left": left, "detail": name})
+
+    return {**gather(documents(), out, language=language), "skipped": skipped, "unreadable": unreadable}
+
+
+def _beneath(source: Path) -> list[Path]:
+    """A file itself; the files of a folder, hidden ones apart."""
+    if not source.is_dir():
+        return [source]
+    return sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
 
 
 def serve_mcp(knowledge: Sequence[str] = (), *, url: str | None = None) -> None:

@@ -8,6 +8,8 @@ import typer
 from mofang.strings import say
 
 app = typer.Typer(help=say("cli.data"), no_args_is_help=True)
+SHOWN = 3
+"""Files that cannot be read are named up to so many; --json lists them all."""
 
 
 @app.command("preview", help=say("cli.data_preview"))
@@ -66,6 +68,35 @@ def preview(
     render.show(render.table(columns_, bars))
     if found["skipped"]:
         render.note(say("train.skipped", n=len(found["skipped"]), path=found["skipped"][0]), style="yellow")
+
+
+@app.command("text", help=say("cli.data_text"))
+def text(
+    sources: Annotated[list[Path], typer.Argument(help=say("cli.argument_documents"), metavar="SOURCE…")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.jsonl", help=say("cli.option_text_out"))],
+    language: Annotated[str, typer.Option("--language", metavar="zh|en", help=say("cli.option_text_language"))] = "",
+    as_json: Annotated[bool, typer.Option("--json", help=say("cli.option_json"))] = False,
+) -> None:
+    from mofang import api
+    from mofang.cli import render
+
+    with render.ProgressBar(out.name) as bar:
+        found = api.gather_text(sources, out, language=language, tell=bar.update)
+    if as_json:
+        render.show_json({"file": str(out), **found})
+        return
+    n, characters = f"{found['n_documents']:,}", f"{found['n_characters']:,}"
+    render.show(say("cli.text_written", n=n, characters=characters, path=out))
+    left_out = [(name, found[f"n_{name}"]) for name in ("repeated", "other", "short") if found[f"n_{name}"]]
+    if left_out:
+        what = " · ".join(say(f"cli.text_{name}", n=f"{n:,}") for name, n in left_out)
+        render.note(say("cli.text_left_out", what=what))
+    if found["skipped"]:
+        render.note(say("cli.text_skipped", n=len(found["skipped"]), path=found["skipped"][0]), style="yellow")
+    for path, why in found["unreadable"][:SHOWN]:
+        render.note(say("cli.text_unreadable", path=path, why=why), style="yellow")
+    if len(found["unreadable"]) > SHOWN:
+        render.note(say("cli.text_more_unreadable", n=len(found["unreadable"]) - SHOWN), style="yellow")
 
 
 @app.command("draft", help=say("cli.data_draft"))
