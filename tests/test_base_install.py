@@ -28,6 +28,7 @@ HEAVY = (
 HEAVY_WORKERS = (
     "mofang.train.",
     "mofang.export.",
+    "mofang.launch.torchrun",
     "mofang.engine.transformers.core",
     "mofang.engine.sentence_transformers.core",
     "mofang.engine.llama_cpp.core",

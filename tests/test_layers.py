@@ -78,7 +78,7 @@ ONLY_IN = {
     "opensearchpy": "knowledge/stores/opensearch",
     "langchain_core": "integrations/langchain knowledge/stores/langchain",
     "langchain_openai": "integrations/langchain",
-    "torch": "train/ export/ engine/transformers engine/sentence_transformers",
+    "torch": "train/ export/ launch/torchrun engine/transformers engine/sentence_transformers",
     "sentence_transformers": "engine/sentence_transformers",
     "mcp": "integrations/mcp.py",
 }

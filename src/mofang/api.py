@@ -575,28 +575,37 @@ def _result(client: Client, job: Mapping[str, Any]) -> Any:
 # ---- training and exporting ----
 
 
-def sft(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+def sft(
+    *, wait: bool = True, tell: Tell | None = None, launcher: Mapping[str, Any] | None = None, **fields: Any
+) -> "Run":
     """Fine-tune a model on questions and answers; `fields` are those of the recipe (docs/training.md): base, data…
 
+    `launcher`: {"launcher": "torchrun", "processes": 2}; one process without.
     Returns the run, ended when `wait` is True. Raises Invalid with all faults of the recipe, MissingExtra with the pip
     line, and what the run failed with. Ctrl-C stops the run, which can be resumed.
     """
-    return _run("sft", fields, wait=wait, tell=tell)
+    return _run("sft", fields, wait=wait, tell=tell, launcher=launcher)
 
 
-def dpo(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+def dpo(
+    *, wait: bool = True, tell: Tell | None = None, launcher: Mapping[str, Any] | None = None, **fields: Any
+) -> "Run":
     """Teach a model which of two answers is better, held to what it was; as `sft`, `data` has pairs."""
-    return _run("dpo", fields, wait=wait, tell=tell)
+    return _run("dpo", fields, wait=wait, tell=tell, launcher=launcher)
 
 
-def orpo(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+def orpo(
+    *, wait: bool = True, tell: Tell | None = None, launcher: Mapping[str, Any] | None = None, **fields: Any
+) -> "Run":
     """The same without a reference model; as `sft`, `data` has pairs."""
-    return _run("orpo", fields, wait=wait, tell=tell)
+    return _run("orpo", fields, wait=wait, tell=tell, launcher=launcher)
 
 
-def pretrain(*, wait: bool = True, tell: Tell | None = None, **fields: Any) -> "Run":
+def pretrain(
+    *, wait: bool = True, tell: Tell | None = None, launcher: Mapping[str, Any] | None = None, **fields: Any
+) -> "Run":
     """Teach a model plain text, a new one (`tokenizer`) or on with one (`base`); as `sft`, `data` has texts."""
-    return _run("pretrain", fields, wait=wait, tell=tell)
+    return _run("pretrain", fields, wait=wait, tell=tell, launcher=launcher)
 
 
 def import_gguf(model: str, *, tell: Tell | None = None, **fields: Any) -> "Run":
@@ -626,16 +635,27 @@ def list_runs() -> "list[Run]":
     return Runs(_settings.load().home).list()
 
 
-def start(recipe: "Recipe") -> "Run":
-    """Start a run and leave it to itself."""
+def start(recipe: "Recipe", launcher: Mapping[str, Any] | None = None) -> "Run":
+    """Start a run and leave it to itself. `launcher`: {"launcher": "torchrun", "processes": 2}; one process without."""
     from mofang.launch import home
+    from mofang.recipes import launcher_of
     from mofang.runs import Runs, need
 
     need(type(recipe))
+    launched = launcher_of(launcher) if launcher else None
     settings = _settings.load()
     home.prepare(settings.home)
     run = Runs(settings.home).create(recipe)
-    run.start()
+    run.start(launched)
+    return run
+
+
+def resume(run: "Run", launcher: Mapping[str, Any] | None = None) -> "Run":
+    """Start a run again from its last checkpoint, as `launcher` says (see `start`) or as it was started before."""
+    from mofang.recipes import launcher_of
+
+    named = {"launcher": run.launcher().kind, **(launcher or {})}
+    run.start(launcher_of(named) if launcher else None)
     return run
 
 
@@ -676,8 +696,11 @@ def failure(state: "State") -> MofangError:
     return ApiError(500, state.error)
 
 
-def _run(kind: str, fields: Mapping[str, Any], *, wait: bool = True, tell: Tell | None = None) -> "Run":
-    run = start(recipe(kind, fields))
+def _run(
+    kind: str, fields: Mapping[str, Any], *, wait: bool = True, tell: Tell | None = None,
+    launcher: Mapping[str, Any] | None = None,
+) -> "Run":  # fmt: skip
+    run = start(recipe(kind, fields), launcher)
     if wait:
         state = finish(run, tell)
         if state.status != "done":

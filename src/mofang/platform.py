@@ -242,6 +242,24 @@ def n_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or n_threads(), n_threads()))
 
 
+def numa_nodes(folder: Path = Path("/sys/devices/system/node")) -> list[set[int]]:
+    """The hardware threads that this process may run on, by the memory that they are next to; one node where that
+    cannot be told. Threads of one node work at one memory without waiting for the other's."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    found = []
+    for path in sorted(folder.glob("node[0-9]*/cpulist")):
+        spans = (part.split("-") for part in path.read_text().strip().split(",") if part)
+        threads = {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
+        found += [threads & allowed] if threads & allowed else []
+    return found or [set(allowed)]
+
+
+def stay_on(threads: set[int]) -> None:
+    """Let this process run on these hardware threads only, where the system can be told so."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, threads)
+
+
 def n_threads() -> int:
     """Hardware threads that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """A run on disk: what a training or an export was told, how far it is, and what came of it.
 
     home/runs/<id>/recipe.yaml     the resolved recipe
+                  /launcher.yaml   which processes compute it, where that is not one alone
                   /state.json      status, progress, result; written by the worker alone while it runs
                   /metrics.jsonl   a line a step
                   /log.txt         what the worker said
@@ -30,7 +31,7 @@ from typing import Any, Literal
 from mofang.errors import Conflict, Invalid, MissingExtra, MofangError, NotFound, Unreadable
 from mofang.messages import Progress
 from mofang.platform import end_process, has_module, is_same_process, start_detached, started_at
-from mofang.recipes import METHODS, Recipe, parse, read_yaml, recipe_class
+from mofang.recipes import METHODS, Launcher, Recipe, launcher_of, parse, read_yaml, recipe_class
 
 Status = Literal["created", "running", "done", "stopped", "failed", "interrupted"]
 
@@ -107,6 +108,11 @@ class Run:
         """The resolved recipe that it runs by."""
         return parse(recipe_class(self._written().kind), read_yaml(self.folder / "recipe.yaml"))
 
+    def launcher(self) -> Launcher:
+        """Who computes it, as it was last started."""
+        path = self.folder / "launcher.yaml"
+        return launcher_of(read_yaml(path) if path.exists() else {})
+
     def metrics(self, after: int = -1) -> list[dict[str, Any]]:
         """The measured lines, in order; those of steps beyond `after`. A line being written is left for later."""
         try:
@@ -176,12 +182,20 @@ class Run:
 
     # ---- its process ----
 
-    def start(self) -> None:
-        """Start the worker and wait until it is there. Raises Conflict when it runs, MissingExtra before anything."""
+    def start(self, launcher: Launcher | None = None) -> None:
+        """Start the worker and wait until it is there; `launcher` in place of the one that it had.
+
+        Raises Conflict when it runs, MissingExtra before anything.
+        """
         state = self.state()
         if state.status == "running":
             raise Conflict("runs.is_running", id=self.id)
         need(recipe_class(state.kind))
+        need(type(launcher or self.launcher()))
+        if launcher:
+            aside = self.folder / ".launcher.yaml.part"
+            aside.write_text(launcher.as_yaml(), encoding="utf-8")
+            aside.replace(self.folder / "launcher.yaml")
         (self.folder / "stop").unlink(missing_ok=True)
         # Until the worker has put its own number here, ours stands for it; after that only the worker writes.
         self.update(
@@ -202,7 +216,7 @@ class Run:
         if self._written().pid == os.getpid():
             end_process(process.pid)
             failure = MofangError("runs.worker_failed", why=self.tail(3), log=self.log)
-            self.update(status="failed", ended_at=now(), error=_error(failure))
+            self.update(status="failed", ended_at=now(), error=failed(failure))
             raise failure
 
     def stop(self, *, wait_s: float = 120.0) -> State:
@@ -347,6 +361,11 @@ def need(recipe: type[Recipe]) -> None:
         raise MissingExtra("core.missing_extra", name=recipe.kind, library=recipe.library, extra=recipe.extra)
 
 
+def failed(error: MofangError) -> dict[str, Any]:
+    """An error as State.error has it."""
+    return {"code": error.code, "message": error.message(), "hint": error.hint()}
+
+
 def work(folder: Path, call: Callable[[str, Recipe, Run], dict[str, Any]]) -> int:
     """The worker's whole life: say that it is there, do the work, say what came of it. Returns the exit code."""
     run = Run(folder)
@@ -359,21 +378,17 @@ def work(folder: Path, call: Callable[[str, Recipe, Run], dict[str, Any]]) -> in
         return 0
     except MofangError as error:
         print(error, file=sys.stderr, flush=True)
-        run.update(status="failed", ended_at=now(), error=_error(error))
+        run.update(status="failed", ended_at=now(), error=failed(error))
         return 1
     except BaseException as error:
         run.update(
             status="failed",
             ended_at=now(),
-            error=_error(MofangError("runs.worker_failed", why=f"{type(error).__name__}: {error}", log=run.log)),
+            error=failed(MofangError("runs.worker_failed", why=f"{type(error).__name__}: {error}", log=run.log)),
         )
         raise
     run.update(status="done", ended_at=now(), result=result)
     return 0
-
-
-def _error(error: MofangError) -> dict[str, Any]:
-    return {"code": error.code, "message": error.message(), "hint": error.hint()}
 
 
 def now() -> str:

@@ -426,10 +426,12 @@ class NextTokenRequest(Request):
 
 
 class RunRequest(Request):
-    """POST /v1/runs. `recipe` has the fields of /v1/recipes; files of `data` may be names of /v1/datasets."""
+    """POST /v1/runs. `recipe` has the fields of /v1/recipes; files of `data` may be names of /v1/datasets. `launcher` is
+    where a training is computed: {"launcher": "torchrun", "processes": 2}; one process without."""
 
     kind: str
     recipe: dict[str, Any]
+    launcher: dict[str, Any] = Field(default_factory=dict)
 
 
 # ---- embeddings and rerank ----

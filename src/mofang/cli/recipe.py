@@ -13,17 +13,18 @@ import typer
 from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand
 
-from mofang.recipes import Recipe
+from mofang.recipes import LAUNCHERS, Recipe
 from mofang.strings import say
 
-Act = Callable[[dict[str, Any], list[str], bool, bool], None]
-"""(fields, overrides, as_json, detach)."""
-
-_OURS = ("recipe_file", "overrides", "detach", "as_json")
+Act = Callable[[dict[str, Any], list[str], bool, bool, dict[str, Any]], None]
+"""(fields, overrides, as_json, detach, launcher): the last as recipes.launcher_of reads it, {} where nothing was said."""
 
 
-def command(recipe: type[Recipe], act: Act, *, positional: str | None = None) -> Callable[..., None]:
-    """A function that Typer reads as a command. `positional`: the field that is an argument; a recipe file when None."""
+def command(
+    recipe: type[Recipe], act: Act, *, positional: str | None = None, launched: bool = False
+) -> Callable[..., None]:
+    """A function that Typer reads as a command. `positional`: the field that is an argument; a recipe file when None.
+    `launched`: whether a launcher can be chosen."""
 
     def run(**given: Any) -> None:
         from mofang.recipes import read_yaml
@@ -31,14 +32,16 @@ def command(recipe: type[Recipe], act: Act, *, positional: str | None = None) ->
         file = given.pop("recipe_file", None)
         overrides = given.pop("overrides") or []
         detach, as_json = given.pop("detach"), given.pop("as_json")
+        launcher = chosen(given) if launched else {}
         fields = read_yaml(file) if file else {}
         fields |= {name: value for name, value in given.items() if value not in (None, [], ())}
-        act(fields, overrides, as_json, detach)
+        act(fields, overrides, as_json, detach, launcher)
 
     parameters = [] if positional else [_parameter("recipe_file", Annotated[Path | None, typer.Argument(
         metavar="[RECIPE.yaml]", help=say("cli.argument_recipe"))], None)]  # fmt: skip
     names = sorted(recipe.model_fields, key=lambda name: name != positional)
     parameters += [_field(recipe, name, positional=name == positional) for name in names]
+    parameters += launcher_options() if launched else []
     parameters += [
         _parameter("overrides", Annotated[list[str] | None, typer.Option(
             "--set", metavar="KEY=VALUE", help=say("cli.option_set"))], None),
@@ -47,6 +50,36 @@ def command(recipe: type[Recipe], act: Act, *, positional: str | None = None) ->
     ]  # fmt: skip
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def launcher_options() -> list[inspect.Parameter]:
+    """--launcher, and every field of any launcher."""
+    classes = [LAUNCHERS.get(name) for name in LAUNCHERS]
+    owners = {field: launcher for launcher in classes for field in launcher.model_fields}
+    words = say("recipes.field_launcher") + say("cli.choices", choices=" | ".join(LAUNCHERS))
+    named = _parameter("launcher", Annotated[str | None, typer.Option("--launcher", help=words, metavar="TEXT")], None)
+    return [named, *(_field(launcher, field, positional=False) for field, launcher in owners.items())]
+
+
+def chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given of these options, taken out of `given`; {} for nothing."""
+    names = [parameter.name for parameter in launcher_options()]
+    found = {name: given.pop(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def launched(act: Callable[..., None]) -> Callable[..., None]:
+    """A command whose `launcher` is what these options say."""
+
+    def run(**given: Any) -> None:
+        launcher = chosen(given)
+        act(launcher=launcher, **given)
+
+    own = [each for name, each in inspect.signature(act).parameters.items() if name != "launcher"]
+    own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+    run.__signature__ = inspect.Signature([*own, *launcher_options()])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *launcher_options())}
     return run
 
 

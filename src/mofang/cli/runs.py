@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mofang.cli.recipe import launched
 from mofang.strings import say
 
 if TYPE_CHECKING:
@@ -87,14 +88,16 @@ def stop(run_id: Id, as_json: Json = False) -> None:
 
 
 @app.command("resume", help=say("cli.runs_resume"))
+@launched
 def resume(
     run_id: Id,
+    launcher: dict[str, Any],
     detach: Annotated[bool, typer.Option("--detach", "-d", help=say("cli.option_detach"))] = False,
     as_json: Json = False,
 ) -> None:
-    run = _get(run_id)
-    run.start()
-    watch(run, detach=detach, as_json=as_json)
+    from mofang import api
+
+    watch(api.resume(_get(run_id), launcher), detach=detach, as_json=as_json)
 
 
 @app.command("rm", help=say("cli.runs_rm"))

@@ -13,11 +13,14 @@ export = typer.Typer(help=say("cli.export"), no_args_is_help=True)
 
 
 def _act(kind: str) -> Any:
-    def act(fields: dict[str, Any], overrides: list[str], as_json: bool, detach: bool) -> None:
+    def act(
+        fields: dict[str, Any], overrides: list[str], as_json: bool, detach: bool, launcher: dict[str, Any]
+    ) -> None:
         from mofang import api
         from mofang.cli import runs
 
-        runs.watch(api.start(api.recipe(kind, fields, overrides)), detach=detach, as_json=as_json)
+        run = api.start(api.recipe(kind, fields, overrides), launcher)
+        runs.watch(run, detach=detach, as_json=as_json)
 
     return act
 
@@ -30,7 +33,9 @@ def add_import(models: typer.Typer) -> None:
 
 
 for _kind in METHODS:
-    train.command(_kind, cls=RecipeCommand, help=say(f"cli.train_{_kind}"))(command(recipe_class(_kind), _act(_kind)))
+    train.command(_kind, cls=RecipeCommand, help=say(f"cli.train_{_kind}"))(
+        command(recipe_class(_kind), _act(_kind), launched=True)
+    )
 for _kind in EXPORTERS:
     if _kind != "import":
         export.command(_kind, cls=RecipeCommand, help=say(f"cli.export_{_kind}"))(

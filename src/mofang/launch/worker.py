@@ -1,7 +1,8 @@
 """The process of a run: `python -m mofang.launch.worker <folder of the run>`. See mofang.runs.
 
 What belongs before and after a training is done here, in the same run: a base that is a GGUF file is imported first,
-and a recipe that names an export type ends with a GGUF model that can be talked to.
+and a recipe that names an export type ends with a GGUF model that can be talked to. The training itself is the run's
+launcher's (recipes.LAUNCHERS).
 """
 
 import importlib
@@ -23,10 +24,11 @@ from mofang.strings import say
 def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
     """Do a run's work, and return what it made."""
     if not isinstance(recipe, Training):
-        return dict(_function(worker)(recipe, run))
-    result: dict[str, Any] = _function(worker)(_with_trainable_base(recipe, run), run)
+        return dict(function(worker)(recipe, run))
+    launcher = run.launcher()
+    result: dict[str, Any] = function(launcher.worker)(launcher, _with_trainable_base(recipe, run), run)
     if recipe.export:
-        made = _function(Gguf.worker)(Gguf(model=run.id, type=recipe.export), run)
+        made = function(Gguf.worker)(Gguf(model=run.id, type=recipe.export), run)
         result |= {"model": made["model"], "path": made["path"]}
     return result
 
@@ -45,7 +47,7 @@ def _with_trainable_base(recipe: Training, run: Run) -> Training:
         if _parent(ref).get("sha256") == base_sha256:
             return recipe.model_copy(update={"base": ref.name})
     run.note(say("train.importing", name=base.name))
-    made = _function(Import.worker)(Import(model=recipe.base), run)
+    made = function(Import.worker)(Import(model=recipe.base), run)
     return recipe.model_copy(update={"base": made["model"]})
 
 
@@ -55,16 +57,22 @@ def _parent(ref: ModelRef) -> dict[str, Any]:
     return dict(parents[0])
 
 
-def _function(worker: str) -> Any:
+def function(worker: str) -> Any:
+    """What a recipe's "module:function" names."""
     module, function = worker.split(":")
     return getattr(importlib.import_module(module), function)
 
 
-def main() -> int:
+def prepare_process() -> None:
+    """What a process that trains is told before it imports anything that trains."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # whatever is needed lies here; a library that asks a hub would hang for minutes
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # oneDNN keeps a compiled product for each shape, and rows have many: a quarter of its 1,024 is as fast, in less memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
+def main() -> int:
+    prepare_process()
     return work(Path(sys.argv[1]), call)
 
 

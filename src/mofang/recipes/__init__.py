@@ -4,7 +4,11 @@ YAML files, command-line flags, help, JSON schema and the workbench's form all c
 torch: a form must be shown on a machine that cannot train. Each names its worker, the function that does the work.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from mofang.recipes.base import Recipe, parse, read_yaml
+from mofang.recipes.launchers import Launcher
 from mofang.registry import Entry, Registry
 
 METHODS = Registry(
@@ -39,6 +43,15 @@ TOOLS = Registry(
     },
 )
 """What is done once for a machine."""
+
+LAUNCHERS = Registry(
+    "launcher",
+    {
+        "local": Entry("mofang.recipes.launchers:Local", "one process"),
+        "torchrun": Entry("mofang.recipes.launchers:Torchrun", "several, on one machine or more"),
+    },
+)
+"""Where the processes of a training are."""
 _TABLES = (METHODS, EXPORTERS, TOOLS)
 
 
@@ -49,4 +62,16 @@ def recipe_class(kind: str) -> type[Recipe]:
     return found
 
 
-__all__ = ["EXPORTERS", "METHODS", "TOOLS", "Recipe", "parse", "read_yaml", "recipe_class"]
+def launcher_of(values: Mapping[str, Any]) -> Launcher:
+    """The launcher that {"launcher": name, field: value…} tells of; "local" where there is no name.
+
+    Raises UnknownName, Invalid.
+    """
+    fields = dict(values)
+    found: type[Launcher] = LAUNCHERS.get(str(fields.pop("launcher", "local")))
+    return parse(found, fields)
+
+
+__all__ = [
+    "EXPORTERS", "LAUNCHERS", "METHODS", "TOOLS", "Launcher", "Recipe", "launcher_of", "parse", "read_yaml", "recipe_class",
+]  # fmt: skip

@@ -1,4 +1,6 @@
-"""A training's state on disk, enough to go on bit for bit: trained weights, optimizer, random numbers, position.
+"""A training's state on disk, enough to go on bit for bit: trained weights, optimizer, position.
+
+Random numbers are no part of it: the loop draws them anew for each step, from the seed.
 
     checkpoints/step-000050/{adapter_model.safetensors, optimizer.safetensors, state.json}
 
@@ -27,7 +29,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     save_file(lora.state(model), str(aside / lora.WEIGHTS), metadata={"format": "pt"})
-    tensors = {"rng": torch.get_rng_state()}
+    tensors = {}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in values.items()}
     save_file(tensors, str(aside / "optimizer.safetensors"))
@@ -70,10 +72,10 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     except Exception as error:  # safetensors has an error of its own
         raise Unreadable("train.checkpoint_broken", path=path, why=error) from error
     lora.restore(model, adapter)
-    torch.set_rng_state(tensors.pop("rng"))
     values: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        values.setdefault(int(number), {})[name] = value
+        number, dot, name = key.partition(".")
+        if dot:  # else a state of random numbers, as an earlier version kept
+            values.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
     return step

@@ -19,6 +19,7 @@ from mofang.errors import Invalid
 from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer
+from mofang.train import world
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,11 @@ def load(recipe: Any, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Exampl
 
     Raises as data.cache.prepare; Invalid when nothing is left to learn.
     """
-    sources = [_prepare(recipe, Path(path), tokenizer, run, kind) for path in recipe.data]
-    beside = [_prepare(recipe, Path(path), tokenizer, run, kind) for path in recipe.eval_data]
+    def prepared(run: Run) -> list[Prepared]:
+        return [_prepare(recipe, Path(path), tokenizer, run, kind) for path in (*recipe.data, *recipe.eval_data)]
+
+    found = world.in_turn(run, prepared)
+    sources, beside = found[: len(recipe.data)], found[len(recipe.data) :]
     learned, held_out = everything(sources), everything(beside)
     if not beside:
         everyone = learned

@@ -26,7 +26,7 @@ from mofang.recipes.training import Training
 from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer, load
-from mofang.train import attention, lora, machine, tuning
+from mofang.train import attention, lora, machine, tuning, world
 from mofang.train.decoder import fits
 from mofang.train.examples import Examples
 from mofang.train.forward import Forward
@@ -97,7 +97,8 @@ def train(
     # Everything that can be refused is refused before the weights are loaded.
     if recipe.tune != "lora":
         _check_name(recipe, run)
-    device = machine.device()
+    here = world.of(run)
+    device = machine.device(here.local_rank)
     dtype = machine.dtype(recipe.dtype, device)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(begin.config)
@@ -110,8 +111,9 @@ def train(
     needed = machine.needed_bytes(
         begin.config, begin.n_parameters, rank, row, found.longest, dtype.itemsize, n_whole, fast=fast
     )
-    machine.check_memory(needed, begin.name, row)
-    _same_beginning(run, begin.sha256)
+    needed *= here.local_size
+    here.first(lambda: machine.check_memory(needed, begin.name, row))
+    world.in_turn(run, lambda run: _same_beginning(run, begin.sha256))
     plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
     tokens = int(found.learned.column("length").sum()) * plan.steps // plan.steps_per_epoch
 
@@ -131,20 +133,21 @@ def train(
             device=device.type,
         )
     )
-    kernels = _kernels(run, device, tokens=tokens, n_parameters=begin.n_parameters)
+    kernels = _kernels(run, device, tokens=tokens // here.size, n_parameters=begin.n_parameters)
     forward = Forward.of(model, device, dtype, bool(n_whole) and dtype != torch.float32, kernels, found.longest)
     run.note(say(f"train.{forward.path}_path", architecture=begin.config.model_type))
     row_loss, examples, held_out = objective(forward, examples, held_out)
     samples = None
-    if recipe.sample_every:
+    if recipe.sample_every and here.rank == 0:
         wanted = prompts(recipe.sample_prompts, found, begin.tokenizer)
         samples = Samples(forward, begin.tokenizer, wanted, recipe.sample_tokens, run)
-    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples)
+    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples, here)
     loop.resume()
     summary = loop.train()
-    made = (_save_adapter if recipe.tune == "lora" else _save_model)(recipe, run, model, begin, found.files)
-    memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": peak_memory()}
-    return {**made, "base": begin.name, **summary, **memory}
+    save = _save_adapter if recipe.tune == "lora" else _save_model
+    made = here.first(lambda: save(recipe, run, model, begin, found.files))
+    peak = here.total({"peak_memory_bytes": peak_memory()})
+    return {**made, "base": begin.name, **summary, "estimated_memory_bytes": needed, **peak}
 
 
 def _model(begin: Begin, dtype: torch.dtype):

@@ -2,7 +2,8 @@
 
 An optimizer step is over `batch_size` examples, however they are laid into rows: each row adds its share of the
 gradient, divided by all supervised tokens (or pairs) of the step, so that rows, packing and memory change nothing that is
-learned. The order of examples follows from the seed and the epoch alone, so a position in it is one number.
+learned, nor do processes that share a step out (world.py). The order of examples follows from the seed and the epoch
+alone, so a position in it is one number.
 """
 
 import math
@@ -18,10 +19,11 @@ import torch
 from mofang.data.encode import Ids
 from mofang.data.pack import pack
 from mofang.errors import MofangError
-from mofang.runs import Run
+from mofang.runs import Run, Stopped
 from mofang.strings import say
 from mofang.train import checkpoint
 from mofang.train.samples import Samples
+from mofang.train.world import ALONE, World
 
 
 class Item(Protocol):
@@ -94,6 +96,7 @@ class Loop:
     eval_bytes: int = 0
     """UTF-8 bytes of what is learned in the held-out examples; 0: bits per byte say nothing of this objective."""
     samples: Samples | None = None
+    world: World = ALONE
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -106,9 +109,10 @@ class Loop:
 
     def resume(self) -> int:
         """Go to the newest checkpoint, when there is one. Returns the step at which training goes on."""
-        saved = checkpoint.found(self.run.checkpoints)
+        saved = self.world.first(lambda: [path.name for path in checkpoint.found(self.run.checkpoints)])
         if saved:
-            self.step = checkpoint.load(saved[-1], self.model, self.optimizer)
+            self.step = checkpoint.load(self.run.checkpoints / saved[-1], self.model, self.optimizer)
+        self.world.align(self.parameters)
         self.run.forget_metrics(beyond=self.step)
         return self.step
 
@@ -147,12 +151,11 @@ class Loop:
             )
             self._tell(loss, seen / (time.monotonic() - begun))
             ended = self.step == steps
-            if self.step % recipe.save_every == 0 or ended or self.run.stop_asked():
-                checkpoint.save(
-                    self.run.checkpoints, self.model, self.optimizer, self.step, keep=recipe.keep_checkpoints
-                )
-            if not ended:
-                self.run.check_stop()
+            stop = self.run.stop_asked()
+            if self.step % recipe.save_every == 0 or ended or stop:
+                self.world.first(self._save)
+            if stop and not ended:
+                raise Stopped
             self._evaluate()
             self._sample()
         return {**self._summary(), **self._take_best()}
@@ -160,13 +163,11 @@ class Loop:
     def _step(self, batch: Sequence[Item], rate: float) -> tuple[float, float, int, dict[str, float]]:
         """One optimizer step. Returns the mean loss, the gradient's length, the rows, and what else was measured."""
         weight = max(1, sum(map(self.weight, batch)))
-        rows = self._rows(batch)
-        total, measured = 0.0, Counter[str]()
-        for row in rows:
-            loss, sums = self.row_loss(row)
-            (loss / weight).backward()
-            total += loss.item()
-            measured.update(sums)
+        seed = np.random.SeedSequence((self.plan.seed, self.step, self.world.rank)).generate_state(1, np.uint64)
+        torch.manual_seed(int(seed[0]))  # dropout draws the same in a run that is resumed
+        found = self.world.total(self._through(batch, lambda loss: (loss / weight).backward()))
+        self.world.add_gradients(self.parameters)
+        total, n_rows = found.pop("loss"), int(found.pop("rows"))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm).item()
         if not math.isfinite(total) or not math.isfinite(norm):
             raise MofangError("train.not_finite", step=self.step + 1, rate=f"{rate:g}")
@@ -174,7 +175,17 @@ class Loop:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total / weight, norm, len(rows), {name: value / weight for name, value in measured.items()}
+        return total / weight, norm, n_rows, {name: value / weight for name, value in found.items()}
+
+    def _through(self, examples: Sequence[Item], then: Callable[[torch.Tensor], None]) -> dict[str, float]:
+        """Sums over this process's share of the examples: "loss", "rows", and what else is measured. `then` gets each
+        row's loss."""
+        sums: Counter[str] = Counter(loss=0.0, rows=0)
+        for row in self._rows(self.world.share(examples, lambda example: len(example.ids))):
+            loss, measured = self.row_loss(row)
+            then(loss)
+            sums.update({"loss": loss.item(), "rows": 1, **measured})
+        return sums
 
     def _rows(self, batch: Sequence[Item]) -> list[list[Item]]:
         if not self.recipe.packing:
@@ -193,20 +204,20 @@ class Loop:
         if not self.eval_examples or not due or any("eval_loss" in row for row in self.run.metrics(self.step - 1)):
             return
         self.model.eval()
-        total, measured = 0.0, Counter[str]()
+        sums: Counter[str] = Counter()
         for start in range(0, len(self.eval_examples), self.plan.batch_size):
-            for row in self._rows(self.eval_examples[start : start + self.plan.batch_size]):
-                self.run.check_stop()
-                loss, sums = self.row_loss(row)
-                total += loss.item()
-                measured.update(sums)
+            self.run.check_stop()
+            part = self.eval_examples[start : start + self.plan.batch_size]
+            sums.update(self._through(part, lambda loss: None))
+        measured = self.world.total(sums)
+        total, _ = measured.pop("loss"), measured.pop("rows")
         count = sum(map(self.weight, self.eval_examples))
         also = {f"eval_{name}": value / count for name, value in measured.items()}
         if self.eval_bytes:
             also["eval_bits_per_byte"] = total / math.log(2) / self.eval_bytes
         self.run.record({"step": self.step, "eval_loss": total / count, **also})
         if self.recipe.load_best_model_at_end and self.step and min(self._measured())[1] == self.step:
-            checkpoint.save_best(self.run.checkpoints, self.model, self.step)
+            self.world.first(lambda: checkpoint.save_best(self.run.checkpoints, self.model, self.step))
         self.model.train()
 
     def _measured(self) -> list[tuple[float, int]]:
@@ -231,9 +242,14 @@ class Loop:
             return {}
         loss, step = min(self._measured())
         if step != self.step:
-            checkpoint.load_best(self.run.checkpoints, self.model)
+            self.world.first(lambda: checkpoint.load_best(self.run.checkpoints, self.model))
+            self.world.align(self.parameters)
             self.run.note(say("train.took_best", step=step, loss=f"{loss:.4f}"))
         return {"best_step": step, "best_eval_loss": loss}
+
+    def _save(self) -> None:
+        keep = self.recipe.keep_checkpoints
+        checkpoint.save(self.run.checkpoints, self.model, self.optimizer, self.step, keep=keep)
 
     def _sample(self) -> None:
         every = self.recipe.sample_every

@@ -7,9 +7,9 @@ from mofang.platform import has_fast_bfloat16, memory
 from mofang.train import attention
 
 
-def device() -> torch.device:
-    """The first GPU, or the CPU. (CUDA was not at hand where this was written: only the CPU has been run.)"""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(number: int = 0) -> torch.device:
+    """The GPU of that number, or the CPU. (CUDA was not at hand where this was written: only the CPU has been run.)"""
+    return torch.device("cuda", number) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def dtype(wanted: str, on: torch.device) -> torch.dtype:

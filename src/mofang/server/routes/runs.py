@@ -15,7 +15,7 @@ from mofang.data.preview import survey
 from mofang.data.readers import Layout, rows
 from mofang.errors import Forbidden, MofangError, NotFound, Unreadable
 from mofang.models.store import check_name
-from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
+from mofang.recipes import EXPORTERS, METHODS, launcher_of, parse, recipe_class
 from mofang.runs import Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
@@ -75,8 +75,9 @@ def start(body: RunRequest, backend: Here) -> dict[str, Any]:
     _only_here(backend)
     recipe = parse(recipe_class(body.kind), _with_datasets(body.recipe, backend))
     need(type(recipe))
+    launcher = launcher_of(body.launcher) if body.launcher else None
     run = _runs(backend).create(recipe)
-    run.start()
+    run.start(launcher)
     return _shape(run)
 
 

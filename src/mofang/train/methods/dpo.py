@@ -18,7 +18,7 @@ from mofang.data.pack import pack
 from mofang.recipes.dpo import Dpo
 from mofang.runs import Run
 from mofang.strings import say
-from mofang.train import lora, preference
+from mofang.train import lora, preference, world
 from mofang.train.examples import Pair
 from mofang.train.forward import Forward
 
@@ -54,15 +54,19 @@ def referred(forward: Forward, pairs: Sequence[Pair], row_tokens: int, run: Run)
     for pair in pairs:
         for example in (pair.chosen, pair.rejected):
             key.update(example.ids.tobytes() + b"|" + example.mask.tobytes())
-    kept = run.folder / "reference.safetensors"
-    sums = _kept(kept, key.hexdigest())
+    path = run.folder / "reference.safetensors"
+    sums = world.of(run).first(lambda: _kept(path, key.hexdigest()))
     if sums is None:
         sums = _computed(forward, pairs, row_tokens, run)
-        aside = kept.with_suffix(".part")
-        save_file({"reference": sums}, str(aside), metadata={"pairs": key.hexdigest()})
-        aside.rename(kept)
+        world.of(run).first(lambda: _keep(path, sums, key.hexdigest()))
         run.note(say("train.reference", n=len(pairs)))
     return [Referred(pair.chosen, pair.rejected, *sums[number].tolist()) for number, pair in enumerate(pairs)]
+
+
+def _keep(path: Path, sums: torch.Tensor, key: str) -> None:
+    aside = path.with_suffix(".part")
+    save_file({"reference": sums}, str(aside), metadata={"pairs": key})
+    aside.rename(path)
 
 
 def _kept(path: Path, key: str) -> torch.Tensor | None:
@@ -75,14 +79,19 @@ def _kept(path: Path, key: str) -> torch.Tensor | None:
 
 def _computed(forward: Forward, pairs: Sequence[Pair], row_tokens: int, run: Run) -> torch.Tensor:
     """(n, 2) float32: sums of log p of the better and the worse answers, the companions off."""
-    sums = torch.empty(len(pairs), 2)
+    here = world.of(run)
+    sums = torch.zeros(len(pairs), 2)
+    rows = pack([len(pair.ids) for pair in pairs], row_tokens)
     forward.model.eval()
     with torch.no_grad(), lora.off(forward.model):
         done = 0
-        for row in pack([len(pair.ids) for pair in pairs], row_tokens):
+        for start in range(0, len(rows), here.size):  # a row for each process
             run.check_stop()
-            sums[row] = torch.stack(preference.logps(forward, [pairs[number] for number in row]), dim=1).cpu()
-            done += len(row)
+            together = rows[start : start + here.size]
+            for row in together[here.rank : here.rank + 1]:
+                sums[row] = torch.stack(preference.logps(forward, [pairs[number] for number in row]), dim=1).cpu()
+            done += sum(map(len, together))
             progress = {"stage": "reference", "done": done, "total": len(pairs), "unit": "", "rate": 0.0, "detail": ""}
             run.update(progress=progress)
+    here.add(sums)
     return sums

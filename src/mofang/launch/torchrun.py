@@ -1,0 +1,135 @@
+"""The launcher "torchrun": a training by several processes, on one machine or more.
+
+    run's process ── rank 0, rank 1…       mofang.launch.rank, started and watched by torch.distributed's elastic agent
+    runs/<id>/ranks/recipe.yaml            what the ranks are told
+                   /<rank>.json            each one's last word
+
+One that fails ends all, and the run with its error. All end with the run's process, also when that is killed: their
+standard input is a pipe whose other end it holds. On a further machine that has the same home, what the first one's run
+waits for is started by `python -m mofang.launch.torchrun <folder of the run>`.
+"""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from mofang.client import ApiError
+from mofang.errors import Invalid, MofangError
+from mofang.launch.worker import prepare_process
+from mofang.platform import numa_nodes
+from mofang.recipes import Recipe
+from mofang.recipes.launchers import Torchrun
+from mofang.runs import Run, Stopped
+from mofang.strings import say
+
+
+def run(launcher: Torchrun, recipe: Recipe, run: Run) -> dict[str, Any]:
+    """The recipe's result, as the first rank's worker returned it. Raises what a rank failed with, Stopped."""
+    count = n_processes(launcher)
+    folder = run.folder / "ranks"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
+    run.note(say("launch.processes", n=count, nodes=launcher.nodes))
+    failures = start(launcher, run.folder, count)
+    said = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    first = said.get(0, {})
+    if first.get("status") == "done":
+        return dict(first["result"])
+    if first.get("status") == "stopped":
+        raise Stopped
+    raise _cause(said.values(), failures, run)
+
+
+def n_processes(launcher: Torchrun) -> int:
+    """On this machine. Raises Invalid for more than there are GPUs."""
+    gpus = torch.cuda.device_count()
+    if gpus and launcher.processes > gpus:
+        raise Invalid("launch.too_few_gpus", param="processes", n=launcher.processes, gpus=gpus)
+    return launcher.processes or gpus or len(numa_nodes())
+
+
+def start(launcher: Torchrun, folder: Path, count: int) -> dict[int, ProcessFailure]:
+    """Start this machine's ranks and wait for their end. Returns those that failed, by rank, in the order of their end."""
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    config = LaunchConfig(
+        min_nodes=launcher.nodes,
+        max_nodes=launcher.nodes,
+        nproc_per_node=count,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint=launcher.rendezvous or "localhost:0",
+        local_addr=None if launcher.nodes > 1 else "localhost",
+        max_restarts=0,  # a training goes on from its checkpoint when a person says so: mofang runs resume
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # they write into the run's own log
+    )
+    with _tied():
+        try:
+            elastic_launch(config, sys.executable)("-m", "mofang.launch.rank", str(folder))
+        except ChildFailedError as error:
+            return dict(error.failures)
+        except SignalException as error:  # the agent caught it and ended the ranks: now end as any process would
+            signal.signal(error.sigval, signal.SIG_DFL)
+            os.kill(os.getpid(), error.sigval)
+    return {}
+
+
+class _tied:
+    """While in it, children have a standard input that closes when this process ends, however it ends."""
+
+    def __enter__(self) -> None:
+        self._before = os.dup(0)
+        read, self._write = os.pipe()  # the end that is written to is inherited by nobody
+        os.dup2(read, 0)
+        os.close(read)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._write)
+        os.dup2(self._before, 0)
+        os.close(self._before)
+
+
+def _cause(said: Iterable[dict[str, Any]], failures: dict[int, ProcessFailure], run: Run) -> MofangError:
+    """Why they failed. When one ends, the others lose their connection to it: that is never the reason."""
+    words = sorted(said, key=lambda word: float(word["at"]))
+    for word in words:
+        if word["status"] == "failed":
+            return ApiError(500, word["error"])
+    for rank, failure in failures.items():
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # the agent ends the others by SIGTERM
+            name = signal.Signals(-failure.exitcode).name
+            return MofangError("launch.rank_killed", rank=rank, signal=name, log=run.log)
+    for word in words:
+        if word["status"] == "crashed":
+            return MofangError("launch.rank_failed", rank=word["rank"], why=word["why"], log=run.log)
+    rank, code = next(((rank, each.exitcode) for rank, each in failures.items()), (0, 0))
+    return MofangError("launch.rank_failed", rank=rank, why=f"exit {code}", log=run.log)
+
+
+def main() -> int:
+    """A further machine's part in a run that was started on another."""
+    prepare_process()
+    run = Run(Path(sys.argv[1]).absolute())
+    launcher = run.launcher()
+    try:
+        if not isinstance(launcher, Torchrun) or launcher.nodes < 2:
+            raise Invalid("launch.not_for_several", id=run.id)
+        return 1 if start(launcher, run.folder, n_processes(launcher)) else 0
+    except MofangError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Where and by how many processes a training is computed. It changes nothing that is learned: no method knows of it."""
+
+from typing import ClassVar
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from mofang.recipes.base import Recipe
+
+
+class Launcher(Recipe):
+    """Its worker is called with (launcher, recipe, run) by the run's process and returns the result of the recipe's."""
+
+    def as_yaml(self) -> str:
+        """As it is kept beside a run, and as recipes.launcher_of reads it."""
+        return f"launcher: {self.kind}\n" + (super().as_yaml() if type(self).model_fields else "")
+
+
+class Local(Launcher):
+    """One process: the run's own."""
+
+    kind: ClassVar[str] = "local"
+    worker: ClassVar[str] = "mofang.launch.here:run"
+    extra: ClassVar[str] = ""
+    library: ClassVar[str] = ""
+
+
+class Torchrun(Launcher):
+    """Several processes, each with the whole model, which share out the examples of every step (PyTorch's torchrun)."""
+
+    kind: ClassVar[str] = "torchrun"
+    worker: ClassVar[str] = "mofang.launch.torchrun:run"
+
+    processes: int = Field(default=0, ge=0)
+    """On each machine; 0: one for each GPU, or for each NUMA node where there is none. The cores of one node are used up
+    by one process: a second one there only holds a second copy of the model."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines; all read and write the same home."""
+    rendezvous: str = Field(default="", validate_default=True)
+    """host:port of one of them, where they meet."""
+
+    @field_validator("rendezvous")
+    @classmethod
+    def _machines_meet(cls, value: str, info: ValidationInfo) -> str:
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isdigit()):
+            raise PydanticCustomError("host_and_port", "must be host:port")
+        if not value and info.data.get("nodes", 1) > 1:
+            raise PydanticCustomError("where_nodes_meet", "needed for several machines")
+        return value
