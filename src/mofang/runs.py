@@ -185,11 +185,13 @@ class Run:
     def start(self, launcher: Launcher | None = None) -> None:
         """Start the worker and wait until it is there; `launcher` in place of the one that it had.
 
-        Raises Conflict when it runs, MissingExtra before anything.
+        Raises Conflict when it runs, Invalid for a launcher of what is no training, MissingExtra before anything.
         """
         state = self.state()
         if state.status == "running":
             raise Conflict("runs.is_running", id=self.id)
+        if launcher and state.kind not in METHODS.names():
+            raise Invalid("runs.not_launched", param="launcher", kind=state.kind)
         need(recipe_class(state.kind))
         need(type(launcher or self.launcher()))
         if launcher:
