@@ -641,8 +641,8 @@ def start(recipe: "Recipe", launcher: Mapping[str, Any] | None = None) -> "Run":
     from mofang.recipes import launcher_of
     from mofang.runs import Runs, need
 
-    need(type(recipe))
     launched = launcher_of(launcher) if launcher else None
+    need(type(recipe), launched)
     settings = _settings.load()
     home.prepare(settings.home)
     run = Runs(settings.home).create(recipe)

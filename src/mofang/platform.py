@@ -260,6 +260,12 @@ def stay_on(threads: set[int]) -> None:
         os.sched_setaffinity(0, threads)
 
 
+def loopback() -> str:
+    """The name of the network interface that leads to this machine itself."""
+    found = ((name, each.address) for name, addresses in psutil.net_if_addrs().items() for each in addresses)
+    return next((name for name, address in found if address == "127.0.0.1"), "lo")
+
+
 def n_threads() -> int:
     """Hardware threads that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -190,9 +190,7 @@ class Run:
         state = self.state()
         if state.status == "running":
             raise Conflict("runs.is_running", id=self.id)
-        if launcher and state.kind not in METHODS.names():
-            raise Invalid("runs.not_launched", param="launcher", kind=state.kind)
-        need(recipe_class(state.kind))
+        need(recipe_class(state.kind), launcher)
         need(type(launcher or self.launcher()))
         if launcher:
             aside = self.folder / ".launcher.yaml.part"
@@ -357,8 +355,11 @@ class Reporter:
         self.run.update(progress=asdict(Progress(stage, done, total, unit, rate, detail)))
 
 
-def need(recipe: type[Recipe]) -> None:
-    """Raises MissingExtra, with the pip line, when the libraries of this recipe's worker are not installed."""
+def need(recipe: type[Recipe], launcher: Launcher | None = None) -> None:
+    """Raises MissingExtra, with the pip line, when the libraries of this recipe's worker are not installed; Invalid for
+    a launcher where nothing is trained."""
+    if launcher and recipe.kind not in METHODS.names():
+        raise Invalid("runs.not_launched", param="launcher", kind=recipe.kind)
     if recipe.library and not has_module(recipe.library):
         raise MissingExtra("core.missing_extra", name=recipe.kind, library=recipe.library, extra=recipe.extra)
 

@@ -17,7 +17,8 @@ from fakes import install_model
 from mofang.cli.runs import spark
 from mofang.models.store import ModelStore
 from mofang.recipes import METHODS, recipe_class
-from mofang.runs import Runs
+from mofang.recipes.launchers import Local, Torchrun
+from mofang.runs import Run, Runs
 from mofang.settings import Settings
 
 PAIRS = "\n".join(json.dumps({"instruction": f"问{n}", "output": f"答{n}"}, ensure_ascii=False) for n in range(6))
@@ -84,6 +85,31 @@ def test_eval_puts_models_side_by_side(mofang, home: Path) -> None:
     found = json.loads(mofang("eval", "echo", "--set", "common_zh", "--json").stdout)
     assert found["echo"][0]["n"] == 12 and found["echo"][0]["metric"] == "accuracy"
     assert mofang("eval", "echo", "--set", "nope").exit_code == 1
+
+
+def test_a_launcher_s_options_are_read_and_its_faults_told(
+    mofang, tiny: str, data: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(Run, "start", lambda run, launcher=None: started.append(launcher))
+    train = ("train", "sft", "--base", tiny, "--data", data, "--detach")
+    mofang(*train)
+    mofang(*train, "--launcher", "torchrun", "--processes", "2")
+    assert started == [None, Torchrun(processes=2)]
+    (run, _) = Runs(home).list()
+    (run.folder / "launcher.yaml").write_text(started[1].as_yaml())
+    mofang("runs", "resume", run.id, "--detach")
+    mofang("runs", "resume", run.id, "--detach", "--processes", "3")
+    mofang("runs", "resume", run.id, "--detach", "--launcher", "local")
+    assert started[2:] == [None, Torchrun(processes=3), Local()], "of the launcher that it had, where none is named"
+    for given, part in (
+        (("--launcher", "torchrum"), "torchrun"),
+        (("--processes", "2"), "processes"),
+        (("--launcher", "torchrun", "--nodes", "2"), "rendezvous"),
+    ):
+        refused = mofang(*train, *given)
+        assert refused.exit_code == 2 and part in refused.stderr
+    assert len(Runs(home).list()) == 2, "what was refused left nothing"
 
 
 @pytest.mark.slow

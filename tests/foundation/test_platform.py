@@ -80,6 +80,16 @@ def test_memory_and_disk(tmp_path: Path) -> None:
     assert 1 <= platform.n_cores() <= (os.cpu_count() or 1)
 
 
+def test_numa_nodes_are_this_process_s_threads_by_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform.os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 6}, raising=False)
+    assert platform.numa_nodes(tmp_path) == [{0, 1, 2, 5, 6}]
+    for name, threads in (("node0", "0-1,4-5\n"), ("node1", "2-3,6-7\n"), ("node2", "8-9\n"), ("node3", "\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cpulist").write_text(threads)
+    assert platform.numa_nodes(tmp_path) == [{0, 1, 5}, {2, 6}]
+    assert platform.loopback() in psutil.net_if_addrs()
+
+
 def test_is_alive_knows_the_dead() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         pass

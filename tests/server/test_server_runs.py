@@ -43,6 +43,18 @@ def test_the_missing_extra_is_named_with_the_pip_line(gateway: Gateway, monkeypa
     assert (raised.value.status, raised.value.code) == (501, "missing_extra") and "mofang[train]" in raised.value.hint()
 
 
+def test_a_launcher_is_for_trainings(gateway: Gateway, home: Path) -> None:
+    for kind, recipe, launcher, code in (
+        ("merge", {"model": "x"}, {"launcher": "torchrun"}, "not_launched"),
+        ("sft", {"base": "echo", "data": ["x.jsonl"]}, {"launcher": "torchrum"}, "unknown_name"),
+        ("sft", {"base": "echo", "data": ["x.jsonl"]}, {"launcher": "torchrun", "processes": -1}, "faults"),
+    ):
+        with gateway.http() as http:
+            answer = http.post("/v1/runs", json={"kind": kind, "recipe": recipe, "launcher": launcher})
+        assert answer.status_code in (400, 404) and answer.json()["error"]["code"] == code
+    assert runs.Runs(home).list() == []
+
+
 def test_files_of_examples_are_read_before_they_are_kept(gateway: Gateway, home: Path) -> None:
     with gateway.client() as client:
         assert client.datasets() == []

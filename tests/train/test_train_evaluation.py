@@ -19,7 +19,7 @@ from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs, Stopped
 from mofang.strings import say
 from mofang.tokenizer import load
-from mofang.train import lora
+from mofang.train import checkpoint, lora
 from mofang.train.methods import pretrain, sft
 
 Training = Callable[..., Run]
@@ -114,3 +114,26 @@ def test_what_needs_a_measurement_says_so(field: dict[str, Any]) -> None:
     with pytest.raises(Invalid) as raised:
         parse(Sft, {"base": "b", "data": ["d"], **field})
     assert "eval_data" in raised.value.message("zh")
+
+
+def test_a_stop_during_an_evaluation_loses_no_step(training: Training) -> None:
+    run = training(epochs=3, save_every=100)
+    told = run.record
+    asked = run.stop_asked
+    stops = iter([False] * 100)
+
+    def recording(row: dict) -> None:
+        told(row)
+        if row.get("step") == 2 and "loss" in row:  # the question after this step is answered no, the next one yes
+            nonlocal stops
+            stops = iter([False, True])
+
+    run.record = recording  # type: ignore[method-assign]
+    run.stop_asked = lambda: next(stops, False) or asked()  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        sft.run(run.recipe(), run)
+    assert [path.name for path in checkpoint.found(run.checkpoints)] == ["step-000002"]
+    assert [row["step"] for row in run.metrics() if "eval_loss" in row] == [0], "stopped while it measured"
+    again = Run(run.folder)
+    sft.run(again.recipe(), again)
+    assert [row["step"] for row in again.metrics() if "eval_loss" in row] == [0, 2, 4, 6]

@@ -37,7 +37,8 @@ def _work(folder: Path) -> dict[str, Any]:
     try:
         recipe = parse(recipe_class(Run(folder).state().kind), read_yaml(folder / "ranks" / "recipe.yaml"))
         world = _world()
-        return {"status": "done", "result": function(recipe.worker)(recipe, world.Shared(folder, world.join()))}
+        shared = world.Shared(folder, world.join(folder / "ranks" / "meeting"))
+        return {"status": "done", "result": function(recipe.worker)(recipe, shared)}
     except Stopped:
         return {"status": "stopped"}
     except MofangError as error:

@@ -63,14 +63,18 @@ def n_processes(launcher: Torchrun) -> int:
 def start(launcher: Torchrun, folder: Path, count: int) -> dict[int, ProcessFailure]:
     """Start this machine's ranks and wait for their end. Returns those that failed, by rank, in the order of their end."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.ERROR)
+    meeting: dict[str, Any] = {"rdzv_endpoint": launcher.rendezvous}
+    if launcher.nodes == 1:  # by files: a TCP store would listen to the whole network, and unpickle what it is sent
+        meeting = {"rdzv_endpoint": str(folder / "ranks" / "agents"), "rdzv_configs": {"store_type": "file"}}
+        meeting["local_addr"] = "localhost"
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     config = LaunchConfig(
         min_nodes=launcher.nodes,
         max_nodes=launcher.nodes,
         nproc_per_node=count,
         run_id=folder.name,
         rdzv_backend="c10d",
-        rdzv_endpoint=launcher.rendezvous or "localhost:0",
-        local_addr=None if launcher.nodes > 1 else "localhost",
+        **meeting,
         max_restarts=0,  # a training goes on from its checkpoint when a person says so: mofang runs resume
         logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # they write into the run's own log
     )

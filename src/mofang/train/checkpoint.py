@@ -29,7 +29,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     save_file(lora.state(model), str(aside / lora.WEIGHTS), metadata={"format": "pt"})
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"{number}.{name}": value for name, value in values.items()}
     save_file(tensors, str(aside / "optimizer.safetensors"))

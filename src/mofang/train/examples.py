@@ -75,6 +75,7 @@ def load(recipe: Any, tokenizer: Tokenizer, run: Run, kind: type[Row]) -> Exampl
 
     Raises as data.cache.prepare; Invalid when nothing is left to learn.
     """
+
     def prepared(run: Run) -> list[Prepared]:
         return [_prepare(recipe, Path(path), tokenizer, run, kind) for path in (*recipe.data, *recipe.eval_data)]
 

@@ -151,11 +151,10 @@ class Loop:
             )
             self._tell(loss, seen / (time.monotonic() - begun))
             ended = self.step == steps
-            stop = self.run.stop_asked()
-            if self.step % recipe.save_every == 0 or ended or stop:
+            if self.step % recipe.save_every == 0 or ended:
                 self.world.first(self._save)
-            if stop and not ended:
-                raise Stopped
+            if not ended:
+                self._check_stop()
             self._evaluate()
             self._sample()
         return {**self._summary(), **self._take_best()}
@@ -180,7 +179,7 @@ class Loop:
     def _through(self, examples: Sequence[Item], then: Callable[[torch.Tensor], None]) -> dict[str, float]:
         """Sums over this process's share of the examples: "loss", "rows", and what else is measured. `then` gets each
         row's loss."""
-        sums: Counter[str] = Counter(loss=0.0, rows=0)
+        sums: Any = Counter({"loss": 0.0, "rows": 0})
         for row in self._rows(self.world.share(examples, lambda example: len(example.ids))):
             loss, measured = self.row_loss(row)
             then(loss)
@@ -206,7 +205,7 @@ class Loop:
         self.model.eval()
         sums: Counter[str] = Counter()
         for start in range(0, len(self.eval_examples), self.plan.batch_size):
-            self.run.check_stop()
+            self._check_stop()
             part = self.eval_examples[start : start + self.plan.batch_size]
             sums.update(self._through(part, lambda loss: None))
         measured = self.world.total(sums)
@@ -246,6 +245,13 @@ class Loop:
             self.world.align(self.parameters)
             self.run.note(say("train.took_best", step=step, loss=f"{loss:.4f}"))
         return {"best_step": step, "best_eval_loss": loss}
+
+    def _check_stop(self) -> None:
+        """Raises Stopped when somebody asked for it, after saving."""
+        if self.run.stop_asked():
+            if self.step:
+                self.world.first(self._save)
+            raise Stopped
 
     def _save(self) -> None:
         keep = self.recipe.keep_checkpoints

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mofang.platform import loopback
 from mofang.runs import Run, State, Stopped
 
 T = TypeVar("T")
@@ -123,13 +124,19 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield bucket
 
 
-def join() -> World:
-    """Meet the others, as torchrun's variables in the environment say. (NCCL was never run: no GPU was at hand.)"""
+def join(meeting: Path) -> World:
+    """Meet the others, as torchrun's variables in the environment say: by the file `meeting` on one machine, which opens
+    no port to others; over TCP between several. (NCCL was never run: no GPU was at hand.)"""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    told: dict[str, Any] = {}
+    if size == int(os.environ["LOCAL_WORLD_SIZE"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback())
+        told = {"store": dist.FileStore(str(meeting), size), "rank": rank, "world_size": size}
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
-    else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=PATIENCE, **told)
     return Ranks()
 
 

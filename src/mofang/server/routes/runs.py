@@ -74,8 +74,8 @@ def start(body: RunRequest, backend: Here) -> dict[str, Any]:
     """Start a training or an export. All faults of the recipe come back at once."""
     _only_here(backend)
     recipe = parse(recipe_class(body.kind), _with_datasets(body.recipe, backend))
-    need(type(recipe))
     launcher = launcher_of(body.launcher) if body.launcher else None
+    need(type(recipe), launcher)
     run = _runs(backend).create(recipe)
     run.start(launcher)
     return _shape(run)
