@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,7 +184,7 @@ def test_pairs_and_their_reference(training: Training, home: Path, tiny: str, tm
 
 @pytest.mark.slow
 def test_a_run_goes_from_one_launcher_to_the_other(training: Training) -> None:
-    fields = {**EXACT, "epochs": 30, "learning_rate": 2e-3}
+    fields = {**EXACT, "epochs": 12, "eval_every": 6, "learning_rate": 2e-3}
     whole, moved = training(**fields), training(**fields)
     sft.run(whole.recipe(), whole)
     stop_after(moved, 3)
@@ -240,3 +243,26 @@ def test_what_is_wrong_is_said_as_by_one_process(training: Training, data: Path)
         sft.run(run.recipe(), run)
     state = through(run, TWO, "failed")
     assert state.error == failed(raised.value)
+
+
+@pytest.mark.slow
+def test_a_second_machine_joins(training: Training) -> None:
+    """Both are this one; what they share is the home, and they meet over TCP as two would."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        meeting = f"localhost:{found.getsockname()[1]}"
+    one, two = training(**EXACT), training(**EXACT)
+    sft.run(one.recipe(), one)
+    two.start(launcher_of({"launcher": "torchrun", "processes": 1, "nodes": 2, "rendezvous": meeting}))
+    second = subprocess.Popen([sys.executable, "-m", "mofang.launch.torchrun", str(two.folder)])
+    try:
+        assert two.wait().status == "done", (two.state().error, two.tail(60))
+        assert second.wait(timeout=20) == 0
+    finally:
+        second.kill()
+    same_losses(one, two)
+    alone = training(**EXACT)
+    done = subprocess.run(
+        [sys.executable, "-m", "mofang.launch.torchrun", str(alone.folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "--rendezvous" in done.stderr
