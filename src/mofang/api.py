@@ -655,7 +655,7 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
     found = parse(recipe_class(kind), fields, overrides)
     files = {
         name: [str(Path(path).expanduser().absolute()) for path in getattr(found, name)]
-        for name in ("data", "eval_data")
+        for name in ("data", "eval_data", "texts")
         if hasattr(found, name)
     }
     places = {

@@ -3,17 +3,12 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from mofang.recipes import fields
 from mofang.recipes.base import Recipe
+from mofang.recipes.fields import refused
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-def refused(why: str) -> PydanticCustomError:
-    """A value that does not go with another field; the sentence is `recipes.why_<why>`."""
-    return PydanticCustomError(why, "does not go with another field")
 
 
 class Training(Recipe):
