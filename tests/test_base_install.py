@@ -15,6 +15,7 @@ HEAVY = (
     "transformers",
     "sentence_transformers",
     "peft",
+    "bitsandbytes",
     "ray",
     "langchain_core",
     "chromadb",

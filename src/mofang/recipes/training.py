@@ -73,6 +73,9 @@ class Training(Recipe):
     """Multiply by lora_alpha / √lora_rank instead, which keeps large ranks learning (arXiv 2312.03732)."""
     lora_dora: bool = False
     """Train each weight row's length apart from its direction (DoRA, arXiv 2402.09353): slower, often a little better."""
+    quantize_base: Literal["none", "nf4"] = Field(default="none", validate_default=True)
+    """How the frozen base lies in memory beneath LoRA: as it is, or in 4 bits by bitsandbytes, which needs a CUDA GPU and
+    `pip install 'mofang[qlora]'`."""
     dtype: Dtype = "auto"
     """Of what is computed and of frozen weights; "auto": bfloat16 where the processor computes with it, else float32.
     Trained weights are float32 always."""
@@ -128,6 +131,13 @@ class Training(Recipe):
             raise refused("only_with_tune_new_rows")
         if value is not None and info.data.get("weight_decay"):
             raise refused("no_decay_of_old_rows")
+        return value
+
+    @field_validator("quantize_base")
+    @classmethod
+    def _only_what_is_frozen(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and (info.data.get("tune") != "lora" or info.data.get("lora_dora")):
+            raise refused("only_with_plain_lora")
         return value
 
     @field_validator("early_stopping_patience", "load_best_model_at_end")

@@ -235,10 +235,10 @@ def _children(module: nn.Module) -> set[str]:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Whether what is trained in it is what `_Projection` computes."""
+    """Whether what it computes, and what is trained in it, is what `_Projection` does."""
     if isinstance(part, LoraLinear):
-        return type(part) is LoraLinear and isinstance(part.dropout, nn.Identity)
-    return True
+        return type(part) is LoraLinear and isinstance(part.dropout, nn.Identity) and _is_plain(part.base)
+    return not isinstance(part, nn.Linear) or type(part) is nn.Linear  # a quantized one unpacks its weight
 
 
 def probe(model: Any, device: torch.device) -> Tensor:
