@@ -16,6 +16,7 @@ HEAVY = (
     "sentence_transformers",
     "peft",
     "bitsandbytes",
+    "tensorboardX",
     "ray",
     "langchain_core",
     "chromadb",

@@ -95,6 +95,8 @@ class Training(Recipe):
     """What it is asked, or where it goes on from; empty: the beginnings of the first two held-out examples."""
     sample_tokens: int = Field(default=64, ge=1)
     """Tokens of a sample at most."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the run's folder; needs `pip install 'mofang[tensorboard]'`."""
     export: str = ""
     """A GGUF type (q8_0, f16…) to merge and export to when training ends; empty: leave that to `mofang export`."""
 

@@ -25,7 +25,7 @@ from mofang.recipes.training import Training
 from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer, load
-from mofang.train import QUANTIZERS, attention, lora, machine, tuning
+from mofang.train import BOARDS, QUANTIZERS, attention, lora, machine, tuning
 from mofang.train.decoder import fits
 from mofang.train.examples import Examples
 from mofang.train.forward import Forward
@@ -97,6 +97,7 @@ def train(
     # Everything that can be refused is refused before the weights are loaded.
     if recipe.tune != "lora":
         _check_name(recipe, run)
+    board = BOARDS.get("tensorboard")(run) if recipe.tensorboard else None
     device = machine.device()
     dtype = machine.dtype(recipe.dtype, device)
     with torch.device("meta"):
@@ -143,9 +144,13 @@ def train(
     if recipe.sample_every:
         wanted = prompts(recipe.sample_prompts, found, begin.tokenizer)
         samples = Samples(forward, begin.tokenizer, wanted, recipe.sample_tokens, run)
-    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples)
-    loop.resume()
-    summary = loop.train()
+    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples, board)
+    try:
+        loop.resume()
+        summary = loop.train()
+    finally:
+        if board:
+            board.close()
     made = (_save_adapter if recipe.tune == "lora" else _save_model)(recipe, run, model, begin, found.files)
     memory = {"estimated_memory_bytes": needed, "peak_memory_bytes": machine.peak(device)}
     return {**made, "base": begin.name, **summary, **memory}

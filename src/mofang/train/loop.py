@@ -94,6 +94,8 @@ class Loop:
     eval_bytes: int = 0
     """UTF-8 bytes of what is learned in the held-out examples; 0: bits per byte say nothing of this objective."""
     samples: Samples | None = None
+    board: Any = None
+    """Another place for metrics, of train.BOARDS."""
 
     def __post_init__(self) -> None:
         recipe = self.recipe
@@ -110,6 +112,8 @@ class Loop:
         if saved:
             self.step = checkpoint.load(saved[-1], self.model, self.optimizer)
         self.run.forget_metrics(beyond=self.step)
+        if self.board:
+            self.board.begin(self.run.metrics())
         return self.step
 
     def train(self) -> dict[str, float]:
@@ -131,7 +135,7 @@ class Loop:
             tokens = sum(len(example.ids) for example in batch)
             seen += tokens
             self._recent.append(seconds)
-            self.run.record(
+            self._record(
                 {
                     "step": self.step,
                     "epoch": round(self.step / self.plan.steps_per_epoch, 4),
@@ -204,10 +208,15 @@ class Loop:
         also = {f"eval_{name}": value / count for name, value in measured.items()}
         if self.eval_bytes:
             also["eval_bits_per_byte"] = total / math.log(2) / self.eval_bytes
-        self.run.record({"step": self.step, "eval_loss": total / count, **also})
+        self._record({"step": self.step, "eval_loss": total / count, **also})
         if self.recipe.load_best_model_at_end and self.step and min(self._measured())[1] == self.step:
             checkpoint.save_best(self.run.checkpoints, self.model, self.step)
         self.model.train()
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.run.record(row)
+        if self.board:
+            self.board.write(row)
 
     def _measured(self) -> list[tuple[float, int]]:
         """(eval loss, step) of every measurement after a step."""
