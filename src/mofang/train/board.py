@@ -16,7 +16,7 @@ class TensorBoard:
 
     def __init__(self, run: Run) -> None:
         self.folder = run.folder / "tensorboard"
-        self._writer: SummaryWriter | None = None
+        self._writer: Any = None
 
     def begin(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Begin anew with what was measured before, its times of day made of the steps' seconds, up to now."""
