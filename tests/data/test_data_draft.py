@@ -210,18 +210,19 @@ def test_the_command_says_what_was_kept_and_dropped(
 @pytest.mark.model
 @pytest.mark.timeout(900)
 def test_a_real_model_drafts_rows_that_can_be_trained_on(
-    documents: Path, tasks: Path, tmp_path: Path, home: Path, qwen: Path
+    documents: Path, tasks: Path, tmp_path: Path, home: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What half a billion parameters write is no matter here: every row has its shape and source, and none is there twice."""
+    monkeypatch.setenv("MOFANG_N_THREADS", "1")  # threads that wait for one another crawl on shared cores
     ModelStore(Settings(home=home)).add(qwen, "qwen")
-    out, n_asked = tmp_path / "草稿.jsonl", []
+    out, n_asked, sources = tmp_path / "草稿.jsonl", [], [documents / "清洁.md", tasks]
     with api.gateway() as client:
-        counts = api.draft_instructions(client, [documents, tasks], out, n=4, model="qwen", tell=n_asked.append)
+        counts = api.draft_instructions(client, sources, out, n=2, model="qwen", tell=n_asked.append)
         kept = lines(out)
-        assert counts["kept"] == len(kept) == 4 and len(n_asked) == 4 + sum(counts["dropped"].values())
+        assert counts["kept"] == len(kept) == 2 and len(n_asked) == 2 + sum(counts["dropped"].values())
         assert set(counts["dropped"]) <= {"unreadable", "short", "points", "repeated", "echo", "unsupported"}
-        again = api.draft_instructions(client, [documents, tasks], out, n=4, model="qwen")
-    assert again == {"kept": 4, "dropped": {}, "skipped": [str(documents / "图.png")]} and lines(out) == kept
+        again = api.draft_instructions(client, sources, out, n=2, model="qwen")
+    assert again == {"kept": 2, "dropped": {}, "skipped": []} and lines(out) == kept
     asked = ["把苹果翻译成英语", "写出三种水果", "一年有几天", "鲸鱼是鱼吗"]
     for row in kept:
         assert row.keys() == {"instruction", "input", "output", "source", "checked"} and row["checked"] is False
@@ -234,5 +235,5 @@ def test_a_real_model_drafts_rows_that_can_be_trained_on(
             assert len(passage) >= draft.MIN_PASSAGE and drafts.is_supported(row["output"], passage)
         else:
             assert len(row["source"]["tasks"]) == draft.SHOWN
-    assert any("tasks" in row["source"] for row in kept), "three passages are one row each at most"
+    assert any("tasks" in row["source"] for row in kept), "the passage is one row at most"
     assert [one.messages[-1].text for one in read([out])] == [row["output"] for row in kept]
