@@ -5,7 +5,8 @@
 TOKENIZER: a GGUF file or a Hugging Face folder. The documents' texts are taken out once, before the clock starts, into
 one JSONL. The peer does what transformers' run_clm.py does: load_dataset("json"), map(batched=True, num_proc=2) with the
 same tokenizer as a PreTrainedTokenizerFast, then the same map again to join the texts and cut them into rows. Ours keeps
-documents apart (best fit, nothing crosses a row), hashes the files, and writes its cache; both write to an empty folder.
+documents apart (best fit, nothing crosses a row; a training packs step by step, here all are packed at once), hashes the
+files, and writes its cache of tokens; both write to an empty folder.
 Each run is a process of its own; memory is the peak of what that process and its children hold for themselves (USS).
 --quarter: ours once more on every fourth document, to see whether memory grows with the corpus. Needs `datasets`.
 """
@@ -49,13 +50,14 @@ def texts(corpora: Path) -> list[str]:
 
 def ours(tokenizer: str, data: Path, folder: Path, row_tokens: int) -> dict[str, float]:
     from mofang.data.cache import prepare
+    from mofang.data.pack import pack
     from mofang.data.rows import Document
     from mofang.tokenizer import load
 
     read = load(Path(tokenizer))
     began = time.monotonic()
     found = prepare(data, read, folder=folder, max_length=row_tokens, kind=Document)
-    rows = found.rows(row_tokens)
+    rows = pack(found.entries["length"].tolist(), row_tokens)
     seconds = time.monotonic() - began
     return {"seconds": seconds, "tokens": found.meta["n_supervised"], "rows": len(rows)}
 

@@ -15,6 +15,8 @@ HEAVY = (
     "transformers",
     "sentence_transformers",
     "peft",
+    "bitsandbytes",
+    "tensorboardX",
     "ray",
     "langchain_core",
     "chromadb",

@@ -81,6 +81,7 @@ ONLY_IN = {
     "torch": "train/ export/ launch/torchrun engine/transformers engine/sentence_transformers",
     "sentence_transformers": "engine/sentence_transformers",
     "mcp": "integrations/mcp.py",
+    "tensorboardX": "train/board",
 }
 
 

@@ -675,7 +675,7 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
     found = parse(recipe_class(kind), fields, overrides)
     files = {
         name: [str(Path(path).expanduser().absolute()) for path in getattr(found, name)]
-        for name in ("data", "eval_data")
+        for name in ("data", "eval_data", "texts")
         if hasattr(found, name)
     }
     places = {
@@ -892,10 +892,17 @@ def _card(
 def _bits_per_character(
     name: str, ref: "ModelRef | None", tokenizer: "Tokenizer", lines: Sequence[str], n_tokens: int = 400
 ) -> float:
-    """Of the model, on as many whole lines as about `n_tokens` hold."""
+    """Of the model, on as many whole lines as about `n_tokens` hold, or on the beginning of the first.
+
+    Raises Invalid for what is no installed model, or too little text.
+    """
     import tempfile
 
-    if ref is None:
+    from mofang.models.store import ModelStore
+
+    installed = ModelStore(_settings.load()).list()
+    known = next((one.name for one in installed if ref and one.path.resolve() == ref.path.resolve()), "")
+    if not known:
         raise Invalid("tokenizer.no_whole", param="bits", name=name)
     chosen: list[str] = []
     for line in lines:
@@ -903,10 +910,14 @@ def _bits_per_character(
             break
         chosen.append(line)
     text = "\n".join(chosen)
+    while (n := len(tokenizer.encode(text))) > n_tokens:
+        text = text[: len(text) * n_tokens // n]
+    if n < 2:
+        raise Invalid("tokenizer.text_short", param="texts")
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "text.txt"
         file.write_text(text, encoding="utf-8")
-        score = evaluate(ref.name, [str(file)], n_tokens=n_tokens)[0]
+        score = evaluate(known, [str(file)], n_tokens=n_tokens)[0]
     return score.value * len(text.encode()) / len(text)
 
 

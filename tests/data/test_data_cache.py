@@ -139,12 +139,12 @@ def test_what_is_cut_away_is_counted_and_never_learned(tmp_path: Path) -> None:
     assert found.first_dropped == (path, 2) and [one.row for one in found] == [1, 3]
     assert len(found[1].ids) == 200 and found[1].ids[-1] == tiny_llama.tokenizer().eos_id
     nothing = prepared(write(tmp_path / "b.jsonl", {"instruction": LONG, "output": "答"}), tmp_path)
-    assert len(nothing) == 0 and nothing[:] == [] and nothing.rows(200) == [] and everything([nothing])[:] == []
+    assert len(nothing) == 0 and nothing[:] == [] and everything([nothing])[:] == []
 
 
 def test_one_line_and_empty_answers(tmp_path: Path) -> None:
     one = prepared(write(tmp_path / "a.jsonl", talk(4)), tmp_path)
-    assert len(one) == 1 and one.rows(64) == [[0]]
+    assert len(one) == 1 and pack([len(one[0].ids)], 64) == [[0]]
     with pytest.raises(Unreadable) as raised:
         prepared(write(tmp_path / "b.jsonl", *[{"instruction": "问", "output": ""}] * 3), tmp_path)
     assert (raised.value.values["row"], raised.value.values["field"]) == (1, "output")
@@ -254,11 +254,3 @@ def test_the_fast_packing_is_best_fit(lengths: list[int], room: int) -> None:
             rows.append([number])
             left.append(room - lengths[number])
     assert pack(lengths, room) == rows
-
-
-def test_packed_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = prepared(write(tmp_path / "a.jsonl", *map(talk, range(30))), tmp_path)
-    rows = found.rows(300)
-    assert rows == pack([len(one.ids) for one in found], 300)
-    monkeypatch.setattr(cache, "pack", lambda *_: pytest.fail("packed again"))
-    assert prepared(tmp_path / "a.jsonl", tmp_path).rows(300) == rows

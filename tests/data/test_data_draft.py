@@ -12,6 +12,9 @@ from mofang import api
 from mofang.data import draft
 from mofang.data.readers import read
 from mofang.errors import Conflict, Invalid, NotFound, Unreadable
+from mofang.models.store import ModelStore
+from mofang.settings import Settings
+from mofang.text import drafts
 
 TEXT = "清洁设备前先拔掉电源，再用干布擦拭外壳，不要用酒精，也不要让水流进散热孔里，擦完等十分钟再开机。"
 PASSAGE = draft.Passage("手册.md", ("清洁",), TEXT, 0, len(TEXT))
@@ -202,3 +205,35 @@ def test_the_command_says_what_was_kept_and_dropped(
         and "图.png" in result.output.replace("\n", "")
         and "只起草出 3 条" in result.output
     )
+
+
+@pytest.mark.model
+@pytest.mark.timeout(900)
+def test_a_real_model_drafts_rows_that_can_be_trained_on(
+    documents: Path, tasks: Path, tmp_path: Path, home: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What half a billion parameters write is no matter here: every row has its shape and source, and none is there twice."""
+    monkeypatch.setenv("MOFANG_N_THREADS", "1")  # threads that wait for one another crawl on shared cores
+    ModelStore(Settings(home=home)).add(qwen, "qwen")
+    out, n_asked, sources = tmp_path / "草稿.jsonl", [], [documents / "清洁.md", tasks]
+    with api.gateway() as client:
+        counts = api.draft_instructions(client, sources, out, n=2, model="qwen", tell=n_asked.append)
+        kept = lines(out)
+        assert counts["kept"] == len(kept) == 2 and len(n_asked) == 2 + sum(counts["dropped"].values())
+        assert set(counts["dropped"]) <= {"unreadable", "short", "points", "repeated", "echo", "unsupported"}
+        again = api.draft_instructions(client, sources, out, n=2, model="qwen")
+    assert again == {"kept": 2, "dropped": {}, "skipped": []} and lines(out) == kept
+    asked = ["把苹果翻译成英语", "写出三种水果", "一年有几天", "鲸鱼是鱼吗"]
+    for row in kept:
+        assert row.keys() == {"instruction", "input", "output", "source", "checked"} and row["checked"] is False
+        assert len(row["instruction"]) >= draft.MIN_INSTRUCTION and row["output"].strip() and row["input"] == ""
+        assert not drafts.is_repeated(row["instruction"], asked)
+        asked.append(row["instruction"])
+        if "span" in row["source"]:
+            start, end = row["source"]["span"]
+            passage = (documents / row["source"]["document"]).read_text(encoding="utf-8")[start:end]
+            assert len(passage) >= draft.MIN_PASSAGE and drafts.is_supported(row["output"], passage)
+        else:
+            assert len(row["source"]["tasks"]) == draft.SHOWN
+    assert any("tasks" in row["source"] for row in kept), "the passage is one row at most"
+    assert [one.messages[-1].text for one in read([out])] == [row["output"] for row in kept]

@@ -139,6 +139,10 @@ def test_whatever_is_given_is_taken_or_refused_in_words(values: dict) -> None:
         ),
         ("pretrain", {"n_heads": 7}, "n_heads", "must_divide_hidden_size"),
         ("pretrain", {"n_kv_heads": 4}, "n_kv_heads", "must_divide_n_heads"),
+        ("sft", {"tune": "full", "quantize_base": "nf4"}, "quantize_base", "only_with_plain_lora"),
+        ("dpo", {"lora_dora": True, "quantize_base": "nf4"}, "quantize_base", "only_with_plain_lora"),
+        ("resize", {"init": "focus"}, "texts", "only_with_init_focus"),
+        ("resize", {"texts": ["a.txt"]}, "texts", "only_with_init_focus"),
     ],
 )
 def test_fields_that_do_not_go_together_are_refused_in_words(kind: str, fields: dict, field: str, why: str) -> None:

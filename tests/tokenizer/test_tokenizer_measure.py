@@ -150,3 +150,44 @@ def extend_load(path: Path) -> Tokenizer:
     from mofang.tokenizer import load
 
     return load(path)
+
+
+@pytest.mark.model
+def test_bits_per_character_are_the_models(smollm2: Path, home: Path, tmp_path: Path) -> None:
+    """Of the engine's quantized arithmetic, against transformers' over the same weights in float32."""
+    import math
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from mofang.models.store import ModelStore
+    from mofang.settings import Settings
+
+    ModelStore(Settings(home=home)).add(smollm2, "smollm2")
+    english, odd = tmp_path / "english.txt", tmp_path / "odd.txt"
+    text = "The installer will ask you for your language.\nPlease keep a copy of your data before you begin."
+    english.write_text(text + "\n")
+    odd.write_text("xq zv kjw")
+    found = api.measure_tokenizer("smollm2", [english], bits=True)
+    cutter, _ = api._tokenizer_of("smollm2")
+    ids = cutter.encode(text)
+    assert found["n_tokens"] == sum(len(cutter.encode(line)) for line in text.splitlines())
+    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
+    with torch.no_grad():
+        logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    bits = -logps.gather(1, torch.tensor(ids[1:])[:, None]).sum().item() / math.log(2)
+    read = len(text.encode()) - len(cutter.decode(ids[:1]).encode())
+    assert found["bits_per_character"] == pytest.approx(bits / read, rel=0.03)
+    assert api.measure_tokenizer(str(smollm2), [odd], bits=True)["bits_per_character"] > 2 * found["bits_per_character"]
+    odd.write_text("a")
+    with pytest.raises(Invalid) as raised:
+        api.measure_tokenizer("smollm2", [odd], bits=True)
+    assert raised.value.code == "text_short"
+
+
+def test_bits_of_what_is_not_installed_are_refused(tmp_path: Path, home: Path) -> None:
+    folder = tiny_llama.make(tmp_path / "tiny")
+    (tmp_path / "a.txt").write_text("a text of some tokens")
+    with pytest.raises(Invalid) as raised:
+        api.measure_tokenizer(str(folder), [tmp_path / "a.txt"], bits=True)
+    assert raised.value.code == "no_whole" and "models add" in raised.value.hint()

@@ -32,7 +32,7 @@ from transformers.utils import logging
 from mofang.data.encode import Example
 from mofang.train import attention, kernels, lora, loss, machine
 from mofang.train.decoder import Decoder, fitting
-from mofang.train.forward import Forward, _shared
+from mofang.train.forward import Forward, _laid, _shared
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -247,6 +247,70 @@ def test_how_much_is_shared(rows: list[Example], shared: int) -> None:
     assert _shared(rows) == shared
 
 
+def pairs(*questions: int, system: int = 10) -> list[Example]:
+    """Two answers to each question, all behind one system message."""
+    drawn = np.random.default_rng(1)
+    first, found = drawn.integers(3, 96, system), []
+    for number, length in enumerate(questions):
+        question = drawn.integers(3, 96, length)
+        question[0] = 3 + number
+        for answer in (5, 8):
+            ids = np.concatenate([first, question, drawn.integers(3, 96, answer)]).astype(np.int32)
+            found.append(Example(ids, np.arange(len(ids)) >= system + length, "a.jsonl", 1, False))
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_a_pairs_question_is_computed_once_and_learned_from_by_both(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, reference = model(name), model(name)
+    reference.set_attn_implementation("eager")
+    rows = pairs(20, 30, 12)
+    forward = Forward.of(made, CPU, torch.float32, False, kernels.PLAIN, longest=60)
+    seen = []
+    attend = attention.attend
+    monkeypatch.setattr(
+        attention, "attend", lambda *given: seen.append((list(given[3]), list(given[5]))) or attend(*given)
+    )
+    ours = forward.logps(rows)
+    # The system message; each question but for its last token, which foretells the answers' first; its two answers.
+    lengths = [10, 19, 6, 9, 29, 6, 9, 11, 6, 9]
+    assert seen == [(lengths, [-1, 0, 1, 1, 0, 4, 4, 0, 7, 7])] * 2
+    assert sum(lengths) == 114 < sum(len(row.ids) for row in rows) == 223
+    theirs = -torch.stack([plain_loss(reference, [row]) for row in rows])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    draw = torch.linspace(-1, 1, len(rows))
+    (ours * draw).sum().backward()
+    (theirs * draw).sum().backward()
+    wanted = dict(reference.named_parameters())
+    for parameter_name, parameter in made.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, wanted[parameter_name].grad, rtol=2e-3, atol=2e-4, msg=parameter_name
+        )
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.sampled_from([0, 9, 25]), st.integers(0, 2)), min_size=1, max_size=6),
+    st.booleans(),
+)
+def test_a_row_is_its_examples_again(drawn: list[tuple[int, int, int]], share: bool) -> None:
+    """However the beginnings fall: along its parents each example is whole, and learns what it learned alone."""
+    rows = []
+    for extra, same, kind in drawn:
+        ids = np.concatenate([np.full(same, kind), np.arange(extra + 2) + 10]).astype(np.int32)
+        rows.append(Example(ids, np.arange(len(ids)) >= len(ids) // 2, "a.jsonl", 1, False))
+    parts = _laid(rows, share=share)
+    leaves = {part.owner: part for number, part in enumerate(parts) if number not in {one.parent for one in parts}}
+    assert leaves.keys() == set(range(len(rows)))
+    for number, row in enumerate(rows):
+        line = [leaves[number]]
+        while line[0].parent >= 0:
+            line.insert(0, parts[line[0].parent])
+        assert np.concatenate([part.ids for part in line]).tolist() == row.ids.tolist()
+        learned = np.concatenate([part.mask for part in line])
+        assert learned[1:].tolist() == row.mask[1:].tolist() and not any(part.mask[0] for part in line)
+    assert share or len(parts) == len(rows)
+
+
 # ---- attention by blocks ----
 
 
@@ -256,11 +320,12 @@ def test_how_much_is_shared(rows: list[Example], shared: int) -> None:
     st.sampled_from([(4, 4), (4, 2), (3, 1)]),
     st.integers(1, 9),
     st.integers(0, 40),
-    st.booleans(),
+    st.data(),
 )
 def test_blocks_attend_as_torch_does(
-    lengths: list[int], heads: tuple[int, int], block: int, kept: int, share: bool
+    lengths: list[int], heads: tuple[int, int], block: int, kept: int, data: st.DataObject
 ) -> None:
+    parents = [data.draw(st.integers(-1, number - 1), label="parent") for number in range(len(lengths))]
     torch.manual_seed(sum(lengths))
     n, (n_q, n_kv), scale = sum(lengths), heads, 0.3
     tensors = [torch.randn(h, n, 6, dtype=torch.float64, requires_grad=True) for h in (n_q, n_kv, n_kv)]
@@ -268,13 +333,16 @@ def test_blocks_attend_as_torch_does(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "BLOCK", block)
         patched.setattr(attention, "KEPT", kept)  # beyond it, probabilities are computed again
-        got = attention.attend(*tensors, lengths, scale, lengths[0] if share else 0)
+        got = attention.attend(*tensors, lengths, scale, parents)
         slopes = torch.autograd.grad(got, tensors, upstream)
     pieces = []
-    for number, (q, k, v) in enumerate(zip(*(tensor.split(lengths, dim=1) for tensor in tensors), strict=True)):
-        before = lengths[0] if share and number else 0
-        k, v = (torch.cat([whole[:, :before], own], dim=1) for whole, own in zip(tensors[1:], (k, v), strict=True))
-        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(before)
+    split = [tensor.split(lengths, dim=1) for tensor in tensors]
+    for number, q in enumerate(split[0]):
+        line = [number]
+        while parents[line[0]] >= 0:
+            line.insert(0, parents[line[0]])
+        k, v = (torch.cat([parts[each] for each in line], dim=1) for parts in split[1:])
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
         pieces.append(
             F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True)[0]
         )

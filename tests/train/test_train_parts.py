@@ -181,5 +181,5 @@ def test_bfloat16_only_where_the_processor_computes_it(monkeypatch: pytest.Monke
 
 def test_too_little_memory_is_said_with_what_to_change() -> None:
     with pytest.raises(TooLarge) as raised:
-        machine.check_memory(10**15, "big", 2048)
+        machine.check_memory(10**15, "big", 2048, torch.device("cpu"))
     assert "1000000.0 GB" in raised.value.message("en") and "row_tokens" in raised.value.hint("zh")

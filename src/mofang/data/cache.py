@@ -9,7 +9,6 @@ Building holds one batch in memory, reading holds what is looked at.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 from mofang.data.encode import Example, examples, is_usable
 from mofang.data.made import Made
-from mofang.data.pack import pack
 from mofang.data.readers import Layout, files_of, rows, wanted
 from mofang.data.rows import Row
 from mofang.errors import Conflict, Unreadable
@@ -81,18 +79,6 @@ class Prepared(Made[Example]):
         """File and row of the first example of which no answer was left."""
         found = self.meta["first_dropped"]
         return (self.files[found[0]].path, found[1]) if found else None
-
-    def rows(self, row_tokens: int) -> list[list[int]]:
-        """All examples packed into rows of at most so many tokens; computed once, and kept."""
-        kept = self.folder / f"rows-{row_tokens}.npz"
-        if not kept.is_file():
-            packed = pack(self.entries["length"].tolist(), row_tokens)
-            aside = kept.with_name(f".{kept.stem}-{os.getpid()}.npz")
-            numbers = np.fromiter(chain.from_iterable(packed), np.int64, len(self))
-            np.savez(aside, numbers=numbers, ends=np.cumsum([len(row) for row in packed], dtype=np.int64))
-            aside.replace(kept)
-        with np.load(kept) as found:
-            return [part.tolist() for part in np.split(found["numbers"], found["ends"][:-1])] if len(self) else []
 
 
 def prepare(

@@ -1,12 +1,12 @@
 """A model with rows for the new tokens of its extended tokenizer, so that it can be trained on.
 
-A new token's row is the mean of the rows of the old tokens that it was spelled with: the model begins with what it knew
-of the text. Embedding and head each from their own rows where they are two matrices; one stays one. Rows that only
-filled up the matrix are used before it grows. What the model says of old tokens must not change, to the last bit of
-their logits' rows. Source: NVIDIA NeMo's tokenizer extension ("subword/uniform"), without its norm correction.
+A new token's row is a mixture of old rows (rows/): the model begins with what it knew. Embedding and head each from
+their own rows where they are two matrices; one stays one. Rows that only filled up the matrix are used before it grows.
+What the model says of old tokens must not change, to the last bit of their logits' rows.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from transformers import AutoModelForCausalLM
 
 from mofang.errors import Invalid, MofangError
 from mofang.export import folder
+from mofang.export.rows import ROWS
+from mofang.export.rows.blend import Blend, mixed
 from mofang.models.base import ModelRef
 from mofang.models.sources.base import need_disk
 from mofang.models.store import lineage
 from mofang.recipes.export import Resize
 from mofang.runs import Reporter, Run
 from mofang.strings import say
-from mofang.tokenizer import Tokenizer
+from mofang.tokenizer import Tokenizer, texts
 from mofang.tokenizer import load as load_tokenizer
 from mofang.tokenizer.extend import RECORD
 
@@ -42,9 +44,13 @@ def run(recipe: Resize, run: Run) -> dict[str, Any]:
     check_extends(old, new, base, place)
     name = folder.free_name(recipe.name or f"{base.name}-extended", overwrite=recipe.overwrite)
     report = Reporter(run)
+    made_of, n_left = blends(recipe, old, new, report)
+    if n_left:
+        run.note(say("export.rows_left", init=recipe.init, n=n_left, n_new=len(made_of)))
     with folder.aside(run) as target:
         need_disk(target, base.size_bytes * 2)
-        found = write(base.path, old, new, target, recipe.init, report)
+        found = write(base.path, old, new, target, made_of, report)
+        found |= {"init": recipe.init, "n_left": n_left}
         new.save(target)
         if (place / RECORD).is_file():
             shutil.copy(place / RECORD, target / RECORD)
@@ -71,8 +77,26 @@ def check_extends(old: Tokenizer, new: Tokenizer, base: ModelRef, place: Path) -
         raise Invalid("export.nothing_new", param="tokenizer", path=place, base=base.name)
 
 
+def blends(recipe: Resize, old: Tokenizer, new: Tokenizer, report: Reporter) -> tuple[list[Blend], int]:
+    """What each new row is made of, and of how many the recipe's way knew nothing: those are their parts, or else the
+    mean. Raises Invalid, Unreadable for texts that cannot be read or say nothing."""
+    files = texts.files(map(Path, recipe.texts)) if recipe.texts else []
+    found: list[Blend | None] = [None] * (new.n_vocab - old.n_vocab)
+    n_left = 0
+    for way in dict.fromkeys([recipe.init, "parts", "mean"]):
+        more = ROWS.get(way)(old, new, lambda: texts.lines(files), lambda done: report("read", done, 0, ""))
+        found = [one or other for one, other in zip(found, more, strict=True)]
+        if way == recipe.init:
+            n_left = found.count(None)
+        if None not in found:
+            break
+    return [one for one in found if one], n_left
+
+
 @torch.no_grad()
-def write(path: Path, old: Tokenizer, new: Tokenizer, target: Path, init: str, report: Reporter) -> dict[str, Any]:
+def write(
+    path: Path, old: Tokenizer, new: Tokenizer, target: Path, made_of: Sequence[Blend], report: Reporter
+) -> dict[str, Any]:
     """Write weights and configuration into `target`. Raises MofangError when old tokens' logits changed."""
     report("load", 0, 3, "")
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
@@ -81,7 +105,7 @@ def write(path: Path, old: Tokenizer, new: Tokenizer, target: Path, init: str, r
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is None or head.weight is embedding.weight
     fresh = {
-        name: new_rows(matrix.weight, old, new, init)
+        name: mixed(matrix.weight, made_of)
         for name, matrix in (("embedding", embedding), ("head", None if tied else head))
         if matrix is not None
     }
@@ -102,20 +126,9 @@ def write(path: Path, old: Tokenizer, new: Tokenizer, target: Path, init: str, r
         "n_new": new.n_vocab - old.n_vocab,
         "rows": rows,
         "tied": tied,
-        "init": init,
         "logits_change": change,
         "neighbours": neighbours(embedding.weight, old, new),
     }
-
-
-def new_rows(weight: torch.Tensor, old: Tokenizer, new: Tokenizer, init: str) -> torch.Tensor:
-    """Rows (n_new, n_embd) in the matrix's type, computed in float32."""
-    whole = weight[: old.n_vocab].float().mean(0)
-    made = []
-    for token_id in range(old.n_vocab, new.n_vocab):
-        parts = old.backend.spell(new.backend.data(token_id)) if init == "parts" else []
-        made.append(weight[parts].float().mean(0) if parts else whole)
-    return torch.stack(made).to(weight.dtype)
 
 
 def neighbours(weight: torch.Tensor, old: Tokenizer, new: Tokenizer) -> dict[str, list[str]]:

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from mofang.recipes.base import Recipe
+from mofang.recipes.fields import refused
 
 
 class _Export(Recipe):
@@ -52,8 +53,23 @@ class Resize(_Export):
 
     tokenizer: str = Field(min_length=1)
     """The folder that `mofang tokenizer extend` wrote."""
-    init: Literal["parts", "mean"] = "parts"
-    """New rows: the mean of the rows of the old tokens that spell the new one, or the mean of all old rows."""
+    init: Literal["parts", "mean", "focus"] = "parts"
+    """New rows: the mean of the rows of the old tokens that spell the new one, the mean of all old rows, or a mixture of
+    those of old tokens that stand in like places of `texts` (after FOCUS, arXiv 2305.14481)."""
+    texts: list[str] = Field(default_factory=list, validate_default=True)
+    """For `init: focus`: text of the language, files or folders; what the tokenizer was extended by serves well."""
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("texts")
+    @classmethod
+    def _focus_needs_texts(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if bool(value) != (info.data.get("init") == "focus"):
+            raise refused("only_with_init_focus")
+        return value
 
 
 class Gguf(_Export):

@@ -1,9 +1,14 @@
-"""What the fields about data need checked, for every method that has them."""
+"""What fields of several recipes need checked."""
 
 from typing import Any
 
 from pydantic import ValidationInfo
 from pydantic_core import PydanticCustomError
+
+
+def refused(why: str) -> PydanticCustomError:
+    """A value that does not go with another field; the sentence is `recipes.why_<why>`."""
+    return PydanticCustomError(why, "does not go with another field")
 
 
 def columns(value: object) -> object:

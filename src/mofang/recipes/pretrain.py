@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from mofang.recipes.training import Training, refused
+from mofang.recipes.fields import refused
+from mofang.recipes.training import Training
 
 
 class Pretrain(Training):

@@ -3,17 +3,12 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from mofang.recipes import fields
 from mofang.recipes.base import Recipe
+from mofang.recipes.fields import refused
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-
-def refused(why: str) -> PydanticCustomError:
-    """A value that does not go with another field; the sentence is `recipes.why_<why>`."""
-    return PydanticCustomError(why, "does not go with another field")
 
 
 class Training(Recipe):
@@ -78,6 +73,9 @@ class Training(Recipe):
     """Multiply by lora_alpha / √lora_rank instead, which keeps large ranks learning (arXiv 2312.03732)."""
     lora_dora: bool = False
     """Train each weight row's length apart from its direction (DoRA, arXiv 2402.09353): slower, often a little better."""
+    quantize_base: Literal["none", "nf4"] = Field(default="none", validate_default=True)
+    """How the frozen base lies in memory beneath LoRA: as it is, or in 4 bits by bitsandbytes, which needs a CUDA GPU and
+    `pip install 'mofang[qlora]'`."""
     dtype: Dtype = "auto"
     """Of what is computed and of frozen weights; "auto": bfloat16 where the processor computes with it, else float32.
     Trained weights are float32 always."""
@@ -97,6 +95,8 @@ class Training(Recipe):
     """What it is asked, or where it goes on from; empty: the beginnings of the first two held-out examples."""
     sample_tokens: int = Field(default=64, ge=1)
     """Tokens of a sample at most."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the run's folder; needs `pip install 'mofang[tensorboard]'`."""
     export: str = ""
     """A GGUF type (q8_0, f16…) to merge and export to when training ends; empty: leave that to `mofang export`."""
 
@@ -133,6 +133,13 @@ class Training(Recipe):
             raise refused("only_with_tune_new_rows")
         if value is not None and info.data.get("weight_decay"):
             raise refused("no_decay_of_old_rows")
+        return value
+
+    @field_validator("quantize_base")
+    @classmethod
+    def _only_what_is_frozen(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and (info.data.get("tune") != "lora" or info.data.get("lora_dora")):
+            raise refused("only_with_plain_lora")
         return value
 
     @field_validator("early_stopping_patience", "load_best_model_at_end")

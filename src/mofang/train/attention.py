@@ -8,8 +8,9 @@ On a CPU, torch's fused kernel needs 4 times as long for its backward pass as th
 queries are taken in blocks against all keys up to them, each a few matrix products and a softmax whose probabilities
 are kept (docs/log.md, 2026-11-26: 1.5 to 3 times as fast from 100 to 1,024 tokens). Elsewhere torch's kernels are taken.
 
-Examples of one row often begin alike, with a template's system message. On a CPU such a beginning lies in the row once,
-and every example sees it: what is computed is the same, and a tenth of a short example's tokens need not be.
+Examples of one row often begin alike: all with a template's system message, the two of a pair with their question. On
+a CPU such a beginning lies in the row once, as a segment that others continue: what is computed is the same, and a tenth
+of a short example's tokens, or nearly half of a pair's, need not be.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,15 @@ class Unknown(Exception):
 
 
 def packed_attention(
-    module, query, key, value, attention_mask, segments: Sequence[int], shared: int = 0, scaling=None, **kwargs
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    segments: Sequence[int],
+    parents: Sequence[int] = (),
+    scaling=None,
+    **kwargs,
 ):
     """query (1, heads, tokens, width), key and value (1, kv heads, tokens, width); `segments` sum up to tokens.
 
@@ -40,20 +49,26 @@ def packed_attention(
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise Unknown
     scale = scaling or query.shape[-1] ** -0.5
-    return attend(query[0], key[0], value[0], segments, scale, shared)[None], None
+    return attend(query[0], key[0], value[0], segments, scale, parents)[None], None
 
 
 def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, segments: Sequence[int], scale: float, shared: int = 0
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    segments: Sequence[int],
+    scale: float,
+    parents: Sequence[int] = (),
 ) -> torch.Tensor:
     """q (heads, tokens, width), k and v (kv heads, tokens, width) → (tokens, heads, width).
 
-    `shared`: tokens of the first segment where it is the common beginning of all others, which see it; else 0.
+    `parents`: for each segment the number of the one before it that it continues, which it sees with all that one sees;
+    -1 where there is none; () where there are none at all.
     """
     if q.device.type == "cpu":
-        attended: torch.Tensor = _Blocks.apply(q, k, v, tuple(segments), scale, shared)
+        attended: torch.Tensor = _Blocks.apply(q, k, v, tuple(segments), scale, tuple(parents))
         return attended
-    assert not shared, "the kernels of other devices have segments only"
+    assert max(parents, default=-1) < 0, "the kernels of other devices have segments only"
     split = zip(*(x.split(list(segments), dim=1) for x in (q, k, v)), strict=True)
     grouped = q.shape[0] != k.shape[0]
     pieces = [
@@ -67,21 +82,21 @@ class _Blocks(torch.autograd.Function):
     """q is laid out as (kv heads, heads of each, tokens, width), so that one product serves the heads that share keys."""
 
     @staticmethod
-    def forward(ctx: Any, q, k, v, segments, scale, shared):
+    def forward(ctx: Any, q, k, v, segments, scale, parents):
         heads, n, width = q.shape
         q = (q * scale).view(k.shape[0], -1, n, width)
         out = q.new_empty(n, *q.shape[:2], width)
         hidden = torch.full((BLOCK, BLOCK), float("-inf"), dtype=q.dtype).triu_(1)
         kept: list[torch.Tensor | None] = []
-        for start, end, before in _spans(segments, shared):
-            keys, values = _seen(k, start, end, before), _seen(v, start, end, before)
-            for block in _blocks(start, end):
-                p = _probabilities(q, keys, block, start - before, hidden)
-                attended = torch.bmm(p, values[:, : block.stop - start + before])
+        for spans in _spans(segments, parents):
+            keys, values = _seen(k, spans), _seen(v, spans)
+            for block in _blocks(spans[-1]):
+                p = _probabilities(q, keys, block, spans[-1].stop - keys.shape[1], hidden)
+                attended = torch.bmm(p, values[:, : p.shape[2]])
                 out[block] = attended.view(*q.shape[:2], -1, width).permute(2, 0, 1, 3)
                 kept.append(p if p.shape[2] <= KEPT else None)
         ctx.save_for_backward(q, k, v, hidden)
-        ctx.kept, ctx.segments, ctx.scale, ctx.shared = kept, segments, scale, shared
+        ctx.kept, ctx.segments, ctx.scale, ctx.parents = kept, segments, scale, parents
         return out.view(n, heads, width)
 
     @staticmethod
@@ -93,13 +108,13 @@ class _Blocks(torch.autograd.Function):
         exact = torch.promote_types(k.dtype, torch.float32)  # many blocks are summed
         of_k, of_v = torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
         kept = iter(ctx.kept)
-        for start, end, before in _spans(ctx.segments, ctx.shared):
-            keys, values = _seen(k, start, end, before), _seen(v, start, end, before)
-            to_k, to_v = (torch.zeros(k.shape[0], before + end - start, width, dtype=exact) for _ in range(2))
-            for block in _blocks(start, end):
+        for spans in _spans(ctx.segments, ctx.parents):
+            keys, values = _seen(k, spans), _seen(v, spans)
+            to_k, to_v = (torch.zeros(keys.shape, dtype=exact) for _ in range(2))
+            for block in _blocks(spans[-1]):
                 p = next(kept)
                 if p is None:
-                    p = _probabilities(q, keys, block, start - before, hidden)
+                    p = _probabilities(q, keys, block, spans[-1].stop - keys.shape[1], hidden)
                 seen = p.shape[2]
                 slope = upstream[:, :, block].reshape(k.shape[0], -1, width)
                 of_p = torch.bmm(slope, values[:, :seen].transpose(1, 2))
@@ -108,8 +123,8 @@ class _Blocks(torch.autograd.Function):
                 to_k[:, :seen] += torch.bmm(of_scores.transpose(1, 2), q[:, :, block].reshape(k.shape[0], -1, width))
                 to_v[:, :seen] += torch.bmm(p.transpose(1, 2), slope)
             for of, to in ((of_k, to_k), (of_v, to_v)):
-                of[:, :before] += to[:, :before]
-                of[:, start:end] += to[:, before:]
+                for span, part in zip(spans, to.split([span.stop - span.start for span in spans], dim=1), strict=True):
+                    of[:, span] += part
         return (of_q * ctx.scale).view(-1, *q.shape[2:]), of_k.to(k.dtype), of_v.to(v.dtype), None, None, None
 
 
@@ -123,22 +138,25 @@ def _probabilities(q, keys, block: slice, origin: int, hidden: torch.Tensor) -> 
     return F.softmax(scores, dim=-1)
 
 
-def _seen(x: torch.Tensor, start: int, end: int, before: int) -> torch.Tensor:
-    """Keys or values of a segment, behind those of the `before` tokens that it shares."""
-    return torch.cat([x[:, :before], x[:, start:end]], dim=1) if before else x[:, start:end]
+def _seen(x: torch.Tensor, spans: Sequence[slice]) -> torch.Tensor:
+    """Keys or values of a segment, behind those that it sees besides."""
+    return x[:, spans[0]] if len(spans) == 1 else torch.cat([x[:, span] for span in spans], dim=1)
 
 
-def _spans(segments: Sequence[int], shared: int) -> Iterator[tuple[int, int, int]]:
-    """Where each segment starts and ends in its row, and how many of the row's first tokens it sees besides."""
+def _spans(segments: Sequence[int], parents: Sequence[int]) -> Iterator[list[slice]]:
+    """Where each segment lies in its row: last itself, before it what it continues, from the beginning on."""
+    found: list[list[slice]] = []
     start = 0
-    for length in segments:
-        yield start, start + length, shared if start else 0
+    for number, length in enumerate(segments):
+        parent = parents[number] if parents else -1
+        found.append([*(found[parent] if parent >= 0 else ()), slice(start, start + length)])
+        yield found[-1]
         start += length
 
 
-def _blocks(start: int, end: int) -> Iterator[slice]:
-    for first in range(start, end, BLOCK):
-        yield slice(first, min(first + BLOCK, end))
+def _blocks(segment: slice) -> Iterator[slice]:
+    for first in range(segment.start, segment.stop, BLOCK):
+        yield slice(first, min(first + BLOCK, segment.stop))
 
 
 def install() -> str:
@@ -147,7 +165,10 @@ def install() -> str:
     return NAME
 
 
-def positions(segments: Sequence[int], shared: int = 0) -> torch.Tensor:
+def positions(segments: Sequence[int], parents: Sequence[int] = ()) -> torch.Tensor:
     """(1, tokens): each example counts as if it were alone."""
-    spans = _spans(segments, shared)
-    return torch.cat([torch.arange(before, before + end - start) for start, end, before in spans])[None]
+    counted = []
+    for *before, own in _spans(segments, parents):
+        first = sum(span.stop - span.start for span in before)
+        counted.append(torch.arange(first, first + own.stop - own.start))
+    return torch.cat(counted)[None]

@@ -169,13 +169,13 @@ class Decoder:
             for layer in self.body.layers
         ]
 
-    def __call__(self, ids: Tensor, segments: Sequence[int], places: Tensor, shared: int = 0) -> Tensor:
-        """ids (n,), segments that sum up to n, places (m,) → (m, H); `shared` as in attention.attend."""
+    def __call__(self, ids: Tensor, segments: Sequence[int], places: Tensor, parents: Sequence[int] = ()) -> Tensor:
+        """ids (n,), segments that sum up to n, places (m,) → (m, H); `parents` as in attention.attend."""
         x = self.body.embed_tokens(ids).to(self.dtype)
-        cos, sin = self.body.rotary_emb(x, attention.positions(segments, shared).to(ids.device))
+        cos, sin = self.body.rotary_emb(x, attention.positions(segments, parents).to(ids.device))
         cos, sin = cos[0].to(self.dtype), sin[0].to(self.dtype)
         for number, (layer, qkv, out, wide, down) in enumerate(self.layers, start=1):
-            attended = self._attend(layer, qkv, x, (cos, sin), segments, shared)
+            attended = self._attend(layer, qkv, x, (cos, sin), segments, parents)
             if number == len(self.layers):
                 x, attended = x[places], attended[places]
             x = x + out(_Nothing(), attended)
@@ -188,7 +188,13 @@ class Decoder:
         return _Norm(self.kernels, module.variance_epsilon)
 
     def _attend(
-        self, layer: Any, qkv: _Group, x: Tensor, angles: tuple[Tensor, Tensor], segments: Sequence[int], shared: int
+        self,
+        layer: Any,
+        qkv: _Group,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        segments: Sequence[int],
+        parents: Sequence[int],
     ) -> Tensor:
         module, norm = layer.self_attn, layer.input_layernorm
         heads = qkv(self._norm(norm), x, norm.weight).view(len(x), -1, module.head_dim)
@@ -198,7 +204,7 @@ class Decoder:
             q, k, v = heads.split([n_q, n_kv, n_kv], dim=1)
             heads = torch.cat([module.q_norm(q).to(self.dtype), module.k_norm(k).to(self.dtype), v], dim=1)
         q, k, v = _Turn.apply(self.kernels, heads, *angles, n_q + n_kv).split([n_q, n_kv, n_kv])
-        return attention.attend(q, k, v, segments, module.scaling, shared).reshape(len(x), -1)
+        return attention.attend(q, k, v, segments, module.scaling, parents).reshape(len(x), -1)
 
 
 def fitting(model: Any, dtype: torch.dtype, kernels: Kernels) -> Decoder | None:
@@ -235,10 +241,10 @@ def _children(module: nn.Module) -> set[str]:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Whether what is trained in it is what `_Projection` computes."""
+    """Whether what it computes, and what is trained in it, is what `_Projection` does."""
     if isinstance(part, LoraLinear):
-        return type(part) is LoraLinear and isinstance(part.dropout, nn.Identity)
-    return True
+        return type(part) is LoraLinear and isinstance(part.dropout, nn.Identity) and _is_plain(part.base)
+    return not isinstance(part, nn.Linear) or type(part) is nn.Linear  # a quantized one unpacks its weight
 
 
 def probe(model: Any, device: torch.device) -> Tensor:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mofang.data.encode import Example
 from mofang.train import attention
@@ -122,26 +124,21 @@ class Forward:
 
     def _states(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Hidden states (n, H), the tokens that follow them (n,), and the number of the example of each (n,)."""
-        shared = _shared(examples) if self.device.type == "cpu" else 0
-        parts = [examples[0].ids[:shared], *(example.ids[shared:] for example in examples)]
-        learned = [np.zeros(shared, bool), *(example.mask[shared:].copy() for example in examples)]
-        for mask in learned[1:] if not shared else ():
-            mask[0] = False  # nothing stands before the first token of an example
-        segments = [len(part) for part in parts if len(part)]
-        ids = torch.from_numpy(np.concatenate(parts)).long().to(self.device)
-        places = torch.from_numpy(np.concatenate(learned).nonzero()[0]).to(self.device)
-        owners = np.repeat(np.arange(len(examples)), [len(part) for part in parts[1:]])
-        owner = torch.from_numpy(np.concatenate([np.zeros(shared, owners.dtype), owners])).to(self.device)
+        parts = _laid(examples, share=self.device.type == "cpu")
+        segments, parents = [len(part.ids) for part in parts], [part.parent for part in parts]
+        ids = torch.from_numpy(np.concatenate([part.ids for part in parts])).long().to(self.device)
+        places = torch.from_numpy(np.concatenate([part.mask for part in parts]).nonzero()[0]).to(self.device)
+        owner = torch.from_numpy(np.repeat([part.owner for part in parts], segments)).to(self.device)
         if self.decoder:
-            return self.decoder(ids, segments, places - 1, shared).to(self.dtype), ids[places], owner[places]
+            return self.decoder(ids, segments, places - 1, parents).to(self.dtype), ids[places], owner[places]
         with self._types():
-            hidden = self._body(ids, segments, shared)
+            hidden = self._body(ids, segments, parents)
         return hidden[places - 1].to(self.dtype), ids[places], owner[places]
 
-    def _body(self, ids: torch.Tensor, segments: list[int], shared: int = 0) -> torch.Tensor:
+    def _body(self, ids: torch.Tensor, segments: list[int], parents: Sequence[int] = ()) -> torch.Tensor:
         """(n, H): the final states of a packed row."""
-        places = attention.positions(segments, shared).to(self.device)
-        told = {"position_ids": places, "segments": segments, "shared": shared}
+        places = attention.positions(segments, parents).to(self.device)
+        told = {"position_ids": places, "segments": segments, "parents": parents}
         states: torch.Tensor = self.model.base_model(input_ids=ids[None], use_cache=False, **told).last_hidden_state[0]
         return states
 
@@ -153,15 +150,54 @@ WORTH_SHARING = 8
 """Tokens."""
 
 
-def _shared(examples: Sequence[Example]) -> int:
-    """Tokens that all examples begin with, before what is learned of any; 0 where they are too few to gain by."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment of a row: what the example `owner` has for itself, or a beginning that several share, of which nothing
+    is learned. `parent`: the number of the part that it continues, -1 for none."""
+
+    ids: NDArray[Any]
+    mask: NDArray[np.bool_]
+    parent: int
+    owner: int
+
+
+def _laid(examples: Sequence[Example], *, share: bool) -> list[_Part]:
+    """The examples as a row, each beginning that neighbours share once: that of all, and again within those, of a pair."""
+    parts: list[_Part] = []
+
+    def lay(numbers: Sequence[int], start: int, parent: int) -> None:
+        group = [examples[number] for number in numbers]
+        shared = _shared(group, start) if share else 0
+        if shared:
+            parts.append(_Part(group[0].ids[start : start + shared], np.zeros(shared, np.bool_), parent, numbers[0]))
+            start, parent = start + shared, len(parts) - 1
+        ahead = groupby(numbers, lambda number: examples[number].ids[start : start + WORTH_SHARING].tobytes())
+        alike = [list(each) for _, each in ahead]
+        if len(numbers) == 1 or not share or (len(alike) == 1 and not shared):
+            alike = [[number] for number in numbers]
+        for each in alike:
+            if len(each) > 1:
+                lay(each, start, parent)
+                continue
+            own = examples[each[0]]
+            mask = own.mask[start:].copy()
+            mask[0] = False  # nothing stands before the first token of an example; of a shared beginning's, see _shared
+            parts.append(_Part(own.ids[start:], mask, parent, each[0]))
+
+    lay(range(len(examples)), 0, -1)
+    return parts
+
+
+def _shared(examples: Sequence[Example], start: int = 0) -> int:
+    """Tokens from `start` on that all examples have in common, before what is learned of any; 0 where they are too few to
+    gain by."""
     if len(examples) < 2:
         return 0
     # The state that foretells an example's first learned token must be its own.
     until = min(int(example.mask.argmax()) - 1 for example in examples)
-    if until < WORTH_SHARING:
+    if until - start < WORTH_SHARING:
         return 0
-    first = examples[0].ids[:until]
-    same = np.logical_and.reduce([example.ids[:until] == first for example in examples])
-    shared = until if same.all() else int(same.argmin())
+    first = examples[0].ids[start:until]
+    same = np.logical_and.reduce([example.ids[start:until] == first for example in examples])
+    shared = until - start if same.all() else int(same.argmin())
     return shared if shared >= WORTH_SHARING else 0

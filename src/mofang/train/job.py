@@ -21,12 +21,11 @@ from mofang.models import templates
 from mofang.models.adapters import parents
 from mofang.models.base import ModelRef
 from mofang.models.store import VERSION, ModelStore, digest, digests, lineage, now, write_manifest
-from mofang.platform import peak_memory
 from mofang.recipes.training import Training
 from mofang.runs import Run
 from mofang.strings import say
 from mofang.tokenizer import Tokenizer, load
-from mofang.train import attention, lora, machine, tuning, world
+from mofang.train import BOARDS, QUANTIZERS, attention, lora, machine, tuning, world
 from mofang.train.decoder import fits
 from mofang.train.examples import Examples
 from mofang.train.forward import Forward
@@ -60,7 +59,8 @@ class Begin:
 
 
 def from_base(recipe: Training) -> Begin:
-    """The base that a recipe names. Raises Invalid for one that cannot be trained."""
+    """The base that a recipe names. Raises Invalid for one that cannot be trained, or not so here; MissingExtra."""
+    _quantizer(recipe)
     store = ModelStore(settings.load())
     base = store.get_or_path(recipe.base)
     if base.format != "hf":
@@ -98,12 +98,14 @@ def train(
     if recipe.tune != "lora":
         _check_name(recipe, run)
     here = world.of(run)
+    board = BOARDS.get("tensorboard")(run) if recipe.tensorboard and here.rank == 0 else None
     device = machine.device(here.local_rank)
     dtype = machine.dtype(recipe.dtype, device)
     with torch.device("meta"):
         shape = AutoModelForCausalLM.from_config(begin.config)
     n_whole = tuning.n_whole(shape, recipe)
-    fast = fits(shape) and not recipe.lora_dora and not recipe.lora_dropout
+    quantizer = _quantizer(recipe)
+    fast = fits(shape) and not recipe.lora_dora and not recipe.lora_dropout and not quantizer
     longest = found.longest * (len(found.learned) // len(examples))  # a pair lies in one row
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
     row = max(longest, min(recipe.row_tokens, step_tokens))
@@ -111,8 +113,11 @@ def train(
     needed = machine.needed_bytes(
         begin.config, begin.n_parameters, rank, row, found.longest, dtype.itemsize, n_whole, fast=fast
     )
-    needed *= here.local_size
-    here.first(lambda: machine.check_memory(needed, begin.name, row))
+    if quantizer:
+        needed -= int(quantizer.n_packed(shape) * (dtype.itemsize - quantizer.bytes_each))
+    if device.type == "cpu":  # the processes of a machine share its memory; each GPU has its own
+        needed *= here.local_size
+    here.first(lambda: machine.check_memory(needed, begin.name, row, device))
     world.in_turn(run, lambda run: _same_beginning(run, begin.sha256))
     plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
     tokens = int(found.learned.column("length").sum()) * plan.steps // plan.steps_per_epoch
@@ -120,7 +125,8 @@ def train(
     torch.manual_seed(recipe.seed)
     transformers_logging.disable_progress_bar()
     run.update(progress={"stage": "load", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": begin.name})
-    model = _model(begin, torch.float32 if n_whole else dtype)
+    more = quantizer.loading(dtype, device) if quantizer else {}
+    model = _model(begin, torch.float32 if n_whole else dtype, **more)
     trained = tuning.prepare(model, recipe, dtype)
     model.to(device)
     run.note(
@@ -141,17 +147,32 @@ def train(
     if recipe.sample_every and here.rank == 0:
         wanted = prompts(recipe.sample_prompts, found, begin.tokenizer)
         samples = Samples(forward, begin.tokenizer, wanted, recipe.sample_tokens, run)
-    loop = Loop(model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples, here)
-    loop.resume()
-    summary = loop.train()
+    loop = Loop(
+        model, trained, row_loss, examples, held_out, plan, recipe, run, weight, eval_bytes, samples, board, here
+    )
+    try:
+        loop.resume()
+        summary = loop.train()
+    finally:
+        if board:
+            board.close()
     save = _save_adapter if recipe.tune == "lora" else _save_model
     made = here.first(lambda: save(recipe, run, model, begin, found.files))
-    peak = here.total({"peak_memory_bytes": peak_memory()})
+    peak = here.total({"peak_memory_bytes": machine.peak(device)})
     return {**made, "base": begin.name, **summary, "estimated_memory_bytes": needed, **peak}
 
 
-def _model(begin: Begin, dtype: torch.dtype):
-    kind = {"dtype": dtype, "attn_implementation": attention.install()}
+def _quantizer(recipe: Training) -> Any:
+    """What makes the frozen base small, or None. Raises Invalid where this machine cannot, MissingExtra."""
+    if recipe.quantize_base == "none":
+        return None
+    quantizer = QUANTIZERS.get(recipe.quantize_base)()
+    quantizer.check(machine.device())
+    return quantizer
+
+
+def _model(begin: Begin, dtype: torch.dtype, **more: Any):
+    kind = {"dtype": dtype, "attn_implementation": attention.install(), **more}
     if begin.base:
         return AutoModelForCausalLM.from_pretrained(begin.base.path, **kind)
     return AutoModelForCausalLM.from_config(begin.config, **kind)

@@ -96,6 +96,8 @@ class Loop:
     eval_bytes: int = 0
     """UTF-8 bytes of what is learned in the held-out examples; 0: bits per byte say nothing of this objective."""
     samples: Samples | None = None
+    board: Any = None
+    """Another place for metrics, of train.BOARDS."""
     world: World = ALONE
 
     def __post_init__(self) -> None:
@@ -114,6 +116,9 @@ class Loop:
             self.step = checkpoint.load(self.run.checkpoints / saved[-1], self.model, self.optimizer)
         self.world.align(self.parameters)
         self.run.forget_metrics(beyond=self.step)
+        metrics = self.run.metrics()
+        if self.board:
+            self.board.begin(metrics)
         return self.step
 
     def train(self) -> dict[str, float]:
@@ -135,7 +140,7 @@ class Loop:
             tokens = sum(len(example.ids) for example in batch)
             seen += tokens
             self._recent.append(seconds)
-            self.run.record(
+            self._record(
                 {
                     "step": self.step,
                     "epoch": round(self.step / self.plan.steps_per_epoch, 4),
@@ -214,10 +219,15 @@ class Loop:
         also = {f"eval_{name}": value / count for name, value in measured.items()}
         if self.eval_bytes:
             also["eval_bits_per_byte"] = total / math.log(2) / self.eval_bytes
-        self.run.record({"step": self.step, "eval_loss": total / count, **also})
+        self._record({"step": self.step, "eval_loss": total / count, **also})
         if self.recipe.load_best_model_at_end and self.step and min(self._measured())[1] == self.step:
             self.world.first(lambda: checkpoint.save_best(self.run.checkpoints, self.model, self.step))
         self.model.train()
+
+    def _record(self, row: dict[str, Any]) -> None:
+        self.run.record(row)
+        if self.board:
+            self.board.write(row)
 
     def _measured(self) -> list[tuple[float, int]]:
         """(eval loss, step) of every measurement after a step."""

@@ -3,7 +3,7 @@
 import torch
 
 from mofang.errors import TooLarge
-from mofang.platform import has_fast_bfloat16, memory
+from mofang.platform import has_fast_bfloat16, memory, peak_memory
 from mofang.train import attention
 
 
@@ -45,9 +45,14 @@ def needed_bytes(
     return int(n_parameters * item + whole + trained * 4 * 4 + of_row + head + (580 << 20))
 
 
-def check_memory(needed: int, base: str, row_tokens: int) -> None:
+def peak(on: torch.device) -> int:
+    """Most bytes that this process ever held in the memory that it trains in."""
+    return torch.cuda.max_memory_allocated(on) if on.type == "cuda" else peak_memory()
+
+
+def check_memory(needed: int, base: str, row_tokens: int, on: torch.device) -> None:
     """Raises TooLarge before anything is loaded."""
-    available = memory().available
+    available = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else memory().available
     if needed > available:
         raise TooLarge(
             "train.too_little_memory",

@@ -24,7 +24,8 @@ def prepare(model: nn.Module, recipe: Training, dtype: torch.dtype) -> list[nn.P
     TUNINGS[recipe.tune](model, recipe)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+            if parameter.is_floating_point():  # a quantized weight is bytes
+                parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
