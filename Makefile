@@ -1,6 +1,7 @@
 # make run    the whole product on this machine: gateway 127.0.0.1:8642, workbench 127.0.0.1:8643
 # make test   everything, with all set-up;  make check  lint, types, fast tests;  make soak  faults and load at full count
 # make bench  lists the benchmarks;  make journey  from a base model to your own assistant, start to end (15 minutes)
+# make journey-chinese  a vocabulary, pre-training and tuning for a base that hardly knows Chinese (40 minutes)
 # PYTHON=python3.12 make run   chooses the interpreter
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export MOFANG_CACHE ?= $(HOME)/.cache/mofang-tests
 
-.PHONY: help run install dev training journey system test check lint fast soak bench clean
+.PHONY: help run install dev training journey journey-chinese system test check lint fast soak bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
@@ -45,6 +46,9 @@ $(VENV)/.train: $(VENV)/.base pyproject.toml
 
 journey: install
 	@exec bash journeys/own_assistant.sh
+
+journey-chinese: install
+	@exec bash journeys/chinese_llama.sh
 
 # What the tests need of the system: a browser and Chinese glyphs; installed where apt is there and we are root.
 system:

@@ -24,7 +24,7 @@ from mofang.recipes.training import Training as Recipe
 from mofang.runs import Run, Runs, Stopped
 from mofang.settings import Settings
 from mofang.strings import say
-from mofang.train import QUANTIZERS, job, lora
+from mofang.train import QUANTIZERS, job, lora, machine
 from mofang.train.methods import sft
 from mofang.train.nf4 import Nf4
 
@@ -102,7 +102,13 @@ def test_the_estimate_is_less_by_what_the_packing_saves(
 ) -> None:
     monkeypatch.setattr(job, "fits", lambda shape: False)  # else the other one goes the fast path, which needs less
     needed = []
-    monkeypatch.setattr(job.machine, "check_memory", lambda bytes_, *_: needed.append(bytes_))
+    fitting = machine.fitting_row
+
+    def heard(row: int, least: int, base: str, on: torch.device, of_row: Callable[[int], int]) -> int:
+        needed.append(of_row(row))
+        return fitting(row, least, base, on, of_row)
+
+    monkeypatch.setattr(machine, "fitting_row", heard)
     for quantize in ("none", "nf4"):
         run = training(quantize_base=quantize, dtype="float32", max_steps=1)
         sft.run(run.recipe(), run)

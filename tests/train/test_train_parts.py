@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,5 +182,13 @@ def test_bfloat16_only_where_the_processor_computes_it(monkeypatch: pytest.Monke
 
 def test_too_little_memory_is_said_with_what_to_change() -> None:
     with pytest.raises(TooLarge) as raised:
-        machine.check_memory(10**15, "big", 2048, torch.device("cpu"))
+        machine.fitting_row(2048, 512, "big", torch.device("cpu"), lambda row: 10**15)
     assert "1000000.0 GB" in raised.value.message("en") and "row_tokens" in raised.value.hint("zh")
+
+
+def test_rows_are_as_long_as_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: SimpleNamespace(available=1000))
+    cpu = torch.device("cpu")
+    assert machine.fitting_row(2048, 100, "base", cpu, lambda row: row // 3) == 2048
+    assert 700 < machine.fitting_row(2048, 100, "base", cpu, lambda row: row) <= 1000
+    assert machine.fitting_row(2048, 900, "base", cpu, lambda row: row) == 900, "the longest example is not cut"

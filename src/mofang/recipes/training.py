@@ -39,10 +39,14 @@ class Training(Recipe):
     """How often each example is seen."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many steps."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Take as many steps as fit into so many minutes, measured before the first one, so that the learning rate goes all
+    its way; loading and saving come on top."""
     batch_size: int = Field(default=8, ge=1)
     """Examples of one optimizer step."""
     row_tokens: int = Field(default=2048, ge=16)
-    """Examples of a step are packed, each seeing only itself, into rows of at most so many tokens: bounds memory."""
+    """Examples of a step are packed, each seeing only itself, into rows of at most so many tokens: bounds memory. Where
+    that is too much for this machine, rows are shorter."""
     packing: bool = True
     """False: one example a row."""
     learning_rate: float = Field(default=2e-4, gt=0, lt=1)

@@ -108,19 +108,25 @@ def train(
     fast = fits(shape) and not recipe.lora_dora and not recipe.lora_dropout and not quantizer
     longest = found.longest * (len(found.learned) // len(examples))  # a pair lies in one row
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
-    row = max(longest, min(recipe.row_tokens, step_tokens))
-    rank = recipe.lora_rank if recipe.tune == "lora" else 0
-    needed = machine.needed_bytes(
-        begin.config, begin.n_parameters, rank, row, found.longest, dtype.itemsize, n_whole, fast=fast
-    )
-    if quantizer:
-        needed -= int(quantizer.n_packed(shape) * (dtype.itemsize - quantizer.bytes_each))
-    if device.type == "cpu":  # the processes of a machine share its memory; each GPU has its own
-        needed *= here.local_size
-    here.first(lambda: machine.check_memory(needed, begin.name, row, device))
-    world.in_turn(run, lambda run: _same_beginning(run, begin.sha256))
-    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps)
-    tokens = int(found.learned.column("length").sum()) * plan.steps // plan.steps_per_epoch
+
+    def needed(row_tokens: int) -> int:
+        rank = recipe.lora_rank if recipe.tune == "lora" else 0
+        whole = machine.needed_bytes(
+            begin.config, begin.n_parameters, rank, row_tokens, found.longest, dtype.itemsize, n_whole, fast=fast
+        )
+        if quantizer:
+            whole -= int(quantizer.n_packed(shape) * (dtype.itemsize - quantizer.bytes_each))
+        # The processes of a machine share its memory; each GPU has its own.
+        return whole * here.local_size if device.type == "cpu" else whole
+
+    wanted = max(longest, min(recipe.row_tokens, step_tokens))
+    row = here.first(lambda: _beginning(run, begin, wanted, longest, device, needed))
+    if row < wanted:
+        run.note(say("train.shorter_rows", row_tokens=row, wanted=recipe.row_tokens))
+        recipe = recipe.model_copy(update={"row_tokens": row})
+    n_tokens = int(found.learned.column("length").sum())
+    plan = Plan(len(examples), recipe.epochs, recipe.batch_size, recipe.seed, recipe.max_steps, n_tokens)
+    tokens = n_tokens * plan.steps // plan.steps_per_epoch
 
     torch.manual_seed(recipe.seed)
     transformers_logging.disable_progress_bar()
@@ -137,6 +143,7 @@ def train(
             trained=sum(parameter.numel() for parameter in trained),
             dtype=str(dtype).removeprefix("torch."),
             device=device.type,
+            memory=f"{needed(row) / 1e9:.1f}",
         )
     )
     kernels = _kernels(run, device, tokens=tokens // here.size, n_parameters=begin.n_parameters)
@@ -159,7 +166,7 @@ def train(
     save = _save_adapter if recipe.tune == "lora" else _save_model
     made = here.first(lambda: save(recipe, run, model, begin, found.files))
     peak = here.total({"peak_memory_bytes": machine.peak(device)})
-    return {**made, "base": begin.name, **summary, "estimated_memory_bytes": needed, **peak}
+    return {**made, "base": begin.name, **summary, "estimated_memory_bytes": needed(row), **peak}
 
 
 def _quantizer(recipe: Training) -> Any:
@@ -197,15 +204,22 @@ def _kernels(run: Run, device: torch.device, *, tokens: int, n_parameters: int) 
     return kernels
 
 
-def _same_beginning(run: Run, sha256: str) -> None:
-    """A run that is resumed must go on from the base that it began with. Raises Conflict."""
+def _beginning(
+    run: Run, begin: Begin, wanted: int, least: int, device: torch.device, needed: Callable[[int], int]
+) -> int:
+    """Tokens of a row: those that the run began with, or the most that fit, and written down. Raises Conflict when it
+    began from another base, TooLarge.
+
+    A run that is resumed must go on from the same base, and by the same rows: others add up in another order.
+    """
     note = run.folder / "base.json"
-    if note.is_file():
-        before = json.loads(note.read_text(encoding="utf-8"))["sha256"]
-        if before != sha256:
-            raise Conflict("train.base_changed", id=run.id)
-    else:
-        note.write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
+    before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    if before.get("sha256", begin.sha256) != begin.sha256:
+        raise Conflict("train.base_changed", id=run.id)
+    row = int(before.get("row_tokens", wanted))
+    row = machine.fitting_row(row, row if before else least, begin.name, device, needed)
+    note.write_text(json.dumps({"sha256": begin.sha256, "row_tokens": row}), encoding="utf-8")
+    return row
 
 
 # ---- what came of it ----

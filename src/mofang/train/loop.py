@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ from mofang.errors import MofangError
 from mofang.runs import Run, Stopped
 from mofang.strings import say
 from mofang.train import checkpoint
+from mofang.train import pace as paces
+from mofang.train.pace import Pace
 from mofang.train.samples import Samples
 from mofang.train.world import ALONE, World
 
@@ -51,6 +53,8 @@ class Plan:
     batch_size: int
     seed: int
     max_steps: int | None = None
+    n_tokens: int = 0
+    """Of an epoch."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -123,11 +127,15 @@ class Loop:
 
     def train(self) -> dict[str, float]:
         """Run to the end of the plan. Raises Stopped after saving. Returns the first and last losses."""
-        steps, recipe = self.plan.steps, self.recipe
-        warmup = math.ceil(recipe.warmup_ratio * steps)
+        recipe = self.recipe
+        started = time.monotonic()
         self._evaluate()
+        evaluated = time.monotonic() - started
         self._sample()
         self.model.train()
+        expected = self._measure(evaluated)
+        steps = self.plan.steps
+        warmup = math.ceil(recipe.warmup_ratio * steps)
         begun = time.monotonic()
         seen = 0
         while self.step < steps and not self._is_worn_out():
@@ -162,7 +170,34 @@ class Loop:
                 self._check_stop()
             self._evaluate()
             self._sample()
-        return {**self._summary(), **self._take_best()}
+        return {**self._summary(), **expected, **self._take_best()}
+
+    def _measure(self, evaluation_s: float) -> dict[str, float]:
+        """Say how long it will take, and take no more steps than fit into the recipe's minutes."""
+        recipe, path = self.recipe, self.run.folder / "pace.json"
+        pace = self.world.first(lambda: paces.kept(path))
+        if not pace:
+            if not recipe.max_minutes and self.plan.steps < paces.WORTH_MEASURING:
+                return {}
+            self._tell_stage("measure")
+            numbers = np.linspace(0, self.plan.steps - 1, paces.WARM_UP + paces.MEASURED).astype(int)
+            measured = Pace(paces.per_token(self._try, numbers.tolist()), evaluation_s)
+            self.optimizer.state.clear()
+            pace = self.world.first(lambda: paces.keep(path, measured))
+        every = recipe.eval_every or self.plan.steps_per_epoch
+        tokens = self.plan.n_tokens / self.plan.steps_per_epoch
+        if recipe.max_minutes:
+            fit = pace.steps_in(60 * recipe.max_minutes, tokens, every)
+            self.plan = replace(self.plan, max_steps=min(fit, self.plan.steps))
+        seconds = pace.seconds(self.plan.steps, tokens, every)
+        self.run.note(say("train.expected", steps=self.plan.steps, minutes=f"{seconds / 60:.1f}"))
+        return {"estimated_seconds": seconds}
+
+    def _try(self, step: int) -> int:
+        """A step that moves no weight. Returns its tokens."""
+        batch = [self.examples[number] for number in self.plan.batch(step)]
+        self._step(batch, 0.0)
+        return sum(len(example.ids) for example in batch)
 
     def _step(self, batch: Sequence[Item], rate: float) -> tuple[float, float, int, dict[str, float]]:
         """One optimizer step. Returns the mean loss, the gradient's length, the rows, and what else was measured."""
@@ -271,6 +306,9 @@ class Loop:
         every = self.recipe.sample_every
         if self.samples and every and (self.step % every == 0 or self.step == self.plan.steps):
             self.samples.write(self.step)
+
+    def _tell_stage(self, stage: str) -> None:
+        self.run.update(progress={"stage": stage, "done": 0, "total": 0, "unit": "", "rate": 0.0})
 
     def _tell(self, loss: float, tokens_per_s: float) -> None:
         rate = len(self._recent) / sum(self._recent)

@@ -1,5 +1,7 @@
 """What this machine trains with: device, the number format of the frozen base, and the memory that it takes."""
 
+from collections.abc import Callable
+
 import torch
 
 from mofang.errors import TooLarge
@@ -50,14 +52,21 @@ def peak(on: torch.device) -> int:
     return torch.cuda.max_memory_allocated(on) if on.type == "cuda" else peak_memory()
 
 
-def check_memory(needed: int, base: str, row_tokens: int, on: torch.device) -> None:
-    """Raises TooLarge before anything is loaded."""
+def fitting_row(row_tokens: int, least: int, base: str, on: torch.device, needed: Callable[[int], int]) -> int:
+    """Tokens of a row, at most `row_tokens` and at least `least`, with which a training fits into the memory that is
+    free. Raises TooLarge before anything is loaded.
+
+    needed: bytes that a training takes with rows of so many tokens.
+    """
     available = torch.cuda.mem_get_info(on)[0] if on.type == "cuda" else memory().available
-    if needed > available:
+    while needed(row_tokens) > available and row_tokens > least:
+        row_tokens = max(least, row_tokens * 3 // 4)
+    if needed(row_tokens) > available:
         raise TooLarge(
             "train.too_little_memory",
             base=base,
-            needed=f"{needed / 1e9:.1f}",
+            needed=f"{needed(row_tokens) / 1e9:.1f}",
             available=f"{available / 1e9:.1f}",
             row_tokens=row_tokens,
         )
+    return row_tokens
