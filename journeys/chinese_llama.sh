@@ -49,7 +49,7 @@ mofang export resize base --tokenizer "$out/tokenizer" --name extended --overwri
 
 step "接着预训练 ${MINUTES} 分钟 / go on pre-training"
 mofang train pretrain --base extended --data "$out/learned.jsonl" --eval-data "$out/excerpts.jsonl" \
-  --tune full --max-length 512 --batch-size 8 --learning-rate 5e-4 --warmup-ratio 0.1 \
+  --tune full --max-length 512 --batch-size 4 --learning-rate 5e-4 --warmup-ratio 0.1 \
   --epochs 100 --max-minutes "$MINUTES" --eval-every 1000000 --name chinese --json >"$out/pretrain.json"
 mofang runs show chinese
 

@@ -119,9 +119,9 @@ def train(
         # The processes of a machine share its memory; each GPU has its own.
         return whole * here.local_size if device.type == "cpu" else whole
 
-    wanted = max(longest, min(recipe.row_tokens, step_tokens))
-    row = here.first(lambda: _beginning(run, begin, wanted, longest, device, needed))
-    if row < wanted:
+    most = max(longest, min(recipe.row_tokens, step_tokens))
+    row = here.first(lambda: _beginning(run, begin, most, longest, device, needed))
+    if row < most:
         run.note(say("train.shorter_rows", row_tokens=row, wanted=recipe.row_tokens))
         recipe = recipe.model_copy(update={"row_tokens": row})
     n_tokens = int(found.learned.column("length").sum())
