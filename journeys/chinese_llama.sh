@@ -20,7 +20,7 @@ began=$SECONDS
 step() { printf '\n── %s　[%d s]\n' "$1" $((SECONDS - began)); }
 
 step "安装训练依赖 / install the training extra"
-make --no-print-directory training
+python -c "import torch, transformers, peft" 2>/dev/null || make --no-print-directory training
 
 if [ -z "${TEXTS:-}" ]; then
   step "取回文档：Debian 的中文手册 / bring documents: Debian's Chinese manuals"
