@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from mofang.cli.main import app
+from mofang.cli.main import build
 
 ROOT = Path(__file__).parents[2]
 COMPARE = ROOT / "journeys" / "compare.py"
@@ -74,7 +74,7 @@ def test_every_step_is_a_command_that_exists(name: str) -> None:
     assert os.access(path, os.X_OK)
     commands = re.findall(r"(?:^|\|\| )mofang ([a-z]+(?: [a-z]+)?)", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(set(commands)) >= 10
-    known = typer.main.get_command(app)
+    known = typer.main.get_command(build())
     for command in set(commands):
         found = known
         for word in command.split():
