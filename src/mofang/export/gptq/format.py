@@ -10,7 +10,8 @@ A linear layer of n_in inputs and n_out outputs in b bits, its inputs in G group
     w[o, i] = scales[g_idx[i], o] · (code[i, o] - zero[g_idx[i], o])
 
 Codes are a stream of bits, the lowest first, that runs over the borders of words (in 3 bits a word begins amid a code).
-The 1 is taken off and put back word by word, as AutoGPTQ and GPTQModel do. Source: GPTQModel, nn_modules/qlinear.
+The 1 is taken off and put back word by word where codes do not run over words, else code by code, so that a zero of 0
+comes back from files of GPTQModel. Source: GPTQModel 7.7, nn_modules/qlinear, utils/model.py.
 """
 
 from collections.abc import Iterator
@@ -66,13 +67,15 @@ class Layer:
 def pack(codes: NDArray[Any], bits: int, *, less: bool = False) -> Ints:
     """(n · bits / 32, m) int32 of codes (n, m); n is a multiple of 32. `less`: each less 1, see above."""
     groups = codes.reshape(-1, 32, codes.shape[1]).astype(np.uint32)
+    if less and 32 % bits:
+        groups = groups - np.uint32(1) & _top(bits)
     words = np.zeros((len(groups), bits, codes.shape[1]), np.uint32)
     for n in range(32):
         word, bit = divmod(n * bits, 32)
         words[:, word] |= groups[:, n] << np.uint32(bit)
         if bit + bits > 32:
             words[:, word + 1] |= groups[:, n] >> np.uint32(32 - bit)
-    if less:
+    if less and not 32 % bits:
         words -= _ones(bits)
     return words.reshape(-1, codes.shape[1]).view(np.int32)
 
@@ -80,7 +83,7 @@ def pack(codes: NDArray[Any], bits: int, *, less: bool = False) -> Ints:
 def unpack(words: Ints, bits: int, *, less: bool = False) -> NDArray[np.uint8]:
     """(n, m) codes of (n · bits / 32, m) words, as `pack` made them."""
     groups = np.ascontiguousarray(words).view(np.uint32).reshape(-1, bits, words.shape[1])
-    if less:
+    if less and not 32 % bits:
         groups = groups + _ones(bits)
     codes = np.empty((len(groups), 32, words.shape[1]), np.uint8)
     for n in range(32):
@@ -88,18 +91,19 @@ def unpack(words: Ints, bits: int, *, less: bool = False) -> NDArray[np.uint8]:
         code = groups[:, word] >> np.uint32(bit)
         if bit + bits > 32:
             code = code | groups[:, word + 1] << np.uint32(32 - bit)
-        codes[:, n] = code & np.uint32(2**bits - 1)
+        if less and 32 % bits:
+            code = code + np.uint32(1)
+        codes[:, n] = code & _top(bits)
     return codes.reshape(-1, words.shape[1])
 
 
-def _ones(bits: int) -> NDArray[np.uint32]:
-    """(bits, 1): 32 codes of 1."""
-    stream = np.uint64(0)
-    words = []
-    for n in range(bits):
-        stream = np.uint64(sum(1 << (k * bits - n * 32) for k in range(32) if 0 <= k * bits - n * 32 < 32))
-        words.append(stream)
-    return np.array(words, np.uint32)[:, None]
+def _top(bits: int) -> np.uint32:
+    return np.uint32(2**bits - 1)
+
+
+def _ones(bits: int) -> np.uint32:
+    """A word of codes of 1."""
+    return np.uint32(0xFFFFFFFF // (2**bits - 1))
 
 
 def config(folder: Path) -> Config:

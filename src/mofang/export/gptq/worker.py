@@ -1,0 +1,271 @@
+"""`mofang export gptq`: a model's linear layers quantized one decoder layer after another.
+
+Memory holds one layer's weights, one matrix of its inputs' products, and what the system keeps of the states between
+layers, which lie in a file. Each finished layer lies in the run's folder beside the states behind it, so a run that is
+stopped or killed goes on with the next layer, and ends with the same bits.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mofang import __version__
+from mofang.errors import Unreadable
+from mofang.export import calibration, folder, source
+from mofang.export.gptq import format, layers, solve
+from mofang.models.base import ModelRef
+from mofang.models.sources.base import need_disk
+from mofang.models.store import digest, lineage
+from mofang.recipes.export import Gptq
+from mofang.runs import Reporter, Run
+from mofang.strings import say
+from mofang.tokenizer import load as load_tokenizer
+
+SHARD_BYTES = 1 << 30
+LITTLE_CHINESE = 0.1
+"""Share of Chinese among letters below which a calibration is warned of."""
+
+
+def run(recipe: Gptq, run: Run) -> dict[str, Any]:
+    """The worker of `mofang export gptq`."""
+    base = source.find(recipe.model, run)
+    stem = base.name.removesuffix("-hf")
+    name = folder.free_name(recipe.name or f"{stem}-gptq-{recipe.bits}bit", overwrite=recipe.overwrite)
+    report = Reporter(run)
+    report("read", 0, 0, "")
+    texts = calibration.read(
+        recipe.calibration,
+        load_tokenizer(base.path),
+        samples=recipe.samples,
+        length=recipe.length,
+        seed=recipe.seed,
+    )
+    _tell(texts, recipe, run)
+    errors = quantize(base, recipe, texts, run, report)
+    with folder.aside(run) as target:
+        report("write", 0, 0, "")
+        _assemble(base, recipe, run.checkpoints, target)
+        made = folder.publish(
+            target, name, format="gptq", kind=base.kind, run=run, parents=[folder.parent(base, "source")],
+            runs=lineage(base), overwrite=recipe.overwrite, recipe=base.manifest.get("recipe"),
+            data=base.manifest.get("data"), type=f"gptq {recipe.bits}-bit",
+            calibration={
+                "sha256": texts.digest, "n_sequences": len(texts.ids), "length": texts.ids.shape[1],
+                "han": round(texts.han, 3), "sources": list(texts.sources),
+            },
+            relative_errors=errors,
+            tools={"torch": str(torch.__version__)},
+        )  # fmt: skip
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    mean = sum(errors.values()) / len(errors)
+    run.note(
+        say("export.gptq_made", name=made.name, bits=recipe.bits, size=f"{made.size_bytes / 1e6:.0f}", error=f"{mean:.2%}")
+    )
+    return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "mean_relative_error": mean}
+
+
+def _tell(texts: calibration.Calibration, recipe: Gptq, run: Run) -> None:
+    n, length = texts.ids.shape
+    run.note(say("export.calibration", n=n, length=length, tokens=n * length, han=f"{texts.han:.0%}"))
+    if n * length < recipe.samples * recipe.length:
+        run.note(say("export.calibration_short", tokens=n * length, wanted=recipe.samples * recipe.length))
+    if texts.han < LITTLE_CHINESE:
+        run.note(say("export.calibration_no_chinese", han=f"{texts.han:.0%}"))
+
+
+def quantize(
+    base: ModelRef, recipe: Gptq, texts: calibration.Calibration, run: Run, report: Reporter
+) -> dict[str, float]:
+    """Quantize every layer into run.checkpoints; returns each module's relative squared error of its answers."""
+    place = run.checkpoints
+    _begin(place, {"source": digest(base), "calibration": texts.digest})
+    on = layers.device()
+    decoder = layers.Decoder(base.path, on, layers.dtype(on))
+    scheme = solve.Scheme(recipe.bits, recipe.group_size, recipe.sym, recipe.order, recipe.mse)
+    ids = torch.from_numpy(texts.ids)
+    done = _done(place)
+    shape = (*ids.shape, decoder.prepare(ids))
+    need_disk(place, 2 * shape[0] * shape[1] * shape[2] * decoder.dtype.itemsize + base.size_bytes)
+    if done:
+        hidden = layers.Hidden(_states(place, done), shape, decoder.dtype)
+    else:
+        hidden = decoder.begin(ids, _states(place, 0))
+    for index in range(done, len(decoder)):
+        layer = decoder.load(index)
+        stages = decoder.stages(index, hidden)
+        made: dict[str, solve.Quantized] = {}
+        errors: dict[str, float] = {}
+        passes = [[stage] for stage in stages] if recipe.true_sequential else [stages]
+        n_passes = len(passes) + 1
+
+        def tell(part: str, number: int, index: int = index, n: int = n_passes) -> Any:
+            begun = index + number / n
+            return lambda row: report("quantize", begun + row / len(ids) / n, len(decoder), "layers", part)
+
+        for number, groups in enumerate(passes):
+            tells = tell(f"{index + 1}: {', '.join(groups[0])}", number)
+            sums = decoder.hessians(
+                index, [group[0] for group in groups], hidden, tells, only=recipe.true_sequential
+            )
+            for group in groups:
+                hessian = sums.pop(group[0])
+                weights = [decoder.tensor(f"{decoder.prefix}.{index}.{name}.weight").to(on).float() for name in group]
+                whole = solve.quantize(torch.cat(weights), hessian, scheme)
+                begin = 0
+                for name, weight in zip(group, weights, strict=True):
+                    part = whole.rows(begin, begin + len(weight))
+                    begin += len(weight)
+                    restored = part.weight()
+                    layers.replace(layer, name, restored)
+                    made[name] = part
+                    errors[name] = _energy(weight - restored, hessian) / max(_energy(weight, hessian), 1e-30)
+        after = decoder.advance(index, hidden, _states(place, index + 1), tell(f"{index + 1}", len(passes)))
+        _keep(decoder, index, made, errors, recipe, place)
+        hidden.path.unlink()
+        hidden = after
+        decoder.unload(index)
+    report("quantize", len(decoder), len(decoder), "layers", "")
+    return _errors(place)
+
+
+def _energy(weight: Tensor, hessian: Tensor) -> float:
+    """tr(W H Wᵀ): the squared length of the answers of W (n_out, n_in)."""
+    return float(((weight @ hessian) * weight).sum())
+
+
+# ---- what a run keeps until it is done ----
+
+
+def _begin(place: Path, stamp: dict[str, str]) -> None:
+    """An empty folder, unless what lies there was made from the same model and texts."""
+    said = place / "made_from.json"
+    if not said.is_file() or json.loads(said.read_text()) != stamp:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        said.write_text(json.dumps(stamp))
+
+
+def _layer(place: Path, index: int) -> Path:
+    return place / f"layer-{index:05d}.safetensors"
+
+
+def _states(place: Path, index: int) -> Path:
+    """What the layer of that index is given."""
+    return place / f"states-{index:05d}.bin"
+
+
+def _done(place: Path) -> int:
+    """Layers that are finished, with the states behind them."""
+    n = 0
+    while _layer(place, n).is_file():
+        n += 1
+    return n if n and _states(place, n).is_file() else 0
+
+
+def _keep(
+    decoder: layers.Decoder, index: int, made: dict[str, solve.Quantized], errors: dict[str, float], recipe: Gptq,
+    place: Path,
+) -> None:  # fmt: skip
+    """Write a finished layer. Its name is given last: the states behind it are whole by then."""
+    stem = f"{decoder.prefix}.{index}."
+    tensors = {
+        name: decoder.tensor(name)
+        for name in decoder.places
+        if name.startswith(stem) and name.removeprefix(stem).removesuffix(".weight") not in made
+    }
+    for name, part in made.items():
+        codes, zeros = part.codes.cpu().numpy(), part.zeros.cpu().numpy()
+        tensors |= {
+            f"{stem}{name}.qweight": torch.from_numpy(format.pack(codes, recipe.bits)),
+            f"{stem}{name}.qzeros": torch.from_numpy(format.pack(zeros.T, recipe.bits, less=True).T.copy()),
+            f"{stem}{name}.scales": part.scales.cpu().contiguous(),
+            f"{stem}{name}.g_idx": part.g_idx.cpu().clone(),  # which a group's modules share
+        }
+    aside = place / "layer.part"
+    stated = {f"{index}.{name}": error for name, error in errors.items()}
+    save_file(tensors, str(aside), metadata={"format": "pt", "errors": json.dumps(stated)})
+    aside.rename(_layer(place, index))
+
+
+def _errors(place: Path) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for index in range(_done(place)):
+        with safe_open(str(_layer(place, index)), framework="pt") as file:
+            found |= json.loads(file.metadata()["errors"])
+    return found
+
+
+# ---- the folder that comes of it ----
+
+
+def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
+    """The folder: layers as they were kept, all other tensors as the source has them."""
+    files = [_layer(place, index) for index in range(_done(place))]
+    kept = {name for file in files for name in format.hf.layout(file)}
+    quantized = {name.removesuffix(".qweight") + ".weight" for name in kept if name.endswith(".qweight")}
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    size = 0
+
+    def flush() -> None:
+        nonlocal held, size
+        save_file(held, str(target / f"shard-{len(shards)}"), metadata={"format": "pt"})
+        shards.append(list(held))
+        held, size = {}, 0
+
+    for file in [*sorted(base.path.glob("*.safetensors")), *files]:
+        ours = file.parent == place
+        with safe_open(str(file), framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if ours or name not in kept | quantized:
+                    tensor = opened.get_tensor(name)
+                    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                        raise Unreadable("export.not_finite", path=file, tensor=name)
+                    bytes_ = tensor.numel() * tensor.element_size()
+                    if held and size + bytes_ > SHARD_BYTES:
+                        flush()
+                    held[name] = tensor
+                    size += bytes_
+    flush()
+    total = sum(sum(part.end - part.begin for part in format.hf.layout(file).values()) for file in target.iterdir())
+    names = [
+        "model.safetensors" if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        for n in range(1, len(shards) + 1)
+    ]
+    for number, name in enumerate(names):
+        (target / f"shard-{number}").rename(target / name)
+    if len(names) > 1:
+        places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        _write(target / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+    for path in base.path.iterdir():
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
+            if path.name not in ("manifest.json", "model.safetensors.index.json"):
+                shutil.copy(path, target / path.name)
+    stated = format.statement(
+        recipe.bits,
+        recipe.group_size,
+        sym=recipe.sym,
+        desc_act=recipe.order == "activation",
+        meta={
+            "quantizer": f"mofang:{__version__}",
+            "damp_percent": solve.DAMP,
+            "damp_auto_increment": solve.DAMP_STEP,
+            "true_sequential": recipe.true_sequential,
+            "static_groups": False,
+            "act_group_aware": recipe.order == "group_aware",
+            "mse": solve.NORM if recipe.mse else 0.0,
+        },
+    )
+    _write(target / format.CONFIG, stated)
+    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    _write(target / "config.json", {**config, "quantization_config": stated})
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
