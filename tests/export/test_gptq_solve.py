@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mofang.errors import MofangError
-from mofang.export.gptq.solve import DAMP, SIZES, Quantized, Scheme, grid, inverse_factor, nearest, quantize
+from mofang.export.gptq.solve import DAMP, Quantized, Scheme, grid, inverse_factor, nearest, quantize
 
-N_IN, N_OUT = 160, 48
+N_IN, N_OUT = 96, 16
 
 
 def problem(seed: int, n_in: int = N_IN, n_out: int = N_OUT) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,7 @@ def missed(weight: Tensor, made: Quantized, hessian: Tensor) -> float:
     return float(((error @ hessian) * error).sum())
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [-1, 16, 32, 64, 128])
 @pytest.mark.parametrize("order", ["none", "activation", "group_aware"])
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -79,6 +79,17 @@ def _tell(texts: calibration.Calibration, recipe: Gptq, run: Run) -> None:
         run.note(say("export.calibration_no_chinese", han=f"{texts.han:.0%}"))
 
 
+def _tell_ragged(layer: torch.nn.Module, recipe: Gptq, run: Run) -> None:
+    """Whose inputs are not whole groups; said once, as all layers are alike."""
+    sizes = {name.rpartition(".")[2]: module.in_features for name, module in layers.linears(layer)}
+    ragged = [name for name, n_in in sizes.items() if recipe.group_size > 0 and n_in % recipe.group_size]
+    if ragged:
+        fits = [size for size in solve.SIZES if all(n_in % size == 0 for n_in in sizes.values())]
+        run.note(
+            say("export.gptq_ragged", names=", ".join(ragged), group_size=recipe.group_size, fits=", ".join(map(str, fits)))
+        )
+
+
 def quantize(
     base: ModelRef, recipe: Gptq, texts: calibration.Calibration, run: Run, report: Reporter
 ) -> dict[str, float]:
@@ -99,6 +110,7 @@ def quantize(
     for index in range(done, len(decoder)):
         layer = decoder.load(index)
         stages = decoder.stages(index, hidden)
+        _tell_ragged(layer, recipe, run)
         made: dict[str, solve.Quantized] = {}
         errors: dict[str, float] = {}
         passes = [[stage] for stage in stages] if recipe.true_sequential else [stages]
