@@ -95,5 +95,3 @@ def _texts(row: Row, tokenizer: Tokenizer, most: int) -> Iterator[str]:
         yield tokenizer.render(messages, add_generation_prompt=False, tools=row.tools)
     else:
         yield "\n\n".join(str(message.content) for message in messages)
-
-

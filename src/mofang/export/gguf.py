@@ -1,8 +1,9 @@
 """A Hugging Face folder as a GGUF file, by llama.cpp's own converter; K-quants by its llama-quantize.
 
 Our own writer would have to follow every change of llama.cpp; its converter, pinned, does. It runs as a child without
-network. A run's adapter is merged first. A GPTQ model's weights are kept to the bit (gptq/converter.py). What comes out must
-have our tokenizer's end and our template, or it is not given its name. Source: llama.cpp convert_hf_to_gguf.py, tools/quantize.
+network. A run's adapter is merged first. A GPTQ model's weights are kept to the bit (gptq/converter.py). What comes out
+must have our tokenizer's end and our template, or it is not given its name. Source: llama.cpp convert_hf_to_gguf.py,
+tools/quantize.
 """
 
 import os
@@ -137,9 +138,7 @@ def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
         else:
             types[kind.name] += 1
     if odd:
-        raise Unreadable(
-            "export.gptq_not_lossless", name=source.name, n=len(odd), tensor=odd[0][0], why=odd[0][1]
-        )
+        raise Unreadable("export.gptq_not_lossless", name=source.name, n=len(odd), tensor=odd[0][0], why=odd[0][1])
     return types, sum(types.values()), n_weights
 
 

@@ -41,9 +41,7 @@ def one_of(*allowed: int) -> Callable[[int], int]:
 
     def check(value: int) -> int:
         if value not in allowed:
-            raise PydanticCustomError(
-                "literal_error", "must be {expected}", {"expected": ", ".join(map(str, allowed))}
-            )
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": ", ".join(map(str, allowed))})
         return value
 
     return check

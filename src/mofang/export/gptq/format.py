@@ -108,7 +108,9 @@ def _ones(bits: int) -> np.uint32:
 
 def config(folder: Path) -> Config:
     """Raises Unreadable for a folder that is no GPTQ model, or one of a kind that is not read."""
-    stated = hf.read_json(folder / CONFIG, missing={}) or hf.read_json(folder / "config.json").get("quantization_config")
+    stated = hf.read_json(folder / CONFIG, missing={}) or hf.read_json(folder / "config.json").get(
+        "quantization_config"
+    )
     if not isinstance(stated, dict) or stated.get("quant_method", "gptq") != "gptq":
         raise Unreadable("export.gptq_not_one", path=folder)
     bits, kind = stated.get("bits"), stated.get("checkpoint_format") or "gptq"

@@ -112,9 +112,7 @@ def quantize(weight: Tensor, hessian: Tensor, scheme: Scheme) -> Quantized:
 
     solve(0, n_in)
     back, named = torch.argsort(order), torch.argsort(g_idx[::size])
-    return Quantized(
-        codes[back], scales[named].half(), zeros[named].to(torch.uint8), g_idx[back].to(torch.int32)
-    )
+    return Quantized(codes[back], scales[named].half(), zeros[named].to(torch.uint8), g_idx[back].to(torch.int32))
 
 
 def nearest(weight: Tensor, scheme: Scheme) -> Quantized:

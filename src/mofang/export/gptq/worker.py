@@ -22,6 +22,7 @@ from mofang.export.gptq import format, layers, solve
 from mofang.models.base import ModelRef
 from mofang.models.sources.base import need_disk
 from mofang.models.store import digest, lineage
+from mofang.platform import peak_memory
 from mofang.recipes.export import Gptq
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -65,9 +66,21 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     mean = sum(errors.values()) / len(errors)
     run.note(
-        say("export.gptq_made", name=made.name, bits=recipe.bits, size=f"{made.size_bytes / 1e6:.0f}", error=f"{mean:.2%}")
+        say(
+            "export.gptq_made",
+            name=made.name,
+            bits=recipe.bits,
+            size=f"{made.size_bytes / 1e6:.0f}",
+            error=f"{mean:.2%}",
+        )
     )
-    return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "mean_relative_error": mean}
+    return {
+        "model": made.name,
+        "path": str(made.path),
+        "size_bytes": made.size_bytes,
+        "mean_relative_error": mean,
+        "peak_memory_bytes": peak_memory(),
+    }
 
 
 def _tell(texts: calibration.Calibration, recipe: Gptq, run: Run) -> None:
@@ -86,7 +99,12 @@ def _tell_ragged(layer: torch.nn.Module, recipe: Gptq, run: Run) -> None:
     if ragged:
         fits = [size for size in solve.SIZES if all(n_in % size == 0 for n_in in sizes.values())]
         run.note(
-            say("export.gptq_ragged", names=", ".join(ragged), group_size=recipe.group_size, fits=", ".join(map(str, fits)))
+            say(
+                "export.gptq_ragged",
+                names=", ".join(ragged),
+                group_size=recipe.group_size,
+                fits=", ".join(map(str, fits)),
+            )
         )
 
 
@@ -103,10 +121,8 @@ def quantize(
     done = _done(place)
     shape = (*ids.shape, decoder.prepare(ids))
     need_disk(place, 2 * shape[0] * shape[1] * shape[2] * decoder.dtype.itemsize + base.size_bytes)
-    if done:
-        hidden = layers.Hidden(_states(place, done), shape, decoder.dtype)
-    else:
-        hidden = decoder.begin(ids, _states(place, 0))
+    before = _states(place, done)
+    hidden = layers.Hidden(before, shape, decoder.dtype) if done else decoder.begin(ids, before)
     for index in range(done, len(decoder)):
         layer = decoder.load(index)
         stages = decoder.stages(index, hidden)
@@ -122,9 +138,7 @@ def quantize(
 
         for number, groups in enumerate(passes):
             tells = tell(f"{index + 1}: {', '.join(groups[0])}", number)
-            sums = decoder.hessians(
-                index, [group[0] for group in groups], hidden, tells, only=recipe.true_sequential
-            )
+            sums = decoder.hessians(index, [group[0] for group in groups], hidden, tells, only=recipe.true_sequential)
             for group in groups:
                 hessian = sums.pop(group[0])
                 weights = [decoder.tensor(f"{decoder.prefix}.{index}.{name}.weight").to(on).float() for name in group]
@@ -232,10 +246,10 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
         held, size = {}, 0
 
     for file in [*sorted(base.path.glob("*.safetensors")), *files]:
-        ours = file.parent == place
+        kept_here = file.parent == place
         with safe_open(str(file), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                if ours or name not in kept | quantized:
+                if kept_here or name not in kept | quantized:
                     tensor = opened.get_tensor(name)
                     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                         raise Unreadable("export.not_finite", path=file, tensor=name)
@@ -255,10 +269,10 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
     if len(names) > 1:
         places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         _write(target / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
+    ours = {folder.MANIFEST, "model.safetensors.index.json"}
     for path in base.path.iterdir():
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt"):
-            if path.name not in ("manifest.json", "model.safetensors.index.json"):
-                shutil.copy(path, target / path.name)
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in ours:
+            shutil.copy(path, target / path.name)
     stated = format.statement(
         recipe.bits,
         recipe.group_size,
