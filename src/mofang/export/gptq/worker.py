@@ -7,6 +7,7 @@ stopped or killed goes on with the next layer, and ends with the same bits.
 
 import json
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,32 +133,40 @@ def quantize(
         passes = [[stage] for stage in stages] if recipe.true_sequential else [stages]
         n_passes = len(passes) + 1
 
-        def tell(part: str, number: int, index: int = index, n: int = n_passes) -> Any:
-            begun = index + number / n
-            return lambda row: report("quantize", begun + row / len(ids) / n, len(decoder), "layers", part)
+        def tell(part: str, number: int, index: int = index, n: int = n_passes) -> Callable[[int], None]:
+            begun, total = (index * n + number) * ids.numel(), len(decoder) * n * ids.numel()
+            detail = f"{index + 1}/{len(decoder)} {part}"
+            return lambda row: report("quantize", begun + row * ids.shape[1], total, "tokens", detail)
 
         for number, groups in enumerate(passes):
-            tells = tell(f"{index + 1}: {', '.join(groups[0])}", number)
-            sums = decoder.hessians(index, [group[0] for group in groups], hidden, tells, only=recipe.true_sequential)
+            names = [group[0] for group in groups]
+            told = tell(", ".join(name.rpartition(".")[2] for group in groups for name in group), number)
+            sums = decoder.hessians(index, names, hidden, told, only=recipe.true_sequential)
             for group in groups:
-                hessian = sums.pop(group[0])
-                weights = [decoder.tensor(f"{decoder.prefix}.{index}.{name}.weight").to(on).float() for name in group]
-                whole = solve.quantize(torch.cat(weights), hessian, scheme)
-                begin = 0
-                for name, weight in zip(group, weights, strict=True):
-                    part = whole.rows(begin, begin + len(weight))
-                    begin += len(weight)
-                    restored = part.weight()
-                    layers.replace(layer, name, restored)
-                    made[name] = part
-                    errors[name] = _energy(weight - restored, hessian) / max(_energy(weight, hessian), 1e-30)
-        after = decoder.advance(index, hidden, _states(place, index + 1), tell(f"{index + 1}", len(passes)))
+                for name, part, error in _solved(decoder, index, group, sums.pop(group[0]), scheme):
+                    layers.replace(layer, name, part.weight())
+                    made[name], errors[name] = part, error
+        after = decoder.advance(index, hidden, _states(place, index + 1), tell("", len(passes)))
         _keep(decoder, index, made, errors, recipe, place)
         hidden.path.unlink()
         hidden = after
         decoder.unload(index)
-    report("quantize", len(decoder), len(decoder), "layers", "")
     return _errors(place)
+
+
+def _solved(
+    decoder: layers.Decoder, index: int, group: list[str], hessian: Tensor, scheme: solve.Scheme
+) -> Iterator[tuple[str, solve.Quantized, float]]:
+    """(module, its weights, their error) for modules that read the same input: one factor serves them all."""
+    weights = [
+        decoder.tensor(f"{decoder.prefix}.{index}.{name}.weight").to(hessian.device, torch.float32) for name in group
+    ]
+    whole = solve.quantize(torch.cat(weights), hessian, scheme)
+    begin = 0
+    for name, weight in zip(group, weights, strict=True):
+        part = whole.rows(begin, begin + len(weight))
+        begin += len(weight)
+        yield name, part, _energy(weight - part.weight(), hessian) / max(_energy(weight, hessian), 1e-30)
 
 
 def _energy(weight: Tensor, hessian: Tensor) -> float:
