@@ -70,7 +70,8 @@ def encode(values: NDArray[np.float32]) -> tuple[Kind, NDArray[np.uint8]] | None
 
 def _nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(n, 16): the first half of a block in the low bits, the second in the high ones."""
-    return codes[:, :16] & 15 | (codes[:, 16:] & 15) << 4
+    packed: NDArray[np.uint8] = codes[:, :16] & np.uint8(15) | codes[:, 16:] << np.uint8(4)
+    return packed
 
 
 def _q4_0(scales: NDArray[np.float16], numbers: NDArray[np.int16]) -> NDArray[np.uint8]:

@@ -33,10 +33,10 @@ def main() -> None:
         lazy = base.LazyTorchTensor
         for name in [name for name in model.model_tensors if name.endswith(".qweight")]:
             stem = name.removesuffix(".qweight")
-            parts = [model.model_tensors.pop(f"{stem}.{part}", None) for part in format.PARTS]
+            parts: list[Any] = [model.model_tensors.pop(f"{stem}.{part}", None) for part in format.PARTS]
 
-            def whole(parts: Any = parts, stem: str = stem) -> Any:
-                qweight, qzeros, scales, g_idx = (part() if part else None for part in parts)
+            def whole(parts: list[Any] = parts, stem: str = stem) -> Any:
+                qweight, qzeros, scales, g_idx = (part and part() for part in parts)
                 n_in = qweight.shape[0] * 32 // stated.bits
                 if g_idx is None:
                     g_idx = torch.arange(n_in) // (stated.group_size if stated.group_size > 0 else n_in)

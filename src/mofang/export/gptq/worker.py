@@ -21,8 +21,9 @@ from mofang.errors import Unreadable
 from mofang.export import calibration, folder, source
 from mofang.export.gptq import format, layers, solve
 from mofang.models.base import ModelRef
+from mofang.models.formats import hf
 from mofang.models.sources.base import need_disk
-from mofang.models.store import digest, lineage
+from mofang.models.store import MANIFEST, digest, lineage
 from mofang.platform import peak_memory
 from mofang.recipes.export import Gptq
 from mofang.runs import Reporter, Run
@@ -242,7 +243,7 @@ def _errors(place: Path) -> dict[str, float]:
 def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
     """The folder: layers as they were kept, all other tensors as the source has them."""
     files = [_layer(place, index) for index in range(_done(place))]
-    kept = {name for file in files for name in format.hf.layout(file)}
+    kept = {name for file in files for name in hf.layout(file)}
     quantized = {name.removesuffix(".qweight") + ".weight" for name in kept if name.endswith(".qweight")}
     shards: list[list[str]] = []
     held: dict[str, Tensor] = {}
@@ -268,7 +269,7 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
                     held[name] = tensor
                     size += bytes_
     flush()
-    total = sum(sum(part.end - part.begin for part in format.hf.layout(file).values()) for file in target.iterdir())
+    total = sum(part.end - part.begin for file in target.iterdir() for part in hf.layout(file).values())
     names = [
         "model.safetensors" if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
         for n in range(1, len(shards) + 1)
@@ -278,7 +279,7 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
     if len(names) > 1:
         places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         _write(target / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
-    ours = {folder.MANIFEST, "model.safetensors.index.json"}
+    ours = {MANIFEST, "model.safetensors.index.json"}
     for path in base.path.iterdir():
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in ours:
             shutil.copy(path, target / path.name)
