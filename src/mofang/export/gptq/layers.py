@@ -4,7 +4,7 @@ Nothing here names a family: which modules are the layers, which of their linear
 else a layer is called with is seen from one reading of one sequence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,20 @@ class Hidden:
             yield part, self.values[part]
 
 
+class _Once:
+    """A module's forward that is computed once for each batch, from when its weights are final."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.forward = module.forward
+        self.batch = 0
+        self.kept: dict[int, Any] = {}
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        if self.batch not in self.kept:
+            self.kept[self.batch] = self.forward(*given, **more)
+        return self.kept[self.batch]
+
+
 def device() -> torch.device:
     """The first GPU, or the CPU. (Only the CPU has been run.)"""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,6 +88,8 @@ class Decoder:
         if not found:
             raise Unreadable("export.gptq_family", path=folder, architecture=str(config.model_type), what="-")
         self.prefix, self.layers = found[0]
+        self.once: dict[str, _Once] = {}
+        """Parts of the loaded layer whose outputs are kept."""
         self.calls: list[dict[str, Any]] = []
         """What each layer is called with beside the states."""
         for index, layer in enumerate(self.layers):
@@ -155,10 +171,23 @@ class Decoder:
         return layer
 
     def unload(self, index: int) -> None:
+        for name in self.once:
+            del self.layers[index].get_submodule(name).forward
+        self.once = {}
         self.layers[index].to("meta")
 
-    def run(self, index: int, states: Tensor) -> Tensor:
-        """What a layer makes of states (b, length, width)."""
+    def keep_outputs(self, index: int, final: Collection[str]) -> None:
+        """Compute parts of a layer no more than once from now on whose linear modules are all `final`."""
+        names = [name for name, _ in linears(self.layers[index])]
+        for part, module in self.layers[index].named_children():
+            own = [name for name in names if name.startswith(f"{part}.")]
+            if own and part not in self.once and all(name in final for name in own):
+                self.once[part] = module.forward = _Once(module)
+
+    def run(self, index: int, states: Tensor, batch: int = 0) -> Tensor:
+        """What a layer makes of states (b, length, width), which are the batch of that number."""
+        for once in self.once.values():
+            once.batch = batch
         made = self.layers[index](states.to(self.on), **self.calls[index])
         return made[0] if isinstance(made, tuple) else made
 
@@ -210,7 +239,7 @@ class Decoder:
             for part, states in hidden.batches():
                 tell(part.start)
                 try:
-                    self.run(index, states)
+                    self.run(index, states, part.start)
                 except _Enough:
                     continue
         finally:
@@ -224,7 +253,7 @@ class Decoder:
         after = Hidden(path, tuple(hidden.values.shape), self.dtype)
         for part, states in hidden.batches():
             tell(part.start)
-            after.values[part] = self.run(index, states)
+            after.values[part] = self.run(index, states, part.start)
         return after
 
 

@@ -147,6 +147,8 @@ def quantize(
                 for name, part, error in _solved(decoder, index, group, sums.pop(group[0]), scheme):
                     layers.replace(layer, name, part.weight())
                     made[name], errors[name] = part, error
+            if number < len(passes) - 1:
+                decoder.keep_outputs(index, made)
         after = decoder.advance(index, hidden, _states(place, index + 1), tell("", len(passes)))
         _keep(decoder, index, made, errors, recipe, place)
         hidden.path.unlink()
