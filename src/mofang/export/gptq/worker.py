@@ -88,7 +88,7 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
 def _tell(texts: calibration.Calibration, recipe: Gptq, run: Run) -> None:
     n, length = texts.ids.shape
     run.note(say("export.calibration", n=n, length=length, tokens=n * length, han=f"{texts.han:.0%}"))
-    if n * length < recipe.samples * recipe.length:
+    if 2 * n * length < recipe.samples * recipe.length:
         run.note(say("export.calibration_short", tokens=n * length, wanted=recipe.samples * recipe.length))
     if texts.han < LITTLE_CHINESE:
         run.note(say("export.calibration_no_chinese", han=f"{texts.han:.0%}"))
