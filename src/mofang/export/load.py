@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -27,13 +28,14 @@ def _gptq(ref: ModelRef) -> Any:
 
     config = AutoConfig.from_pretrained(ref.path)
     del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     stated = format.config(ref.path)
     state = {f"{name}.weight": torch.from_numpy(layer.weight(stated)) for name, layer in format.layers(ref.path)}
     for file in sorted(ref.path.glob("*.safetensors")):
         parts = load_file(file)
-        state |= {name: value for name, value in parts.items() if name.rpartition(".")[2] not in format.PARTS}
-    missing, unknown = model.load_state_dict(state, strict=False)
+        state |= {name: value.float() for name, value in parts.items() if name.rpartition(".")[2] not in format.PARTS}
+    missing, unknown = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     odd = [*unknown, *(name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings))]
     if odd:
