@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         pull,
         sft,
         to_gguf,
+        to_gptq,
     )
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ __all__ = [
     "pull",
     "sft",
     "to_gguf",
+    "to_gptq",
 ]
 """None is the name of a room: `mofang.train`, `mofang.export`… are packages."""
 

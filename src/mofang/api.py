@@ -618,9 +618,14 @@ def merge(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Ru
     return _run("merge", {"model": _id(model), **fields}, tell=tell)
 
 
-def to_gguf(model: "str | Run", type: str = "q8_0", *, tell: Tell | None = None, **fields: Any) -> "Run":
-    """Make a GGUF file of a run or a Hugging Face model; run.state().result names the model."""
+def to_gguf(model: "str | Run", type: str = "", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Make a GGUF file of a run, a Hugging Face model or a GPTQ model; run.state().result names the model."""
     return _run("gguf", {"model": _id(model), "type": type, **fields}, tell=tell)
+
+
+def to_gptq(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Quantize the linear layers of a run or a Hugging Face model by GPTQ; run.state().result names the model."""
+    return _run("gptq", {"model": _id(model), **fields}, tell=tell)
 
 
 def check(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Run":

@@ -1,4 +1,4 @@
-"""Whether a GGUF file, as the engine runs it, still says what its Hugging Face folder says.
+"""Whether a GGUF file, as the engine runs it, still says what the folder says that it was made from.
 
 Both read the same text, each position with all before it: bits per byte, share of positions with the same likeliest
 token, KL divergence; and the same conversation must become the same ids, and an answer must end. The verdict is
@@ -10,14 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from mofang import settings
 from mofang.engine import ENGINES, engine_name
 from mofang.engine.base import ChatEngine
 from mofang.errors import Invalid, MofangError
 from mofang.export import folder
+from mofang.export.load import causal_model
 from mofang.measure import load_set, text
 from mofang.measure.engine import OverEngine
 from mofang.messages import Message
@@ -29,6 +28,8 @@ from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
 N_TOP = 200
+COMPARED = ("hf", "gptq")
+"""Formats that a GGUF is compared with."""
 BOUNDS: dict[str, tuple[float, float]] = {
     "f32": (1.005, 0.005),
     "f16": (1.005, 0.005),
@@ -71,12 +72,12 @@ def run(recipe: Check, run: Run) -> dict[str, Any]:
 
 def _reference(recipe: Check, ref: ModelRef) -> ModelRef:
     name = recipe.reference or next(
-        (str(parent.get("name")) for parent in ref.manifest.get("parents", ()) if parent.get("format") == "hf"), ""
+        (str(parent.get("name")) for parent in ref.manifest.get("parents", ()) if parent.get("format") in COMPARED), ""
     )
     if not name:
         raise Invalid("export.which_reference", param="reference", name=ref.name)
     reference = folder.find(name)
-    if reference.format != "hf":
+    if reference.format not in COMPARED:
         raise Invalid("export.not_convertible", param="reference", name=name, format=reference.format)
     return reference
 
@@ -122,8 +123,7 @@ async def _compare(ref: ModelRef, reference: ModelRef, sample: str, n_tokens: in
 
 def _logprobs(reference: ModelRef, ids: list[int]) -> Any:
     """(len(ids) - 1, n_vocab) float32: what the folder expects before each of ids[1:]."""
-    transformers_logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(reference.path, dtype=torch.float32)
+    model = causal_model(reference)
     with torch.no_grad():
         logits = model(torch.tensor(ids)[None]).logits[0, :-1]
         return torch.log_softmax(logits.float(), -1).numpy()

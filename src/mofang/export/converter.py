@@ -14,6 +14,11 @@ from typing import Any
 
 def main() -> None:
     tools, pre, *arguments = sys.argv[1:]
+    start(tools, pre, arguments)
+
+
+def start(tools: str, pre: str, arguments: list[str]) -> None:
+    """Run the converter; `pre` "-" leaves the tokenizer to it."""
     sys.path.insert(0, tools)
     from conversion import base  # type: ignore[import-not-found]
 
@@ -23,6 +28,8 @@ def main() -> None:
         try:
             return str(recognized(model, tokenizer))
         except NotImplementedError:
+            if pre == "-":
+                raise
             print(f"tokenizer.ggml.pre: {pre}, from the tokenizer's own rule", flush=True)
             return pre
 

@@ -1,26 +1,31 @@
 """A Hugging Face folder as a GGUF file, by llama.cpp's own converter; K-quants by its llama-quantize.
 
 Our own writer would have to follow every change of llama.cpp; its converter, pinned, does. It runs as a child without
-network. A run's adapter is merged first. What comes out must have our tokenizer's end and our template, or it is not
-given its name. Source: llama.cpp convert_hf_to_gguf.py, tools/quantize.
+network. A run's adapter is merged first. A GPTQ model's weights are kept to the bit (gptq/converter.py). What comes out
+must have our tokenizer's end and our template, or it is not given its name. Source: llama.cpp convert_hf_to_gguf.py,
+tools/quantize.
 """
 
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import mofang
 from mofang import settings
 from mofang.engine import toolchain
 from mofang.errors import Invalid, MofangError, Unreadable
-from mofang.export import folder, merge
+from mofang.export import folder, lossless
+from mofang.export import source as sources
+from mofang.export.gptq import format as gptq
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
 from mofang.models.sources.base import need_disk
 from mofang.models.store import lineage
-from mofang.recipes.export import Gguf, Merge
+from mofang.recipes.export import Gguf
 from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
@@ -29,9 +34,12 @@ CONVERTED = ("f32", "f16", "bf16", "q8_0")
 """Types that the converter writes itself."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 QUANTIZED = frozenset(name.lower() for name in gguf.FILE_TYPES.values()) - frozenset(CONVERTED)
+DEFAULT = "q8_0"
 POLL_S = 0.1
 CONVERTER = Path(__file__).parent / "converter.py"
 """Runs llama.cpp's converter where we know how the tokenizer cuts text, and it may not."""
+KEEPER = Path(__file__).parent / "gptq" / "converter.py"
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安装"
 """A text whose ids must be the same before and after."""
 
@@ -39,16 +47,23 @@ PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安�
 def run(recipe: Gguf, run: Run) -> dict[str, Any]:
     """The worker of `mofang export gguf`."""
     kind = recipe.type.lower()
-    if kind not in CONVERTED and kind not in QUANTIZED:
+    if kind and kind not in CONVERTED and kind not in QUANTIZED:
         raise Invalid(
             "export.unknown_gguf_type",
             param="type",
             type=recipe.type,
             known=", ".join([*CONVERTED, *sorted(QUANTIZED)]),
         )
+    given = folder.find(recipe.model) if folder.find_run(recipe.model) is None else None
+    way = _keep if given and given.format == "gptq" else _plain
+    return way(recipe, run, kind, Reporter(run))
+
+
+def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]:
+    """All matrices as one type, or as llama-quantize mixes them."""
+    kind = kind or DEFAULT
     quantize = None if kind in CONVERTED else toolchain.tool(settings.load().home, "llama-quantize")
-    report = Reporter(run)
-    source = _source(recipe, run)
+    source = sources.find(recipe.model, run)
     stem = source.name.removesuffix("-hf")
     name = folder.free_name(recipe.name or f"{stem}-{kind}", overwrite=recipe.overwrite)
     report("source", 0, 0, "")
@@ -70,13 +85,70 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
                 report,
             )
             whole.unlink()
-        checks = verify(file, source)
-        made = folder.publish(
-            target, name, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
-            runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
-            recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks,
-            tools={"converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"},
-        )  # fmt: skip
+        return _publish(recipe, run, source, file, kind)
+
+
+def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]:
+    """A GPTQ model: its quantized matrices as blocks of the same values, the others as `kind` says, or kept too."""
+    source = folder.find(recipe.model)
+    if kind and kind not in CONVERTED:
+        raise Invalid(
+            "export.gptq_no_requantize", param="type", name=source.name, type=kind, known=", ".join(CONVERTED)
+        )
+    types, n_matrices, n_weights = blocks(source)
+    most = types.most_common(1)[0][0].lower()
+    name = folder.free_name(recipe.name or f"{source.name}-{most}", overwrite=recipe.overwrite)
+    report("source", 0, 0, "")
+    tools = toolchain.converter(settings.load().home)
+    with folder.aside(run) as target:
+        file = target / f"{name}.gguf"
+        need_disk(target, source.size_bytes * 3)  # the converter's temporary file beside the one it writes
+        pre = load_tokenizer(source.path).cut_name()
+        command = [
+            sys.executable, str(KEEPER), str(tools), pre or "-", str(source.path), "--outtype", kind or "f16",
+            "--outfile", str(file), "--model-name", name, "--use-temp-file", *(() if kind else ("--kept",)),
+        ]  # fmt: skip
+        environment = _ENVIRONMENT | {
+            "PYTHONPATH": os.pathsep.join([str(tools / "gguf-py"), str(Path(mofang.__file__).parents[1])])
+        }
+        _child(command, environment, file, source.size_bytes, "convert", report)
+        shown = ", ".join(f"{each} × {n}" for each, n in types.most_common())
+        run.note(say("export.gptq_kept", n=n_matrices, types=shown, rest=kind or say("export.gptq_rest_kept")))
+        return _publish(recipe, run, source, file, most, kept={"weights": n_weights, "types": dict(types)})
+
+
+def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
+    """(how many matrices become which type of blocks, matrices, their weights). Raises Unreadable when one cannot."""
+    types: Counter[str] = Counter()
+    odd: list[tuple[str, str]] = []
+    n_weights = 0
+    config = gptq.config(source.path)
+    for name, layer in gptq.layers(source.path):
+        whole = layer.whole(config)
+        n_weights += whole.size
+        if len(whole) % lossless.BLOCK:
+            odd.append((name, say("export.gptq_why_width", n=len(whole))))
+            continue
+        groups = layer.g_idx.reshape(-1, lossless.BLOCK)
+        kind = lossless.fitting(int(whole.min()), int(whole.max()))
+        if (groups != groups[:, :1]).any():
+            odd.append((name, say("export.gptq_why_scattered")))
+        elif kind is None:
+            odd.append((name, say("export.gptq_why_range", low=int(whole.min()), high=int(whole.max()))))
+        else:
+            types[kind.name] += 1
+    if odd:
+        raise Unreadable("export.gptq_not_lossless", name=source.name, n=len(odd), tensor=odd[0][0], why=odd[0][1])
+    return types, sum(types.values()), n_weights
+
+
+def _publish(recipe: Gguf, run: Run, source: ModelRef, file: Path, kind: str, **more: Any) -> dict[str, Any]:
+    made = folder.publish(
+        file.parent, file.stem, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
+        runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
+        recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=verify(file, source),
+        tools={"converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"}, **more,
+    )  # fmt: skip
     run.note(say("export.gguf_made", name=made.name, type=kind, size=f"{made.size_bytes / 1e6:.0f}"))
     return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "type": kind}
 
@@ -93,30 +165,6 @@ def verify(file: Path, source: ModelRef) -> dict[str, Any]:
     return {"chat_template": "same", "eos_token_id": theirs.eos_id, "ids": "same"}
 
 
-def _source(recipe: Gguf, run: Run) -> ModelRef:
-    """The folder to convert: a model, the one that a run made, or what its adapter gives when it is merged (once)."""
-    training = folder.find_run(recipe.model)
-    if training is None:
-        ref = folder.find(recipe.model)
-        if ref.format != "hf":
-            raise Invalid("export.not_convertible", param="model", name=ref.name, format=ref.format)
-        return ref
-    own = [ref for ref in folder.store().plain() if ref.format == "hf" and _came_of(ref, training)]
-    if own:
-        return own[0]
-    made = folder.store().made_by(training.id, "hf")
-    if made and any(parent.get("role") == "adapter" for parent in made.manifest.get("parents", ())):
-        return made
-    merged = merge.run(Merge(model=training.id), run)
-    return folder.store().get(merged["model"])
-
-
-def _came_of(ref: ModelRef, training: Run) -> bool:
-    """Whether a model is what a training ended with: neither its imported base, nor made of what it made."""
-    role = (ref.manifest.get("parents") or [{}])[0].get("role")
-    return (ref.manifest.get("made_by") or {}).get("run") == training.id and role in ("base", "tokenizer")
-
-
 def _convert(
     tools: Path, source: ModelRef, file: Path, kind: str, name: str, parameters: int, report: Reporter
 ) -> None:
@@ -125,7 +173,7 @@ def _convert(
     command = [
         sys.executable, *program, str(source.path), "--outtype", kind, "--outfile", str(file), "--model-name", name,
     ]  # fmt: skip
-    environment = {"PYTHONPATH": str(tools / "gguf-py"), "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    environment = _ENVIRONMENT | {"PYTHONPATH": str(tools / "gguf-py")}
     expected = int(parameters * BITS[kind] / 8)
     need_disk(file.parent, expected)
     _child(command, environment, file, expected, "convert", report)

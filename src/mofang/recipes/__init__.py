@@ -28,7 +28,8 @@ EXPORTERS = Registry(
         "import": Entry("mofang.recipes.export:Import", "a GGUF file to a trainable Hugging Face folder"),
         "merge": Entry("mofang.recipes.export:Merge", "a run's LoRA into its base model"),
         "resize": Entry("mofang.recipes.export:Resize", "a model with rows for an extended tokenizer"),
-        "gguf": Entry("mofang.recipes.export:Gguf", "a Hugging Face folder, or a run, to a GGUF file"),
+        "gguf": Entry("mofang.recipes.export:Gguf", "a Hugging Face folder, a run or a GPTQ model to a GGUF file"),
+        "gptq": Entry("mofang.recipes.export:Gptq", "a Hugging Face folder, or a run, quantized by GPTQ"),
         "check": Entry("mofang.recipes.export:Check", "whether a GGUF file still says what its model says"),
     },
 )

@@ -1,11 +1,11 @@
 """From one form of a model to another."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from mofang.recipes.base import Recipe
-from mofang.recipes.fields import refused
+from mofang.recipes.fields import one_of, refused
 
 
 class _Export(Recipe):
@@ -73,13 +73,48 @@ class Resize(_Export):
 
 
 class Gguf(_Export):
-    """A Hugging Face folder, or a run (merged first), as a GGUF file."""
+    """A Hugging Face folder, a run (merged first), or a GPTQ model, as a GGUF file."""
 
     kind: ClassVar[str] = "gguf"
     worker: ClassVar[str] = "mofang.export.gguf:run"
 
-    type: str = "q8_0"
-    """f32, f16, bf16 and q8_0 need no compiler; K-quants such as q4_k_m need llama.cpp's llama-quantize."""
+    type: str = ""
+    """f32, f16, bf16 and q8_0 need no compiler; K-quants such as q4_k_m need llama.cpp's llama-quantize. When empty:
+    q8_0. A GPTQ model's quantized weights are kept to the bit whatever is said here; it says what becomes of the
+    others, which are kept too when empty."""
+
+
+class Gptq(_Export):
+    """A Hugging Face folder, or a run (merged first), with linear layers quantized by GPTQ."""
+
+    kind: ClassVar[str] = "gptq"
+    worker: ClassVar[str] = "mofang.export.gptq.worker:run"
+
+    bits: Annotated[int, AfterValidator(one_of(2, 3, 4, 8))] = 4
+    """Bits of a weight: 2, 3, 4, 8."""
+    group_size: Annotated[int, AfterValidator(one_of(-1, 16, 32, 64, 128, 256, 512, 1024))] = 128
+    """Weights that share a scale: -1 (a whole row), 16, 32, 64, 128, 256, 512, 1024."""
+    sym: bool = True
+    """Grids that lie evenly around zero: such a model becomes a GGUF of the same bits."""
+    order: Literal["group_aware", "activation", "none"] = "group_aware"
+    """In which order a layer's inputs are quantized; "activation" (act-order) scatters groups over the inputs."""
+    true_sequential: bool = True
+    """Parts of a layer see what the parts before them became."""
+    mse: bool = False
+    """Search each group's scale for the smallest error instead of taking its largest weight's; slower."""
+    calibration: list[str] = Field(default_factory=list)
+    """Files or folders of texts or conversations to watch the model read; Mofang's own Chinese and English when empty."""
+    samples: int = Field(default=128, ge=1, le=100_000)
+    """Sequences of calibration text."""
+    length: int = Field(default=512, ge=16, le=32_768)
+    """Tokens of a sequence."""
+    seed: int = 0
+    """Of the choice among calibration texts."""
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
 class Check(Recipe):

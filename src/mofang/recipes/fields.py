@@ -1,5 +1,6 @@
 """What fields of several recipes need checked."""
 
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationInfo
@@ -33,3 +34,14 @@ def as_many_as_data(value: list[float], info: ValidationInfo) -> list[float]:
     if not all(weight > 0 for weight in value):
         raise PydanticCustomError("greater_than", "must be greater than {gt}", {"gt": 0})
     return value
+
+
+def one_of(*allowed: int) -> Callable[[int], int]:
+    """A validator: what Literal is for words, for numbers, which the command line gives as text."""
+
+    def check(value: int) -> int:
+        if value not in allowed:
+            raise PydanticCustomError("literal_error", "must be {expected}", {"expected": ", ".join(map(str, allowed))})
+        return value
+
+    return check
