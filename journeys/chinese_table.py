@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-N_EXCERPTS, LENGTH = 10, 600
+N_EXCERPTS, LENGTH = 6, 400
 """Excerpts, evenly spread over the held-out text, and their characters."""
 GOALS = (2.3, 0.7, 2.0)
 """Of the ratios after / before: at least, at most, at least."""

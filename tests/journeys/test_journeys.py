@@ -94,7 +94,7 @@ def test_bits_a_character_are_those_of_all_excerpts_together(tmp_path: Path) -> 
     run = [sys.executable, str(CHINESE)]
     subprocess.run([*run, "excerpts", str(tmp_path)], check=True)
     cut = {path.stem: path.read_text(encoding="utf-8") for path in sorted(tmp_path.glob("excerpt-*.txt"))}
-    assert len(cut) == 10 and all(len(excerpt) == 600 and excerpt in text for excerpt in cut.values())
+    assert len(cut) == 6 and all(len(excerpt) == 400 and excerpt in text for excerpt in cut.values())
     lines = (tmp_path / "excerpts.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["text"] for line in lines] == list(cut.values())
 

@@ -16,8 +16,9 @@ from typer.core import TyperCommand
 from mofang.recipes import LAUNCHERS, Recipe
 from mofang.strings import say
 
-Act = Callable[[dict[str, Any], list[str], bool, bool, dict[str, Any]], None]
-"""(fields, overrides, as_json, detach, launcher): the last as recipes.launcher_of reads it, {} where nothing was said."""
+Act = Callable[..., None]
+"""(fields, overrides, as_json, detach); and launcher, where one can be chosen: as recipes.launcher_of reads it, {} where
+nothing was said."""
 
 
 def command(
@@ -32,10 +33,10 @@ def command(
         file = given.pop("recipe_file", None)
         overrides = given.pop("overrides") or []
         detach, as_json = given.pop("detach"), given.pop("as_json")
-        launcher = chosen(given) if launched else {}
+        more = {"launcher": chosen(given)} if launched else {}
         fields = read_yaml(file) if file else {}
         fields |= {name: value for name, value in given.items() if value not in (None, [], ())}
-        act(fields, overrides, as_json, detach, launcher)
+        act(fields, overrides, as_json, detach, **more)
 
     parameters = [] if positional else [_parameter("recipe_file", Annotated[Path | None, typer.Argument(
         metavar="[RECIPE.yaml]", help=say("cli.argument_recipe"))], None)]  # fmt: skip

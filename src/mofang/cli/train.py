@@ -14,7 +14,11 @@ export = typer.Typer(help=say("cli.export"), no_args_is_help=True)
 
 def _act(kind: str) -> Any:
     def act(
-        fields: dict[str, Any], overrides: list[str], as_json: bool, detach: bool, launcher: dict[str, Any]
+        fields: dict[str, Any],
+        overrides: list[str],
+        as_json: bool,
+        detach: bool,
+        launcher: dict[str, Any] | None = None,
     ) -> None:
         from mofang import api
         from mofang.cli import runs
