@@ -48,7 +48,7 @@ def table(folder: Path, seconds: int) -> None:
     tokens = read("tokens.json")
     per_token = [tokens["chinese_per_token"], tokens["after"]["chinese_per_token"]]
     bits = [bits_per_character(folder, scores) for scores in read("bits.json").values()]
-    speeds = [read(f"speed-{model}.json")["rows"][0]["predicted_per_second"] for model in ("before", "after")]
+    speeds = [read(f"speed-{model}.json")["result"]["rows"][0]["predicted_per_second"] for model in ("before", "after")]
     per_second = [rate * count for rate, count in zip(speeds, per_token, strict=True)]
     names = (
         "中文字符/token · Chinese characters per token",

@@ -104,8 +104,8 @@ def test_bits_a_character_are_those_of_all_excerpts_together(tmp_path: Path) -> 
     made = {
         "bits.json": {"before": scores(2.0), "after": scores(1.0)},
         "tokens.json": {"chinese_per_token": 0.6, "after": {"chinese_per_token": 1.2}},
-        "speed-before.json": {"rows": [{"predicted_per_second": 50.0}]},
-        "speed-after.json": {"rows": [{"predicted_per_second": 40.0}]},
+        "speed-before.json": {"result": {"rows": [{"predicted_per_second": 50.0}]}},
+        "speed-after.json": {"result": {"rows": [{"predicted_per_second": 40.0}]}},
         "pretrain.json": {"result": {"steps": 7, "tokens_per_s": 300.0}},
     }
     for name, value in made.items():
