@@ -120,3 +120,14 @@ def test_lower_priority() -> None:
         platform.lower_priority(child.pid, platform.BESIDE_CHAT)
         assert psutil.Process(child.pid).nice() == platform.BESIDE_CHAT
     platform.lower_priority(child.pid, platform.BACKGROUND)  # gone by now: no error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_memory_that_was_freed_goes_back_to_the_system() -> None:
+    """Blocks below the size that is mapped apart, every other one kept: holes that the allocator would keep."""
+    held = [bytearray(100_000) for _ in range(2000)]
+    del held[::2]
+    before = psutil.Process().memory_info().rss
+    platform.give_back_memory()
+    assert before - psutil.Process().memory_info().rss > 50_000_000
+    assert len(held) == 1000

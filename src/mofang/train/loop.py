@@ -19,6 +19,7 @@ import torch
 from mofang.data.encode import Ids
 from mofang.data.pack import pack
 from mofang.errors import MofangError
+from mofang.platform import give_back_memory
 from mofang.runs import Run, Stopped
 from mofang.strings import say
 from mofang.train import checkpoint
@@ -26,6 +27,10 @@ from mofang.train import pace as paces
 from mofang.train.pace import Pace
 from mofang.train.samples import Samples
 from mofang.train.world import ALONE, World
+
+TIDY_EVERY = 4
+"""Steps. Rows of ever other lengths leave holes in the heap, half as much again after some hundred steps; closing them costs
+a twentieth of a step's time."""
 
 
 class Item(Protocol):
@@ -107,7 +112,11 @@ class Loop:
     def __post_init__(self) -> None:
         recipe = self.recipe
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=recipe.learning_rate, betas=(0.9, 0.999), weight_decay=recipe.weight_decay
+            self.parameters,
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.999),
+            weight_decay=recipe.weight_decay,
+            fused=True,  # one pass over memory: a quarter of the time, where every weight is trained
         )
         self.step = 0
         self._recent: deque[float] = deque(maxlen=20)
@@ -163,6 +172,8 @@ class Loop:
                 }
             )
             self._tell(loss, seen / (time.monotonic() - begun))
+            if self.step % TIDY_EVERY == 0:
+                give_back_memory()
             ended = self.step == steps
             if self.step % recipe.save_every == 0 or ended:
                 self.world.first(self._save)
