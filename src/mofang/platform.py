@@ -323,10 +323,12 @@ def peak_memory() -> int:
     """Most bytes that this process ever held in main memory; 0 where that cannot be told."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    import resource  # not on Windows
+    if sys.platform == "darwin":
+        import resource  # not on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")  # Linux' getrusage begins with what the parent held: exec keeps its peak
+    return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) * 1024 if status.is_file() else 0
 
 
 def give_back_memory() -> None:

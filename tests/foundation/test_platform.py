@@ -131,3 +131,12 @@ def test_memory_that_was_freed_goes_back_to_the_system() -> None:
     platform.give_back_memory()
     assert before - psutil.Process().memory_info().rss > 50_000_000
     assert len(held) == 1000
+
+
+def test_the_peak_is_the_process_s_own() -> None:
+    """Not its parent's, whose peak a child that is started begins with in the system's own count."""
+    held = bytearray(300_000_000)
+    code = "from mofang.platform import peak_memory; print(peak_memory())"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 5_000_000 < int(told) < 200_000_000 < platform.peak_memory()
+    assert len(held) == 300_000_000

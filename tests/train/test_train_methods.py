@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from mofang.data import rows
 from mofang.data.encode import Example
 from mofang.errors import Conflict, Invalid
-from mofang.export import gguf, merge
+from mofang.export import merge, source
 from mofang.models.store import ModelStore
 from mofang.recipes import parse, recipe_class
-from mofang.recipes.export import Gguf, Merge
+from mofang.recipes.export import Merge
 from mofang.runs import Run, Runs, Stopped
 from mofang.settings import Settings
 from mofang.strings import say
@@ -316,7 +316,7 @@ def test_a_full_training_ends_as_a_model_of_its_own(training: Training, home: Pa
     go(Run(run.folder))  # once more: it replaces only what is its own
     with pytest.raises(Conflict):
         go(training("sft", tune="full", name="whole"))
-    assert gguf._source(Gguf(model=run.id), run).name == "whole"
+    assert source.find(run.id, run).name == "whole"
 
 
 def test_bfloat16_is_computed_with_and_float32_is_trained(training: Training, tiny_folder: Path) -> None:
