@@ -432,21 +432,17 @@ def _to_draft_from(sources: Sequence[Path]) -> "tuple[list[Seed], list[Passage],
     from mofang.knowledge.loaders import parse, suffix
 
     seeds, passages, skipped = [], [], []
-    for source in sources:
-        if not source.exists():
-            raise NotFound("data.no_such_file", path=source)
-        for path in _beneath(source):
-            if suffix(path.name) in ("jsonl", "json", "parquet"):
-                seeds += [draft.seed(row) for row in rows_of(path, Layout()) if isinstance(row, Conversation)]
-            elif suffix(path.name) in LOADERS.names() or not source.is_dir():
-                name = str(path.relative_to(source)) if source.is_dir() else path.name
-                document = parse(path, name)
-                passages += [
-                    draft.Passage(name, chunk.headings, document.text[chunk.start : chunk.end], chunk.start, chunk.end)
-                    for chunk in SPLITTERS.get("sentence")(document)
-                ]
-            else:
-                skipped.append(path)
+    for path, name, is_named in _beneath(sources):
+        if suffix(path.name) in ("jsonl", "json", "parquet"):
+            seeds += [draft.seed(row) for row in rows_of(path, Layout()) if isinstance(row, Conversation)]
+        elif suffix(path.name) in LOADERS.names() or is_named:
+            document = parse(path, name)
+            passages += [
+                draft.Passage(name, chunk.headings, document.text[chunk.start : chunk.end], chunk.start, chunk.end)
+                for chunk in SPLITTERS.get("sentence")(document)
+            ]
+        else:
+            skipped.append(path)
     return seeds, passages, skipped
 
 
@@ -471,27 +467,20 @@ def gather_text(
 
     if language not in ("", *LANGUAGES):
         raise Invalid("data.no_language", param="language", value=language, known=", ".join(LANGUAGES))
-    found: list[tuple[Path, str]] = []
-    skipped, unreadable = [], []
-    for source in (Path(each).expanduser() for each in sources):
-        if not source.exists():
-            raise NotFound("data.no_such_file", path=source)
-        for path in _beneath(source):
-            if suffix(path.name) in LOADERS.names() or path == source:
-                found.append((path, path.name if path == source else str(path.relative_to(source))))
-            else:
-                skipped.append(str(path))
+    files = list(_beneath([Path(source).expanduser() for source in sources]))
+    found = [each for each in files if suffix(each[0].name) in LOADERS.names() or each[2]]
+    skipped = [str(path) for path, _, is_named in files if suffix(path.name) not in LOADERS.names() and not is_named]
+    unreadable = []
     if not found:
         raise Unreadable("data.no_documents", path=", ".join(map(str, sources)), known=", ".join(LOADERS.names()))
-    named = set(map(Path, sources))
 
     def documents() -> Iterator[tuple[str, list[str]]]:
         began = time.monotonic()
-        for number, (path, name) in enumerate(found, 1):
+        for number, (path, name, is_named) in enumerate(found, 1):
             try:
                 document = parse(path, name)
             except MofangError as error:
-                if path in named:
+                if is_named:
                     raise
                 unreadable.append([str(path), error.message()])
                 continue
@@ -505,11 +494,19 @@ def gather_text(
     return {**gather(documents(), out, language=language), "skipped": skipped, "unreadable": unreadable}
 
 
-def _beneath(source: Path) -> list[Path]:
-    """A file itself; the files of a folder, hidden ones apart."""
-    if not source.is_dir():
-        return [source]
-    return sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+def _beneath(sources: Sequence[Path]) -> Iterator[tuple[Path, str, bool]]:
+    """(file, what to call it, whether it was named itself) of files, and of those in folders, hidden ones apart.
+
+    Raises NotFound.
+    """
+    for source in sources:
+        if not source.exists():
+            raise NotFound("data.no_such_file", path=source)
+        if not source.is_dir():
+            yield source, source.name, True
+            continue
+        for path in sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith(".")):
+            yield path, str(path.relative_to(source)), False
 
 
 def serve_mcp(knowledge: Sequence[str] = (), *, url: str | None = None) -> None:

@@ -84,6 +84,7 @@ def test_bad_sources_leave_what_was_there(tmp_path: Path) -> None:
         ([tmp_path / "没有"], "", NotFound, "no_such_file"),
         ([tmp_path / "空"], "", Unreadable, "no_documents"),
         ([broken], "", Unreadable, ""),
+        (["~/坏.pdf"], "", Unreadable, ""),
         ([tmp_path], "fr", Invalid, "no_language"),
     ):
         with pytest.raises(fault) as caught:

@@ -1,6 +1,11 @@
 """A run that is asked to stop, as a person asks it, at a step that the test chooses."""
 
-from mofang.runs import Run
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mofang.runs import Run, Stopped
 
 
 def stop_after(run: Run, step: int) -> None:
@@ -13,3 +18,14 @@ def stop_after(run: Run, step: int) -> None:
             (run.folder / "stop").touch()
 
     run.record = recording  # type: ignore[method-assign]
+
+
+def stopped_and_resumed(run: Run, step: int, work: Callable[[Any, Run], Any]) -> Run:
+    """The run, asked to stop after that step, and gone on with to its end."""
+    stop_after(run, step)
+    with pytest.raises(Stopped):
+        work(run.recipe(), run)
+    (run.folder / "stop").unlink()
+    resumed = Run(run.folder)
+    work(resumed.recipe(), resumed)
+    return resumed

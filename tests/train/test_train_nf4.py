@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stopped_and_resumed
 from transformers import AutoModelForCausalLM
 
 from mofang.errors import Invalid, MissingExtra
@@ -21,7 +21,7 @@ from mofang.models.store import ModelStore
 from mofang.recipes import parse
 from mofang.recipes.export import Merge
 from mofang.recipes.training import Training as Recipe
-from mofang.runs import Run, Runs, Stopped
+from mofang.runs import Run, Runs
 from mofang.settings import Settings
 from mofang.strings import say
 from mofang.train import QUANTIZERS, job, lora, machine
@@ -119,12 +119,7 @@ def test_the_estimate_is_less_by_what_the_packing_saves(
 def test_resumed_is_uninterrupted_bit_for_bit(training: Training, anywhere: None) -> None:
     whole, broken = (training(quantize_base="nf4", save_every=1) for _ in range(2))
     sft.run(whole.recipe(), whole)
-    stop_after(broken, 2)
-    with pytest.raises(Stopped):
-        sft.run(broken.recipe(), broken)
-    (broken.folder / "stop").unlink()
-    resumed = Run(broken.folder)
-    sft.run(resumed.recipe(), resumed)
+    resumed = stopped_and_resumed(broken, 2, sft.run)
     assert [row.get("loss") for row in whole.metrics()] == [row.get("loss") for row in resumed.metrics()]
     wanted, got = (load_file(run.out / lora.WEIGHTS) for run in (whole, resumed))
     assert wanted.keys() == got.keys() and all(torch.equal(value, got[name]) for name, value in wanted.items())

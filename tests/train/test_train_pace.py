@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stop_after, stopped_and_resumed
 
 from mofang.runs import Run, Stopped
 from mofang.strings import say
@@ -72,12 +72,7 @@ def test_a_run_that_is_resumed_has_the_steps_that_it_began_with(training: Traini
     for run in (whole, broken):
         (run.folder / "pace.json").write_text(json.dumps(fixed), encoding="utf-8")
     sft.run(whole.recipe(), whole)
-    stop_after(broken, 2)
-    with pytest.raises(Stopped):
-        sft.run(broken.recipe(), broken)
-    (broken.folder / "stop").unlink()
-    resumed = Run(broken.folder)
-    sft.run(resumed.recipe(), resumed)
+    resumed = stopped_and_resumed(broken, 2, sft.run)
     assert losses(resumed) == losses(whole) and 2 < losses(whole)[-1][0] < 100
     ours, theirs = (load_file(run.out / lora.WEIGHTS) for run in (whole, resumed))
     assert all((ours[name] == theirs[name]).all() for name in ours)
