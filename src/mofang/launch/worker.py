@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mofang import settings
+from mofang.engine.llama import library
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digest
 from mofang.recipes import Recipe
@@ -73,6 +74,7 @@ def prepare_process() -> None:
 
 def main() -> int:
     prepare_process()
+    library.mark_alone()
     return work(Path(sys.argv[1]), call)
 
 

@@ -49,6 +49,10 @@ class Native:
 
             return address if await poll(child, well, LOOK_S) else ""
 
+    def library(self) -> Path | None:
+        names = ("libllama.so", "libllama.dylib", "llama.dll")
+        return next((path for name in names if (path := self.build.folder / "bin" / name).is_file()), None)
+
 
 def flags(launch: Launch, *, cpu_only: bool = False) -> list[str]:
     """The launch as llama-server's command line."""

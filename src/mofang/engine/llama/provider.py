@@ -194,6 +194,10 @@ class Provider(Protocol):
         """Where it listens, once it has loaded the model; "" when it ended before that."""
         ...
 
+    def library(self) -> Path | None:
+        """The file with llama.cpp's C interface (library.py); None where the build has none."""
+        ...
+
 
 def describe(provider: Provider) -> str:
     return f"{provider.name} {provider.version}"

@@ -50,6 +50,12 @@ class Wheel:
         said: dict[str, Any] = json.loads(line or b"{}")
         return str(said.get("address", ""))
 
+    def library(self) -> Path | None:
+        found = importlib.util.find_spec("xllamacpp")
+        folders = (found.submodule_search_locations or ()) if found else ()
+        files = (path for folder in folders for path in sorted(Path(folder).glob("xllamacpp*")))
+        return next((path for path in files if path.suffix in (".so", ".pyd")), None)
+
 
 def parameters(launch: Launch, *, cpu_only: bool = False) -> dict[str, object]:
     """The launch as xllamacpp's parameter names. What is not named stays at llama.cpp's default.
