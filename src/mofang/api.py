@@ -27,6 +27,7 @@ from mofang.settings import Settings
 if TYPE_CHECKING:
     from mofang.data.draft import Passage, Seed
     from mofang.engine.base import Purpose, Vectors
+    from mofang.measure import EvalSet
     from mofang.measure.evaluate import Score
     from mofang.models.base import ModelRef
     from mofang.recipes import Recipe
@@ -966,17 +967,30 @@ def evaluate(
 ) -> "list[Score]":
     """Put sets of questions to a model: our own by name (mofang.measure.NAMES), or paths. One Score each.
 
-    `tell(set, done, total)` hears of each question. Raises NotFound, Unreadable before the model is asked anything.
+    `tell(set, done, total)` hears of each question. Texts are read by the model's file where it lies here as a GGUF
+    (engine/llama/reading.py), else token by token through the gateway. Raises NotFound, Unreadable before the model is
+    asked anything.
     """
+    from mofang.engine.llama import reading
     from mofang.measure import load_set
     from mofang.measure.evaluate import evaluate as put
+    from mofang.measure.evaluate import text_score
+    from mofang.models.store import ModelStore
 
     questions = [load_set(name) for name in sets]
-    scores = []
+    settings = _settings.load()
+    ref = ModelStore(settings).resolve(model, "chat")
+    is_file = reading.can_read(ref)
+
+    async def score(client: Client, one: "EvalSet") -> "Score":
+        def report(done: int, total: int) -> None:
+            if tell:
+                tell(one.name, done, total)
+
+        if one.kind == "text" and is_file:
+            read = await reading.read(ref, settings, one.text, n_tokens=n_tokens, tell=report)
+            return text_score(one.name, read.forced, read.n_bytes)
+        return await put(OverGateway(client, model), one, n_shot=n_shot, n_tokens=n_tokens, tell=report)
+
     with _shared.client() as client:
-        for one in questions:
-            report = (lambda done, total, one=one: tell(one.name, done, total)) if tell else None
-            scores.append(
-                asyncio.run(put(OverGateway(client, model), one, n_shot=n_shot, n_tokens=n_tokens, tell=report))
-            )
-    return scores
+        return [asyncio.run(score(client, one)) for one in questions]

@@ -1,6 +1,6 @@
 """A set put to a model: one score, and every single answer behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +31,11 @@ class Score:
         return asdict(self)
 
 
+def text_score(name: str, forced: Sequence[float], n_bytes: int) -> Score:
+    """From natural log-probabilities of a text's tokens and the bytes of their text, however it was read."""
+    return Score(name, "text", "bits_per_byte", text.bits_per_byte(forced, n_bytes), len(forced), {}, [])
+
+
 async def evaluate(
     asked: Asked,
     questions: EvalSet,
@@ -43,7 +48,7 @@ async def evaluate(
     told = tell or (lambda done, total: None)
     if questions.kind == "text":
         reading = await text.read(asked, questions.text, n_tokens=n_tokens, tell=told)
-        return Score(questions.name, "text", "bits_per_byte", reading.bits_per_byte, len(reading.nexts), {}, [])
+        return text_score(questions.name, [step.forced or 0.0 for step in reading.nexts], reading.n_bytes)
     answers: list[dict[str, Any]] = []
     total = len(questions)
     told(0, total)
