@@ -23,6 +23,7 @@ NAMES: dict[str, str] = {
     "common_zh": "common_zh.jsonl",
     "general_zh": "general_zh",
     "text_zh": "text_zh.txt",
+    "text_en": "text_en.txt",
 }
 """Our own: name → file beside sets/README.md."""
 
