@@ -626,9 +626,9 @@ def to_gptq(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "
     return _run("gptq", {"model": _id(model), **fields}, tell=tell)
 
 
-def check(model: "str | Run", *, tell: Tell | None = None, **fields: Any) -> "Run":
-    """Compare a GGUF model, as the engine runs it, with what it was made from; figures in run.state().result."""
-    return _run("check", {"model": _id(model), **fields}, tell=tell)
+def check(model: "str | Run", reference: "str | Run" = "", *, tell: Tell | None = None, **fields: Any) -> "Run":
+    """Compare a model with another one, what it was made from when none is named; figures in run.state().result."""
+    return _run("check", {"model": _id(model), "reference": _id(reference), **fields}, tell=tell)
 
 
 def list_runs() -> "list[Run]":
@@ -681,9 +681,14 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
         for name in ("data", "eval_data", "texts")
         if hasattr(found, name)
     }
+    files |= {
+        name: [str(path.absolute()) if (path := Path(one).expanduser()).exists() else one for one in texts]
+        for name in ("text",)  # which may be names of our own
+        if (texts := getattr(found, name, None))
+    }
     places = {
         name: str(Path(value).absolute())
-        for name in ("base", "model", "reference", "text")
+        for name in ("base", "model", "reference")
         if isinstance(value := getattr(found, name, ""), str)
         and ("/" in value or "\\" in value)
         and Path(value).exists()

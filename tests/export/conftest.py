@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import tiny_llama
+from mofang.engine.llama import library
 from mofang.models.store import ModelStore
 from mofang.recipes import parse, recipe_class
 from mofang.runs import Run, Runs
@@ -16,6 +17,12 @@ from mofang.settings import Settings
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters are called here as a run's own process would call them (launch/worker.py)."""
+    monkeypatch.setattr(library, "_alone", True)
 
 
 @pytest.fixture

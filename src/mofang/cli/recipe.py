@@ -13,19 +13,27 @@ import typer
 from pydantic_core import PydanticUndefined
 from typer.core import TyperCommand
 
+from mofang.errors import Invalid
 from mofang.recipes import LAUNCHERS, Recipe
 from mofang.strings import say
 
+SECOND = "second_argument"
 Act = Callable[..., None]
 """(fields, overrides, as_json, detach); and launcher, where one can be chosen: as recipes.launcher_of reads it, {} where
 nothing was said."""
 
 
 def command(
-    recipe: type[Recipe], act: Act, *, positional: str | None = None, launched: bool = False
+    recipe: type[Recipe],
+    act: Act,
+    *,
+    positional: str | None = None,
+    second: str | None = None,
+    launched: bool = False,
 ) -> Callable[..., None]:
     """A function that Typer reads as a command. `positional`: the field that is an argument; a recipe file when None.
-    `launched`: whether a launcher can be chosen."""
+    `second`: a field that may be given as a second argument, as well as by its option. `launched`: whether a launcher can
+    be chosen."""
 
     def run(**given: Any) -> None:
         from mofang.recipes import read_yaml
@@ -35,6 +43,11 @@ def command(
         detach, as_json = given.pop("detach"), given.pop("as_json")
         more = {"launcher": chosen(given)} if launched else {}
         fields = read_yaml(file) if file else {}
+        if argument := given.pop(SECOND, None):
+            assert second
+            if given[second]:
+                raise Invalid("cli.given_twice", param=second, flag=f"--{second}", value=argument)
+            given[second] = argument
         fields |= {name: value for name, value in given.items() if value not in (None, [], ())}
         act(fields, overrides, as_json, detach, **more)
 
@@ -42,6 +55,9 @@ def command(
         metavar="[RECIPE.yaml]", help=say("cli.argument_recipe"))], None)]  # fmt: skip
     names = sorted(recipe.model_fields, key=lambda name: name != positional)
     parameters += [_field(recipe, name, positional=name == positional) for name in names]
+    if second:
+        parameters.insert(1, _parameter(SECOND, Annotated[str | None, typer.Argument(
+            metavar=f"[{second.upper()}]", help=say(f"recipes.field_{second}"), show_default=False)], None))  # fmt: skip
     parameters += launcher_options() if launched else []
     parameters += [
         _parameter("overrides", Annotated[list[str] | None, typer.Option(

@@ -113,8 +113,11 @@ def progress_words(progress: Mapping[str, Any]) -> tuple[str, str]:
         parts.append(amount(done, unit))
     if rate:
         parts.append(f"{amount(rate, unit)}/s" if unit == "bytes" or rate >= 10 else f"{rate:.1f}/s")
-    if progress.get("seconds_left") is not None:
-        parts.append(say("cli.time_left", time=clock(float(progress["seconds_left"]))))
+    left = progress.get("seconds_left")
+    if left is None and total and rate:
+        left = max(0.0, total - done) / rate
+    if left is not None:
+        parts.append(say("cli.time_left", time=clock(float(left))))
     return stage, " · ".join(parts)
 
 

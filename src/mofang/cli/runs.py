@@ -152,6 +152,8 @@ def ended(run: "Run", state: "State", *, as_json: bool) -> None:
     from mofang.cli import render
 
     if state.status == "failed":
+        if as_json and state.result:  # a check that failed has figures, too
+            render.show_json(shape(state))
         raise api.failure(state)
     if as_json:
         render.show_json(shape(state))

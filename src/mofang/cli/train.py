@@ -10,6 +10,8 @@ from mofang.strings import say
 
 train = typer.Typer(help=say("cli.train"), no_args_is_help=True)
 export = typer.Typer(help=say("cli.export"), no_args_is_help=True)
+SECONDS = {"check": "reference"}
+"""Exporter → its field that may be a second argument."""
 
 
 def _act(kind: str) -> Any:
@@ -43,5 +45,5 @@ for _kind in METHODS:
 for _kind in EXPORTERS:
     if _kind != "import":
         export.command(_kind, cls=RecipeCommand, help=say(f"cli.export_{_kind}"))(
-            command(recipe_class(_kind), _act(_kind), positional="model")
+            command(recipe_class(_kind), _act(_kind), positional="model", second=SECONDS.get(_kind))
         )

@@ -55,13 +55,12 @@ async def _measure(recipe: Bench, ref: ModelRef, config: settings.Settings, repo
             ids += await engine.tokenize("\n\n".join(passages()))
         for number, n_ctx in enumerate(contexts):
             report("measure", number, len(contexts), "")
-            found = [await _once(engine, ids[number : number + n_ctx], recipe.n_answer) for _ in range(recipe.rounds)]
-            answer = float(np.median([timings.predicted_per_second for timings in found]))
+            prompt, answer = await speed(engine, ids[number : number + n_ctx], recipe.n_answer, recipe.rounds)
             read = weights + (facts.kv_bytes_per_token or 0) * (n_ctx + recipe.n_answer / 2)
             rows.append(
                 {
                     "n_ctx": n_ctx,
-                    "prompt_per_second": round(float(np.median([t.prompt_per_second for t in found])), 1),
+                    "prompt_per_second": round(prompt, 1),
                     "predicted_per_second": round(answer, 1),
                     "bandwidth_share": round(answer * read / bandwidth, 3),
                 }
@@ -72,6 +71,15 @@ async def _measure(recipe: Bench, ref: ModelRef, config: settings.Settings, repo
         "model": ref.name, "provider": describe(provider), "choices": choices.words(), "n_threads": n_cores(),
         "bandwidth_bytes_per_second": round(bandwidth), "bytes_per_token": weights, "rows": rows,
     }  # fmt: skip
+
+
+async def speed(engine: ChatEngine, prompt: list[int], n_answer: int, rounds: int) -> tuple[float, float]:
+    """Tokens a second of the prompt, and of an answer of `n_answer` tokens after it: medians."""
+    found = [await _once(engine, prompt, n_answer) for _ in range(rounds)]
+    return (
+        float(np.median([timings.prompt_per_second for timings in found])),
+        float(np.median([timings.predicted_per_second for timings in found])),
+    )
 
 
 async def _once(engine: ChatEngine, prompt: list[int], n: int) -> Timings:

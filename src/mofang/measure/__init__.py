@@ -3,6 +3,6 @@
 The sets that come with Mofang lie in sets/; `load_set` reads those and the user's own.
 """
 
-from mofang.measure.evalset import NAMES, EvalSet, load_set
+from mofang.measure.evalset import NAMES, EvalSet, load_set, load_text, prompts
 
-__all__ = ["NAMES", "EvalSet", "load_set"]
+__all__ = ["NAMES", "EvalSet", "load_set", "load_text", "prompts"]

@@ -68,6 +68,33 @@ def load_set(name: str) -> EvalSet:
     return EvalSet(title, "generation", [], _tasks(path), "")
 
 
+def load_text(name: str) -> EvalSet:
+    """A text of our own by name, or any file in UTF-8. Raises NotFound with the nearest name; Unreadable."""
+    if name in NAMES and NAMES[name].endswith(".txt"):
+        return load_set(name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        known = [each for each, file in NAMES.items() if file.endswith(".txt")]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        raise NotFound("measure.no_such_text", name=name, known=", ".join(known), near=near[0] if near else "-")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable("measure.not_utf8", path=path, at=error.start) from error
+    if not text.strip():
+        raise Unreadable("measure.empty_set", path=path)
+    return EvalSet(path.stem, "text", [], [], text)
+
+
+def prompts() -> list[Task]:
+    """Ten questions of our own in Chinese and English, without rules: to see two models answer side by side."""
+    lines = (FOLDER / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [
+        Task(one["id"], [Message(item["role"], item["content"]) for item in one["messages"]], {}) for one in records
+    ]
+
+
 def _subjects(folder: Path) -> list[Subject]:
     part = next((name for name in ("val", "test") if (folder / name).is_dir()), None)
     if part is None:

@@ -118,19 +118,35 @@ class Gptq(_Export):
 
 
 class Check(Recipe):
-    """Compare a GGUF file, as the engine runs it, with the Hugging Face folder it was made from."""
+    """Compare a model with another one that it should say the same as: a GGUF with its source, two GGUFs, a GPTQ…"""
 
     kind: ClassVar[str] = "check"
     worker: ClassVar[str] = "mofang.export.check:run"
+    extra: ClassVar[str] = ""
+    library: ClassVar[str] = ""
+    """Two GGUFs need nothing more; a folder asks for torch when it is opened."""
 
     model: str = Field(min_length=1)
-    """The GGUF model: a name or a run's id."""
+    """The model: a name, a path, or a run's id (what it led to)."""
     reference: str = ""
-    """The Hugging Face folder or model to compare with; the one it was made from when empty."""
-    text: str = ""
-    """A UTF-8 text file to read; a general Chinese text of our own when empty."""
-    n_tokens: int = Field(default=256, ge=8, le=100_000)
-    """Tokens of the text that are compared."""
+    """The model to compare with; the one that it was made from when empty."""
+    text: list[str] = Field(default_factory=list)
+    """Texts to read: files in UTF-8, or text_zh, text_en; these two, which are our own, when empty."""
+    n_tokens: int = Field(default=2048, ge=8, le=1_000_000)
+    """Tokens of each text that are compared."""
+    answers: bool = True
+    """Let both answer ten questions."""
+    speed: bool = True
+    """Measure how fast both are in their engines."""
+    max_kl: float | None = Field(default=None, gt=0)
+    """Largest mean KL divergence (nats) of any text; beyond it the check fails."""
+    min_top1: float | None = Field(default=None, ge=0, le=1)
+    """Least share of places (0 to 1) of any text where both hold the same token for the likeliest."""
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) and value else value or []
 
     def title(self) -> str:
         return self.model

@@ -200,11 +200,18 @@ class Model:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of `text`, special tokens in it recognized, nothing added: as the engine's own server has them."""
+        return self._tokenize(text, add_special=False)
+
+    def begin(self) -> list[int]:
+        """The ids that stand before every text."""
+        return self._tokenize("", add_special=True)[:1]  # an end may be added, too
+
+    def _tokenize(self, text: str, *, add_special: bool) -> list[int]:
         data = text.encode()
         room = len(data) + 16
         while True:
             ids = (c.c_int32 * room)()
-            n = self._c.llama_tokenize(self._vocab, data, len(data), ids, room, False, True)
+            n = self._c.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, True)
             if n >= 0:
                 return list(ids[:n])
             room = -n
