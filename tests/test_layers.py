@@ -68,7 +68,7 @@ ONLY_IN = {
     "openpyxl": "knowledge/loaders/xlsx",
     "rapidocr": "knowledge/loaders/ocr",
     "pypdfium2": "knowledge/loaders/pdf",
-    "PIL": "knowledge/loaders/pdf_page",
+    "PIL": "knowledge/loaders/pdf_page export/picture",
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
     "opencc": "text/fold",

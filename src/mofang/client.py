@@ -203,6 +203,10 @@ class Client:
     def run_metrics(self, run_id: str, after: int = -1) -> list[dict[str, Any]]:
         return list(self.request("GET", f"/v1/runs/{quoted(run_id)}/metrics?after={after}")["data"])
 
+    def run_file(self, run_id: str, name: str) -> bytes:
+        """What a run left for people: "report.md", "picture.png"."""
+        return self.send("GET", f"/v1/runs/{quoted(run_id)}/files/{quoted(name)}").content
+
     def stop_run(self, run_id: str) -> dict[str, Any]:
         return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/stop"))
 

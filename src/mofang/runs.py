@@ -7,6 +7,7 @@
                   /log.txt         what the worker said
                   /stop            there when somebody asked it to stop
                   /out/            what it makes; /checkpoints/ to go on from
+                  /report.md, /picture.png   for people, where it measured something
 
 The worker is a process of its own that outlives whoever started it: closing a terminal, a tab or the gateway ends no
 run. A run whose process is gone without a last word was interrupted, and can be resumed. Files are the only way
@@ -35,6 +36,8 @@ from mofang.recipes import METHODS, Launcher, Recipe, launcher_of, parse, read_y
 
 Status = Literal["created", "running", "done", "stopped", "failed", "interrupted"]
 
+SHOWN = {"report.md": "text/markdown; charset=utf-8", "picture.png": "image/png"}
+"""Files that a run may leave for people, and what they are; those of other names are nobody's to fetch over HTTP."""
 WORKER = "mofang.launch.worker"
 """The module that a run's process is: `python -m mofang.launch.worker <folder>`."""
 STARTING_S = 30.0
@@ -142,6 +145,13 @@ class Run:
         except FileNotFoundError:
             return ""
         return "\n".join(text.rstrip("\n").split("\n")[-lines:])
+
+    def shown(self, name: str) -> Path:
+        """A file of SHOWN. Raises NotFound for another name, or where this run has none."""
+        path = self.folder / name
+        if name not in SHOWN or not path.is_file():
+            raise NotFound("runs.no_file", id=self.id, name=name, known=", ".join(SHOWN))
+        return path
 
     def stop_asked(self) -> bool:
         return (self.folder / "stop").exists()

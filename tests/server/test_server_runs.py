@@ -11,7 +11,7 @@ from fakes import FakeLibrary, FakePool
 from mofang import runs
 from mofang.client import ApiError
 from mofang.models.store import ModelStore
-from mofang.recipes import EXPORTERS, METHODS
+from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
 
@@ -87,6 +87,24 @@ def test_a_preview_shows_what_is_learned(gateway: Gateway, home: Path, tmp_path:
         found = client.preview_dataset("a.jsonl", "tiny")
     assert (found["n_rows"], found["n_examples"], found["n_cut"], len(found["examples"])) == (5, 5, 0, 3)
     assert [part["text"] for part in found["examples"][0]["segments"] if part["learned"]] == ["答<|im_end|>"]
+
+
+def test_what_a_run_left_for_people_is_served_and_nothing_else(gateway: Gateway, home: Path) -> None:
+    run = runs.Runs(home).create(parse(recipe_class("check"), {"model": "tiny"}))
+    (run.folder / "report.md").write_text("# 报告\n", encoding="utf-8")
+    (run.folder / "picture.png").write_bytes(b"\x89PNG")
+    with gateway.http() as http:
+        page = http.get(f"/v1/runs/{run.id}/files/report.md")
+        assert page.text == "# 报告\n" and page.headers["content-type"] == "text/markdown; charset=utf-8"
+        assert http.get(f"/v1/runs/{run.id}/files/picture.png").headers["content-type"] == "image/png"
+        for name in ("recipe.yaml", "state.json", "log.txt", "..%2Fserver.db", "%2Fetc%2Fpasswd"):
+            assert http.get(f"/v1/runs/{run.id}/files/{name}").status_code == 404
+    (run.folder / "report.md").unlink()
+    with gateway.client() as client:
+        assert client.run_file(run.id, "picture.png") == b"\x89PNG"
+        with pytest.raises(ApiError) as raised:
+            client.run_file(run.id, "report.md")
+    assert (raised.value.status, raised.value.code) == (404, "no_file")
 
 
 @pytest.mark.slow

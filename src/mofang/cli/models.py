@@ -194,6 +194,7 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
         return f"{model[key]:,}" if model.get(key) else ""
 
     memory, template = model.get("memory") or {}, model.get("chat_template")
+    manifest = model.get("manifest") or {}
     return [
         ("name", str(model["id"])),
         ("kind", _kind(model)),
@@ -211,8 +212,22 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
         ("source", str(model.get("source") or "")),
         ("path", str(model.get("path") or "")),
         ("sha256", str(model.get("sha256") or "")),
+        ("parents", ", ".join(str(parent.get("name")) for parent in manifest.get("parents") or ())),
+        *(("check", _check(one)) for one in (manifest.get("checks") or {}).get("against") or ()),
         ("loaded", say("cli.yes") if model.get("loaded") else say("cli.no")),
     ]
+
+
+def _check(one: dict[str, Any]) -> str:
+    """A check against another model (`mofang export check`), in a line."""
+    parts = [
+        say("cli.check_kl", kl=one["mean_kl"], top=one["same_top"]) if "mean_kl" in one else "",
+        say("cli.check_ratio", ratio=one["ratio"]),
+        {True: say("cli.check_passed"), False: say("cli.check_failed")}.get(one.get("passed"), ""),
+        ", ".join(text["text"] for text in one["texts"]),
+        one["at"][:10],
+    ]
+    return say("cli.check_against", name=one["reference"]["name"], found=" · ".join(part for part in parts if part))
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -114,8 +114,8 @@ def progress_words(progress: Mapping[str, Any]) -> tuple[str, str]:
     if rate:
         parts.append(f"{amount(rate, unit)}/s" if unit == "bytes" or rate >= 10 else f"{rate:.1f}/s")
     left = progress.get("seconds_left")
-    if left is None and total and rate:
-        left = max(0.0, total - done) / rate
+    if left is None and rate and done > total * 0.02:  # a guess from less is none
+        left = max(0.0, total - done) / rate if total else None
     if left is not None:
         parts.append(say("cli.time_left", time=clock(float(left))))
     return stage, " · ".join(parts)

@@ -22,7 +22,7 @@ WIDTH, HEIGHT, SCALE = 1120, 520, 2
 """In points; SCALE pixels each."""
 PANELS = ((84, 560), (684, 1080))
 """Left and right border of each."""
-TOP, BOTTOM = 96, 448
+TOP, BOTTOM = 106, 448
 COLOURS = {"new": "#b4652a", "other": "#2f5fd0", "reference": "#8a9bb0"}
 GRID, INK, PALE = "#e4e4e4", "#222222", "#707070"
 LEAST_KL = 1e-5
@@ -155,7 +155,7 @@ class _Axis:
         """Whole powers of ten around the values."""
         low, high = floor(log10(min(values))), ceil(log10(max(values)) + 0.05)
         high = max(high, low + 1)
-        marks = [(10.0**n, f"{10.0**n:g}") for n in range(low, high + 1)]
+        marks = [(10.0**n, f"{'< ' if 10.0**n <= LEAST_KL else ''}{10.0**n:g}") for n in range(low, high + 1)]
         return cls(lambda value: (log10(value) - low) / (high - low), tuple(marks))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
 
 from mofang.data import FILES, FORMATS
 from mofang.data.preview import survey
@@ -16,7 +17,7 @@ from mofang.data.readers import Layout, rows
 from mofang.errors import Forbidden, MofangError, NotFound, Unreadable
 from mofang.models.store import check_name
 from mofang.recipes import EXPORTERS, METHODS, launcher_of, parse, recipe_class
-from mofang.runs import Run, Runs, State, need
+from mofang.runs import SHOWN, Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
@@ -93,6 +94,12 @@ def details(run_id: str, backend: Here) -> dict[str, Any]:
 def metrics(run_id: str, backend: Here, after: int = Query(default=-1)) -> dict[str, Any]:
     """The measured lines of steps beyond `after`."""
     return {"object": "list", "data": _runs(backend).get(run_id).metrics(after)}
+
+
+@router.get("/v1/runs/{run_id}/files/{name}", response_class=FileResponse)
+def file(run_id: str, name: str, backend: Here) -> FileResponse:
+    """What a run left for people: report.md, picture.png."""
+    return FileResponse(_runs(backend).get(run_id).shown(name), media_type=SHOWN.get(name))
 
 
 @router.post("/v1/runs/{run_id}/stop", dependencies=[Owner])

@@ -9,7 +9,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import jobs
+from mofang.ui.components import checks, jobs
 from mofang.ui.components.base import badges, flash, fragment, plain, quiet, show_error, show_flash
 from mofang.ui.session import client, language, t, t_or
 from mofang.ui.watch import Task
@@ -156,6 +156,8 @@ def _details(name: str) -> None:
             if memory.get(part)
         ]
         quiet(t("memory_parts", parts=" + ".join(parts)))
+    if against := ((model.get("manifest") or {}).get("checks") or {}).get("against"):
+        checks.show(name, against)
     if model.get("chat_template"):
         with st.expander(t("chat_template"), key=f"template_{name}"):
             st.code(model["chat_template"], language="jinja2", wrap_lines=True)
