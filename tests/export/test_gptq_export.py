@@ -320,11 +320,11 @@ def test_a_real_model_answers_the_same_from_both(
     worker.run(run.recipe(), run)
     exporting = start("gguf", model="made")
     gguf.run(exporting.recipe(), exporting)
-    checking = start("check", model="made-q4_0", n_tokens=48)
+    checking = start("check", model="made-q4_0", n_tokens=48, answers=False, speed=False)
     from mofang.export import check
 
     found = check.run(checking.recipe(), checking)
-    assert found["reference"] == "made" and found["same_ids"] and found["same_template"]
+    assert found["reference"]["name"] == "made" and found["same_ids"] and found["same_template"]
     # llama.cpp computes with activations in 8 bits: 43 of 46 tokens here, where transformers' two likeliest lie close.
     assert found["same_top"] > 0.9 and found["mean_kl"] < 0.03, found
 
