@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,20 @@ from numpy.typing import NDArray
 from mofang.data import handbook, readers
 from mofang.data.rows import Conversation, Document, Row
 from mofang.errors import Unreadable
+from mofang.models.base import ModelRef
+from mofang.runs import Run
+from mofang.strings import say
 from mofang.tokenizer import Tokenizer
+from mofang.tokenizer import load as load_tokenizer
 from mofang.tokenizer.scripts import script_of
 
 POOL = 64
 """Characters for each token wanted, among which rows are drawn; what lies beyond is not read."""
 MIN_TOKENS = 64
+LITTLE_CHINESE = 0.1
+"""Share of Chinese among letters below which a calibration is warned of."""
+OURS = "mofang"
+"""Stands for Mofang's own texts, among the user's or alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +44,41 @@ class Calibration:
     """Share of Chinese characters among letters."""
     sources: tuple[str, ...]
 
+    def manifest(self) -> dict[str, Any]:
+        """What a manifest says of them."""
+        n, length = self.ids.shape
+        return {
+            "sha256": self.digest, "n_sequences": n, "length": length, "han": round(self.han, 3),
+            "sources": list(self.sources),
+        }  # fmt: skip
+
     @property
     def digest(self) -> str:
         """SHA-256 of the ids."""
         return hashlib.sha256(self.ids.astype("<i8").tobytes()).hexdigest()
+
+
+class Asked(Protocol):
+    """Of a recipe: what is to be read."""
+
+    calibration: list[str]
+    samples: int
+    length: int
+    seed: int
+
+
+def of(recipe: Asked, base: ModelRef, run: Run) -> Calibration:
+    """The texts that a recipe asks for, and what the user must know of them said. Raises as `read`."""
+    texts = read(
+        recipe.calibration, load_tokenizer(base.path), samples=recipe.samples, length=recipe.length, seed=recipe.seed
+    )
+    n, length = texts.ids.shape
+    run.note(say("export.calibration", n=n, length=length, tokens=n * length, han=f"{texts.han:.0%}"))
+    if 2 * n * length < recipe.samples * recipe.length:
+        run.note(say("export.calibration_short", tokens=n * length, wanted=recipe.samples * recipe.length))
+    if texts.han < LITTLE_CHINESE:
+        run.note(say("export.calibration_no_chinese", han=f"{texts.han:.0%}"))
+    return texts
 
 
 def read(data: Sequence[str], tokenizer: Tokenizer, *, samples: int, length: int, seed: int) -> Calibration:
@@ -67,13 +107,15 @@ def read(data: Sequence[str], tokenizer: Tokenizer, *, samples: int, length: int
     cut = np.array(ids[: n * length], np.int64).reshape(n, length)
     scripts = [script_of(character) for text in texts[:used] for character in text]
     han, latin = scripts.count("han"), scripts.count("latin")
-    return Calibration(cut, han / max(1, han + latin), tuple(data) or ("mofang",))
+    return Calibration(cut, han / max(1, han + latin), tuple(data) or (OURS,))
 
 
 def _rows(data: Sequence[str]) -> Iterator[Row]:
-    if not data:
-        yield from handbook.sections()
-    for path in data:
+    for path in data or (OURS,):
+        if path == OURS:
+            yield from handbook.sections()
+            yield from handbook.code()
+            continue
         for file in readers.files_of(Path(path).expanduser())[0]:
             yield from readers.rows(file, readers.Layout())
 

@@ -7,6 +7,7 @@ tools/quantize.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from mofang.errors import Invalid, MofangError, Unreadable
 from mofang.export import folder, lossless
 from mofang.export import source as sources
 from mofang.export.gptq import format as gptq
+from mofang.export.mixed import worker as mixed
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
 from mofang.models.sources.base import need_disk
@@ -55,7 +57,10 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
             known=", ".join([*CONVERTED, *sorted(QUANTIZED)]),
         )
     given = folder.find(recipe.model) if folder.find_run(recipe.model) is None else None
-    way = _keep if given and given.format == "gptq" else _plain
+    keeps, mixes = given is not None and given.format == "gptq", bool(recipe.bits or recipe.size or recipe.types)
+    if keeps and mixes:
+        raise Invalid("export.gptq_no_mix", param="model", name=recipe.model)
+    way = _keep if keeps else _mixed if mixes else _plain
     return way(recipe, run, kind, Reporter(run))
 
 
@@ -76,16 +81,31 @@ def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
         else:
             whole = target / "whole.gguf"
             _convert(tools, source, whole, "f16", name, parameters, report)
-            _child(
-                [str(quantize), str(whole), str(file), kind.upper()],
-                {},
-                file,
-                int(parameters * 0.6),
-                "quantize",
-                report,
-            )
+            told = mixed.watch(recipe, run, source, whole, report) if recipe.imatrix else {}
+            weighed = ["--imatrix", str(target / mixed.IMPORTANCE)] if told else []
+            command = [str(quantize), *weighed, str(whole), str(file), kind.upper()]
+            _child(command, {}, file, int(parameters * 0.6), "quantize", report)
             whole.unlink()
+            return _publish(recipe, run, source, file, kind, **told)
         return _publish(recipe, run, source, file, kind)
+
+
+def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]:
+    """Each matrix as a type of its own."""
+    source = sources.find(recipe.model, run)
+    mixed.check(recipe)
+    suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or "mixed"
+    name = folder.free_name(recipe.name or f"{source.name.removesuffix('-hf')}-{suffix}", overwrite=recipe.overwrite)
+    report("source", 0, 0, "")
+    tools = toolchain.converter(settings.load().home)
+    with folder.aside(run) as target:
+        whole, file = target / "whole.gguf", target / f"{name}.gguf"
+        _convert(tools, source, whole, "f16", name, folder.store().facts(source).parameters, report)
+        told = mixed.make(recipe, run, source, whole, file, report)
+        whole.unlink()
+        made = _publish(recipe, run, source, file, told.pop("type"), **told)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    return {**made, "bits_per_weight": told["bits_per_weight"], "predicted_kl": told.get("predicted_kl")}
 
 
 def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]:

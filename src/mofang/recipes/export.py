@@ -72,7 +72,26 @@ class Resize(_Export):
         return value
 
 
-class Gguf(_Export):
+class _Calibrated(_Export):
+    """An exporter that watches the model read."""
+
+    calibration: list[str] = Field(default_factory=list)
+    """Files or folders of texts or conversations; "mofang" among them is Mofang's own Chinese, English and code, which is
+    also what is read when empty."""
+    samples: int = Field(default=128, ge=1, le=100_000)
+    """Sequences of calibration text."""
+    length: int = Field(default=512, ge=16, le=32_768)
+    """Tokens of a sequence."""
+    seed: int = 0
+    """Of the choice among calibration texts."""
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+
+class Gguf(_Calibrated):
     """A Hugging Face folder, a run (merged first), or a GPTQ model, as a GGUF file."""
 
     kind: ClassVar[str] = "gguf"
@@ -82,9 +101,34 @@ class Gguf(_Export):
     """f32, f16, bf16 and q8_0 need no compiler; K-quants such as q4_k_m need llama.cpp's llama-quantize. When empty:
     q8_0. A GPTQ model's quantized weights are kept to the bit whatever is said here; it says what becomes of the
     others, which are kept too when empty."""
+    bits: float = Field(default=0, ge=0, le=16)
+    """Average bits of a weight: each matrix gets the type by which the whole loses least, measured on the calibration texts.
+    0: as `type` says."""
+    size: str = ""
+    """The same by the file's size: "300MB"."""
+    types: str = ""
+    """The same by a file of an earlier choice: lines `tensor=type`, as they lie beside a model made by `bits` or `size`."""
+    imatrix: bool = True
+    """Give llama-quantize an importance matrix of the calibration texts."""
+    samples: int = Field(default=64, ge=1, le=100_000)
+    """Sequences of calibration text."""
+
+    @field_validator("size", "types")
+    @classmethod
+    def _one_way(cls, value: str, info: ValidationInfo) -> str:
+        if value and any(info.data.get(name) for name in ("type", "bits", "size")):
+            raise refused("one_of_type_bits_size_types")
+        return value
+
+    @field_validator("bits")
+    @classmethod
+    def _not_with_type(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("type"):
+            raise refused("one_of_type_bits_size_types")
+        return value
 
 
-class Gptq(_Export):
+class Gptq(_Calibrated):
     """A Hugging Face folder, or a run (merged first), with linear layers quantized by GPTQ."""
 
     kind: ClassVar[str] = "gptq"
@@ -102,19 +146,6 @@ class Gptq(_Export):
     """Parts of a layer see what the parts before them became."""
     mse: bool = False
     """Search each group's scale for the smallest error instead of taking its largest weight's; slower."""
-    calibration: list[str] = Field(default_factory=list)
-    """Files or folders of texts or conversations to watch the model read; Mofang's own Chinese and English when empty."""
-    samples: int = Field(default=128, ge=1, le=100_000)
-    """Sequences of calibration text."""
-    length: int = Field(default=512, ge=16, le=32_768)
-    """Tokens of a sequence."""
-    seed: int = 0
-    """Of the choice among calibration texts."""
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
 
 class Check(Recipe):

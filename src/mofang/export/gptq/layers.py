@@ -88,6 +88,8 @@ class Decoder:
         if not found:
             raise Unreadable("export.gptq_family", path=folder, architecture=str(config.model_type), what="-")
         self.prefix, self.layers = found[0]
+        self.tied = f"{self._name(self.model.get_output_embeddings())}.weight" not in self.places
+        """Whether the head is the embedding's matrix."""
         self.once: dict[str, _Once] = {}
         """Parts of the loaded layer whose outputs are kept."""
         self.calls: list[dict[str, Any]] = []
@@ -132,8 +134,7 @@ class Decoder:
     @contextmanager
     def _embedding(self) -> Iterator[None]:
         embedding = self.model.get_input_embeddings()
-        name = next(name for name, module in self.model.named_modules() if module is embedding)
-        _set(embedding, "weight", self.tensor(f"{name}.weight").to(self.on, self.dtype))
+        _set(embedding, "weight", self.tensor(f"{self.embedding_name}.weight").to(self.on, self.dtype))
         yield
         embedding.to("meta")
 
@@ -161,6 +162,47 @@ class Decoder:
             for layer in self.layers:
                 del layer.forward
         return seen[0]
+
+    @property
+    def embedding_name(self) -> str:
+        """The module that makes states of ids."""
+        return self._name(self.model.get_input_embeddings())
+
+    @property
+    def head_name(self) -> str:
+        """The module whose matrix makes logits of states; for a tied head the embedding."""
+        return self.embedding_name if self.tied else self._name(self.model.get_output_embeddings())
+
+    def _name(self, module: nn.Module) -> str:
+        return next(name for name, each in self.model.named_modules() if each is module)
+
+    @contextmanager
+    def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """What makes logits (b, length, n_vocab) of the states (b, length, width) behind the last layer."""
+        out = self.model.get_output_embeddings()
+        own = {f"{self._name(module)}.weight" for module in (self.model.get_input_embeddings(), out)}
+        others = [name for name, _ in self.model.named_parameters() if not name.startswith(f"{self.prefix}.")]
+        values = {name: self.tensor(name) for name in others if name not in own}
+        for name, value in values.items():
+            _set(self.model, name, value.to(self.on, self.dtype))
+        _set(out, "weight", self.tensor(f"{self.head_name}.weight").to(self.on, self.dtype))
+
+        def logits(states: Tensor) -> Tensor:
+            for layer in self.layers:
+                layer.forward = lambda given, **more: states
+            try:
+                made: Tensor = self.model(inputs_embeds=torch.zeros_like(states), use_cache=False).logits
+                return made
+            finally:
+                for layer in self.layers:
+                    del layer.forward
+
+        try:
+            yield logits
+        finally:
+            for name, value in values.items():
+                _set(self.model, name, value.to("meta"))
+            out.to("meta")
 
     def load(self, index: int) -> nn.Module:
         """A layer with its weights. `unload` forgets them."""

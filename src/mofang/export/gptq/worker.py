@@ -28,11 +28,8 @@ from mofang.platform import peak_memory
 from mofang.recipes.export import Gptq
 from mofang.runs import Reporter, Run
 from mofang.strings import say
-from mofang.tokenizer import load as load_tokenizer
 
 SHARD_BYTES = 1 << 30
-LITTLE_CHINESE = 0.1
-"""Share of Chinese among letters below which a calibration is warned of."""
 
 
 def run(recipe: Gptq, run: Run) -> dict[str, Any]:
@@ -42,14 +39,7 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
     name = folder.free_name(recipe.name or f"{stem}-gptq-{recipe.bits}bit", overwrite=recipe.overwrite)
     report = Reporter(run)
     report("read", 0, 0, "")
-    texts = calibration.read(
-        recipe.calibration,
-        load_tokenizer(base.path),
-        samples=recipe.samples,
-        length=recipe.length,
-        seed=recipe.seed,
-    )
-    _tell(texts, recipe, run)
+    texts = calibration.of(recipe, base, run)
     errors = quantize(base, recipe, texts, run, report)
     with folder.aside(run) as target:
         report("write", 0, 0, "")
@@ -58,10 +48,7 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
             target, name, format="gptq", kind=base.kind, run=run, parents=[folder.parent(base, "source")],
             runs=lineage(base), overwrite=recipe.overwrite, recipe=base.manifest.get("recipe"),
             data=base.manifest.get("data"), type=f"gptq {recipe.bits}-bit",
-            calibration={
-                "sha256": texts.digest, "n_sequences": len(texts.ids), "length": texts.ids.shape[1],
-                "han": round(texts.han, 3), "sources": list(texts.sources),
-            },
+            calibration=texts.manifest(),
             relative_errors=errors,
             tools={"torch": str(torch.__version__)},
         )  # fmt: skip
@@ -83,15 +70,6 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
         "mean_relative_error": mean,
         "peak_memory_bytes": peak_memory(),
     }
-
-
-def _tell(texts: calibration.Calibration, recipe: Gptq, run: Run) -> None:
-    n, length = texts.ids.shape
-    run.note(say("export.calibration", n=n, length=length, tokens=n * length, han=f"{texts.han:.0%}"))
-    if 2 * n * length < recipe.samples * recipe.length:
-        run.note(say("export.calibration_short", tokens=n * length, wanted=recipe.samples * recipe.length))
-    if texts.han < LITTLE_CHINESE:
-        run.note(say("export.calibration_no_chinese", han=f"{texts.han:.0%}"))
 
 
 def _tell_ragged(layer: torch.nn.Module, recipe: Gptq, run: Run) -> None:

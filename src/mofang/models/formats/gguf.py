@@ -71,6 +71,7 @@ GGML_TYPES: dict[int, tuple[str, int, int]] = {
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
     41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
 }
 """Number in the file → name, weights in a block, bytes of a block."""
 
@@ -175,6 +176,8 @@ class Header:
     data_offset: int
     """Byte at which the weights begin."""
     file_bytes: int
+    tensors_offset: int
+    """Byte at which the tensors' descriptions begin."""
 
     @property
     def architecture(self) -> str:
@@ -430,12 +433,13 @@ def _header(reader: _Reader, arrays: frozenset[str]) -> Header:
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment <= 0 or alignment % 8:
         raise reader.bad(f"general.alignment {alignment!r}")
+    tensors_offset = reader.at
     tensors = _tensors(reader, n_tensors, alignment)
     data_offset = reader.at + -reader.at % alignment
     end = max((data_offset + tensor.offset + tensor.n_bytes for tensor in tensors), default=reader.at)
     if end > reader.size:
         raise reader.truncated(end)
-    return Header(version, metadata, tensors, data_offset, reader.size)
+    return Header(version, metadata, tensors, data_offset, reader.size, tensors_offset)
 
 
 def _metadata(reader: _Reader, n_keys: int, arrays: frozenset[str]) -> dict[str, Any]:
