@@ -7,6 +7,7 @@ Source: ggml.h, ggml_quantize_chunk and ggml_get_type_traits.
 import ctypes as c
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ TYPES = (
 )  # fmt: skip
 """What a matrix may become. Left out: types that need three times as long to be found for little (IQ2, IQ3_XXS), and those
 of models that were trained for them (TQ, MXFP4)."""
-PLAIN = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+PLAIN: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 CHUNKS = 4
 """Parts of a matrix for each thread: they do not all take the same time."""
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mofang.export.gptq.layers import BATCH_TOKENS, Decoder, Hidden, linears
+from mofang.export.gptq.layers import BATCH_TOKENS, Decoder, linears
 from mofang.export.mixed.blocks import Blocks, fits
 
 KEPT_TOKENS = 2048
@@ -151,7 +151,7 @@ def _head(
             own = states[row : row + 1].to(decoder.on).requires_grad_(True)
             logits = to_logits(own)[0].float()
             drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(decoder.on)
-            cross_entropy(logits, drawn, reduction="sum").backward()  # type: ignore[no-untyped-call]
+            cross_entropy(logits, drawn, reduction="sum").backward()
             assert own.grad is not None
             gradients[row] = own.grad[0]
         hook.remove()
@@ -221,7 +221,9 @@ def _embedding(
     used, places = ids.unique(return_inverse=True)
     known = weight[used].float()
     rows, flat = known[places.flatten()], states.reshape(-1, states.shape[-1]).float()
-    scale = float((flat * rows).sum() / rows.square().sum().clamp(min=1e-30))  # some families multiply what they look up
+    scale = float(
+        (flat * rows).sum() / rows.square().sum().clamp(min=1e-30)
+    )  # some families multiply what they look up
     g = gradients.reshape(-1, gradients.shape[-1]).float()
     losses = {}
     for type in types:

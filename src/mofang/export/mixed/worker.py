@@ -28,7 +28,6 @@ from mofang.models.store import digest
 from mofang.recipes.export import Gguf
 from mofang.runs import Reporter, Run
 from mofang.strings import say
-from mofang.tokenizer import load as load_tokenizer
 
 CHOICE, IMPORTANCE = "tensor_types.txt", "importance.imatrix"
 """What lies beside the model: llama-quantize's --tensor-type-file and --imatrix."""
@@ -42,6 +41,7 @@ def make(recipe: Gguf, run: Run, source: ModelRef, whole: Path, file: Path, repo
     """Write `file` from the converted `whole`; returns what its manifest says of it."""
     blocks = Blocks(library.load(library.find(settings.load())[0]))
     tensors = writer.matrices(whole)
+    told: dict[str, Any]
     stated = read_choice(Path(recipe.types).expanduser(), tensors) if recipe.types else {}
     beside = Path(recipe.types).expanduser().parent / IMPORTANCE
     if stated and beside.is_file():
@@ -138,10 +138,7 @@ def _kept(path: Path, stamp: str) -> list[Matrix]:
         found_stamp, rows = json.loads(str(kept[ROWS]))
         if found_stamp != stamp:
             return []
-        return [
-            Matrix(name, (shape[0], shape[1]), kept[name] if name in kept else None, losses)
-            for name, shape, losses in rows
-        ]
+        return [Matrix(name, (shape[0], shape[1]), kept.get(name), losses) for name, shape, losses in rows]
 
 
 def _choose(recipe: Gguf, matrices: Mapping[str, Matrix], whole: Path) -> dict[str, budget.Option]:
@@ -151,7 +148,7 @@ def _choose(recipe: Gguf, matrices: Mapping[str, Matrix], whole: Path) -> dict[s
     }
     parameters = sum(tensor.n_elements for tensor in gguf.read(whole).tensors)
     low, high = budget.bounds(table)
-    apart = writer.file_bytes(whole, {name: "F16" for name in table}) - sum(
+    apart = writer.file_bytes(whole, dict.fromkeys(table, "F16")) - sum(
         n_bytes("F16", each.shape) for each in matrices.values()
     )  # the header, and what keeps its type
     wanted = size_of(recipe.size) if recipe.size else int(recipe.bits * parameters / 8) + gguf.read(whole).data_offset

@@ -7,7 +7,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ SLAB_BYTES = 64 << 20
 """Of float32 weights at a time."""
 _FILE_TYPE = b"general.file_type"
 _U32 = 4
-_WIDE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_WIDE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 def matrices(path: Path) -> dict[str, gguf.Tensor]:
     """The matrices of a converted file that may get another type, by name."""
-    return {tensor.name: tensor for tensor in gguf.read(path).tensors if len(tensor.shape) == 2 and tensor.type in _WIDE}
+    return {
+        tensor.name: tensor for tensor in gguf.read(path).tensors if len(tensor.shape) == 2 and tensor.type in _WIDE
+    }
 
 
 def write(
@@ -92,7 +94,12 @@ def _description(tensor: gguf.Tensor, type: str, offset: int) -> bytes:
 
 
 def _requantize(
-    read: BinaryIO, out: BinaryIO, tensor: gguf.Tensor, type: str, importance: NDArray[np.float32] | None, blocks: Blocks
+    read: BinaryIO,
+    out: BinaryIO,
+    tensor: gguf.Tensor,
+    type: str,
+    importance: NDArray[np.float32] | None,
+    blocks: Blocks,
 ) -> None:
     columns, rows = tensor.shape
     slab = max(1, SLAB_BYTES // (4 * columns))
@@ -115,5 +122,3 @@ def _copy(read: BinaryIO, out: BinaryIO, n: int) -> None:
         piece = read.read(min(n, SLAB_BYTES))
         out.write(piece)
         n -= len(piece)
-
-
