@@ -15,14 +15,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import mofang
 from mofang import settings
 from mofang.engine import toolchain
-from mofang.errors import Invalid, MofangError, Unreadable
+from mofang.engine.llama import library
+from mofang.errors import Invalid, MissingSystem, MofangError, Unreadable
 from mofang.export import folder, lossless
 from mofang.export import source as sources
 from mofang.export.gptq import format as gptq
 from mofang.export.mixed import worker as mixed
+from mofang.messages import Message
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
 from mofang.models.sources.base import need_disk
@@ -42,6 +46,8 @@ CONVERTER = Path(__file__).parent / "converter.py"
 """Runs llama.cpp's converter where we know how the tokenizer cuts text, and it may not."""
 KEEPER = Path(__file__).parent / "gptq" / "converter.py"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+TALK, TRIED, TRIED_TOKENS = "你好！请用一句话介绍你自己。", 8, 256
+"""What a finished file is asked, the tokens it may say, and the longest window for both."""
 PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安装"
 """A text whose ids must be the same before and after."""
 
@@ -163,10 +169,11 @@ def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
 
 
 def _publish(recipe: Gguf, run: Run, source: ModelRef, file: Path, kind: str, **more: Any) -> dict[str, Any]:
+    checks = verify(file, source) | tried(file, source, run)
     made = folder.publish(
         file.parent, file.stem, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
         runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
-        recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=verify(file, source),
+        recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks,
         tools={"converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"}, **more,
     )  # fmt: skip
     run.note(say("export.gguf_made", name=made.name, type=kind, size=f"{made.size_bytes / 1e6:.0f}"))
@@ -183,6 +190,28 @@ def verify(file: Path, source: ModelRef) -> dict[str, Any]:
     if ours.encode(PROBE) != theirs.encode(PROBE):
         raise Unreadable("export.ids_differ", path=file, text=PROBE)
     return {"chat_template": "same", "eos_token_id": theirs.eos_id, "ids": "same"}
+
+
+def tried(file: Path, source: ModelRef, run: Run) -> dict[str, Any]:
+    """Load the file as the engine will, and let it begin an answer. Raises Unreadable when it cannot."""
+    try:
+        found = library.load(library.find(settings.load())[0])
+    except MissingSystem as error:
+        run.note(say("export.not_tried", why=error.message()))
+        return {}
+    ours = load_tokenizer(source.path)
+    talk = ours.render([Message("user", TALK)], add_generation_prompt=True) if ours.chat_template else TALK
+    with library.Model(found, file, n_ctx=TRIED_TOKENS) as model:
+        ids, said = model.tokenize(talk)[: TRIED_TOKENS - TRIED], list[int]()
+        while len(said) < TRIED:
+            *_, rows = model.read([*ids, *said])
+            if not np.isfinite(rows).all():
+                raise Unreadable("export.check_no_numbers")
+            likeliest = int(rows[-1].argmax())
+            if likeliest in ours.end_ids:
+                break
+            said.append(likeliest)
+    return {"said": ours.decode(said)}
 
 
 def _convert(
