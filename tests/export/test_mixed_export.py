@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from safetensors.numpy import load_file, save_file
 
 from mofang import settings
+from mofang.engine import build
 from mofang.engine.llama import library
 from mofang.errors import Invalid, MofangError, NotFound, Unreadable
 from mofang.export import gguf
 from mofang.export.mixed import imatrix, sensitivity, worker
+from mofang.export.mixed.blocks import Blocks
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore
 from mofang.recipes import parse
@@ -139,3 +142,33 @@ def test_a_stop_after_the_measurement_keeps_it(
     monkeypatch.setattr(worker, "_choose", choose)
     monkeypatch.setattr(sensitivity, "weigh", None)
     assert gguf.run(run.recipe(), run)["model"] == "kept"
+
+
+def test_llama_quantize_is_given_the_importance(
+    native: build.Build, converter: Path, base: Path, store: ModelStore, start: Start, text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("PATH", f"{native.folder / 'bin'}:/usr/bin:/bin")
+    _, made = make(start, text, type="q4_0", name="with")
+    make(start, text, type="q4_0", name="without", imatrix=False)
+    files = {name: {tensor.name: tensor.data for tensor in GGUFReader(store.get(name).path).tensors}
+             for name in ("with", "without")}  # fmt: skip
+    name = "blk.0.ffn_down.weight"
+    assert made["type"] == "q4_0" and not np.array_equal(files["with"][name], files["without"][name])
+    assert store.get("with").manifest["calibration"]["n_sequences"] == 6
+    assert "calibration" not in store.get("without").manifest
+    own = Blocks(library.load(library.find(settings.load())[0]))
+    make(start, text, type="f16", name="whole")
+    whole = {tensor.name: tensor.data for tensor in GGUFReader(store.get("whole").path).tensors}
+    importance = imatrix.read(store.get("with").path.parent / worker.IMPORTANCE)
+    assert np.array_equal(files["with"][name], own.encode("Q4_0", whole[name].astype(np.float32), importance[name]))
+
+
+def test_a_file_that_says_no_numbers_gets_no_name(converter: Path, base: Path, store: ModelStore, start: Start) -> None:
+    broken = load_file(base / "model.safetensors")
+    broken["model.norm.weight"] *= float("nan")
+    save_file(broken, base / "model.safetensors", metadata={"format": "pt"})
+    run = start("gguf", model="tiny", type="f16", name="broken")
+    with pytest.raises(MofangError):
+        gguf.run(run.recipe(), run)
+    assert {ref.name for ref in store.list()} == {"tiny"} and not list(store.folder.glob(".export-*"))
