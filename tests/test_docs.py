@@ -56,7 +56,11 @@ def _commands() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
 
     def walk(command: object, name: str) -> None:
-        found[name] = {option for each in command.params for option in getattr(each, "opts", [])}  # type: ignore[attr-defined]
+        found[name] = {
+            option
+            for each in command.params  # type: ignore[attr-defined]
+            for option in (*getattr(each, "opts", ()), *getattr(each, "secondary_opts", ()))  # --x, --no-x
+        }
         for child, below in getattr(command, "commands", {}).items():
             walk(below, f"{name} {child}".strip())
 

@@ -102,7 +102,9 @@ def test_both_answer_and_are_timed_in_their_engines(models: ModelStore, start: S
     assert len(found["answers"]) == 10 and all(one["reference_answer"] is not None for one in found["answers"])
     assert any(one["ended"] is False for one in found["answers"])  # random weights do not know an end
     for side in ("speed", "reference_speed"):
-        assert found[side]["prompt_per_second"] > 0 and found[side]["predicted_per_second"] > 0 and found[side]["load_s"]
+        assert (
+            found[side]["prompt_per_second"] > 0 and found[side]["predicted_per_second"] > 0 and found[side]["load_s"]
+        )
     page = (run.folder / report.FILE).read_text(encoding="utf-8")
     assert page.startswith("# tiny-q4 对照 tiny-f16\n") and "没有结束" in page and found["answers"][0]["prompt"] in page
     with Image.open(run.folder / picture.FILE) as image:
@@ -130,7 +132,10 @@ def test_a_picture_without_chinese_letters_speaks_english(tmp_path: Path, monkey
     monkeypatch.setattr(picture._Paper, "text", lambda self, x, y, text, *more, **named: (
         said.append(text), real(self, x, y, text, *more, **named)))  # fmt: skip
     found = {"reference": {"name": "源"}, "texts": [{"text": "text_zh"}]}
-    points = [picture.Point(1, "小的", 10**8, 0.05, 1.02, 30.0, is_new=True), picture.Point(2, "源", 10**9, 0.0, 1, None)]
+    points = [
+        picture.Point(1, "小的", 10**8, 0.05, 1.02, 30.0, is_new=True),
+        picture.Point(2, "源", 10**9, 0.0, 1, None),
+    ]
     picture.draw(points, tmp_path / "x.png", found)
     assert (tmp_path / "x.png").is_file() and "[1]" in said and all(text.isascii() for text in said)
 
