@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,13 @@ def test_a_model_of_no_numbers_is_found_out(models: ModelStore, start: Start, ba
         checked(start, "tiny-f16", reference="tiny")
     assert raised.value.code == "check_no_numbers"
     assert "checks" not in models.get("tiny-f16").manifest
+
+
+def test_two_files_are_compared_without_torch() -> None:
+    program = (
+        "import sys, mofang.export.check; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_what_models_said_cannot_leave_its_block() -> None:
