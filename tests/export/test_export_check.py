@@ -15,10 +15,11 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import tiny_llama
-from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, Unreadable
+from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, TooLarge, Unreadable
 from mofang.export import check, picture, readers, report
 from mofang.measure import load_text
 from mofang.models.store import ModelStore, digest, read_manifest, write_manifest
+from mofang.platform import Memory
 from mofang.recipes import parse
 from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs
@@ -195,6 +196,11 @@ def test_what_cannot_be_compared_is_said(
     with pytest.raises(Invalid) as raised:
         checked(start, "tiny-q4", reference="tiny")
     assert raised.value.code == "wrong_kind"
+    with monkeypatch.context() as patch:
+        patch.setattr(readers, "memory", lambda: Memory(1 << 30, 1 << 16))
+        with pytest.raises(TooLarge) as large:
+            checked(start, "tiny-f16")
+    assert large.value.code == "check_too_large" and "--type f16" in large.value.hint()
     monkeypatch.setattr(readers, "has_module", lambda name: False)
     with pytest.raises(MissingExtra) as missing:
         checked(start, "tiny-f16")

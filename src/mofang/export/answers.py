@@ -107,7 +107,8 @@ async def _in_engine(ref: ModelRef, *, asked: bool, timed: bool, tell: Callable[
 async def _answer(engine: ChatEngine, messages: list[Message]) -> tuple[str, bool]:
     """(the text, whether the model ended it)."""
     text, reason = "", None
-    sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0)
+    # No penalty: a folder may state one of its own, which a GGUF does not know.
+    sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0, repeat_penalty=1.0)
     async with aclosing(cast(Any, engine.chat(messages, sampling))) as deltas:
         async for delta in deltas:
             text += delta.reasoning + delta.content
