@@ -11,6 +11,7 @@ from mofang.engine.base import ChatEngine
 from mofang.engine.bench import speed
 from mofang.engine.texts import passages
 from mofang.errors import MofangError
+from mofang.export import folder
 from mofang.measure import prompts
 from mofang.messages import Message, Sampling
 from mofang.models.base import ModelRef
@@ -23,6 +24,8 @@ ANSWER_TOKENS = 128
 """Of one answer; one that is cut there is said to have no end."""
 PROMPT, TOKENS, ROUNDS = 512, 32, 3
 """What speed is measured at: tokens of the prompt, of the answer after it, and how often."""
+SLOW_S = 15.0
+"""A first round that takes longer is the only one."""
 TALK = [Message("user", "你好！ Hello, 123\n\n请介绍一下自己。")]
 """What both must render alike."""
 
@@ -32,9 +35,10 @@ async def add(
 ) -> None:
     """Into `found`: answers; speed, reference_speed (tokens a second, seconds to load); same_template."""
     ours, theirs = (_template(each) for each in (ref, reference))
-    asked = recipe.answers and bool(ours and theirs)
-    if recipe.answers and not asked:
-        run.note(say("export.check_no_template", name=ref.name if not ours else reference.name))
+    without = [each.name for each in (ref, reference) if not folder.store().facts(each).chat_template]
+    asked = recipe.answers and not without
+    if recipe.answers and without:
+        run.note(say("export.check_no_template", name=without[0]))
     found["same_template"] = ours == theirs if ours and theirs else None
     if not (asked or recipe.speed):
         return
@@ -47,7 +51,10 @@ async def add(
             continue
 
         def told(done: int, name: str = each.name) -> None:
-            tell("answer", done, total, "answers", name)
+            if asked and done < total:
+                tell("answer", done, total, "answers", name)
+            else:
+                tell("measure", 0, 0, "", name)
 
         told(0)
         sides.append(await _in_engine(each, asked=asked, timed=recipe.speed, tell=told))
@@ -75,7 +82,7 @@ def _said(answers: list[tuple[str, bool]] | None, place: int, prefix: str) -> di
 
 
 def _template(ref: ModelRef) -> str:
-    """What a conversation is for the model; "" for one without a template, or whose tokenizer only llama.cpp knows."""
+    """A conversation as the model reads it; "" for one without a template, or whose tokenizer only llama.cpp knows."""
     try:
         tokenizer = load_tokenizer(ref.path)
     except MofangError:
@@ -122,7 +129,10 @@ async def _speed(engine: ChatEngine, load_s: float) -> dict[str, Any]:
     n_prompt = min(PROMPT, info.n_ctx - TOKENS - 8)
     while len(ids) < n_prompt:
         ids += await engine.tokenize("\n\n".join(passages()))
-    prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, ROUNDS)
+    began = time.monotonic()
+    prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, 1)
+    if time.monotonic() - began < SLOW_S:  # it has warmed up what is measured now
+        prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, ROUNDS)
     return {
         "load_s": round(load_s, 2), "n_prompt": n_prompt, "prompt_per_second": round(prompt, 1),
         "predicted_per_second": round(predicted, 1), "provider": info.provider, "choices": info.choices,
