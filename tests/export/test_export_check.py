@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny_llama
 from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, TooLarge, Unreadable
-from mofang.export import check, picture, readers, report
+from mofang.export import answers, check, picture, readers, report
 from mofang.measure import load_text
 from mofang.models.store import ModelStore, digest, read_manifest, write_manifest
 from mofang.platform import Memory
@@ -100,7 +100,10 @@ def test_limits_of_ones_own_decide_and_the_figures_of_a_failure_are_kept(models:
     assert page.index("没有通过") < page.index("## ") and (run.folder / picture.FILE).is_file()
 
 
-def test_both_answer_and_are_timed_in_their_engines(models: ModelStore, start: Start) -> None:
+def test_both_answer_and_are_timed_in_their_engines(
+    models: ModelStore, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "busy", lambda: 0.9)
     found, run = checked(start, "tiny-q4", reference="tiny-f16", answers=True, speed=True)
     assert len(found["answers"]) == 10 and all(one["reference_answer"] is not None for one in found["answers"])
     assert any(one["ended"] is False for one in found["answers"])  # random weights do not know an end
@@ -112,8 +115,9 @@ def test_both_answer_and_are_timed_in_their_engines(models: ModelStore, start: S
     assert page.startswith("# tiny-q4 对照 tiny-f16\n") and "没有结束" in page and found["answers"][0]["prompt"] in page
     with Image.open(run.folder / picture.FILE) as image:
         assert image.format == "PNG" and image.size == (picture.WIDTH * 2, picture.HEIGHT * 2)
+    assert page.index("占了 90% 的处理器") < page.index("## ")  # figures that are too low are said to be
     kept = models.get("tiny-q4").manifest["checks"]["against"][0]
-    assert kept["speed"] == found["speed"]
+    assert kept["speed"] == found["speed"] and kept["busy"] == 0.9
 
 
 def test_the_picture_compares_all_that_were_checked_against_the_same(models: ModelStore, start: Start) -> None:

@@ -15,6 +15,7 @@ from mofang.export import folder
 from mofang.measure import prompts
 from mofang.messages import Message, Sampling
 from mofang.models.base import ModelRef
+from mofang.platform import busy
 from mofang.recipes.export import Check
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -24,6 +25,8 @@ ANSWER_TOKENS = 128
 """Of one answer; one that is cut there is said to have no end."""
 PROMPT, TOKENS, ROUNDS = 512, 32, 3
 """What speed is measured at: tokens of the prompt, of the answer after it, and how often."""
+BUSY = 0.4
+"""Share of the processor that others may take before speeds are said to be too low."""
 SLOW_S = 15.0
 """A first round that takes longer is the only one."""
 TALK = [Message("user", "你好！ Hello, 123\n\n请介绍一下自己。")]
@@ -33,7 +36,7 @@ TALK = [Message("user", "你好！ Hello, 123\n\n请介绍一下自己。")]
 async def add(
     found: dict[str, Any], ref: ModelRef, reference: ModelRef, recipe: Check, tell: Reporter, run: Run
 ) -> None:
-    """Into `found`: answers; speed, reference_speed (tokens a second, seconds to load); same_template."""
+    """Into `found`: answers; speed, reference_speed (tokens a second, seconds to load); busy; same_template."""
     ours, theirs = (_template(each) for each in (ref, reference))
     without = [each.name for each in (ref, reference) if not folder.store().facts(each).chat_template]
     asked = recipe.answers and not without
@@ -42,6 +45,10 @@ async def add(
     found["same_template"] = ours == theirs if ours and theirs else None
     if not (asked or recipe.speed):
         return
+    if recipe.speed:
+        found["busy"] = round(busy(), 2)
+        if found["busy"] > BUSY:
+            run.note(say("export.check_busy", taken=found["busy"]))
     total = len(prompts()) if asked else 0
     sides: list[dict[str, Any]] = []
     for name, each in (("model", ref), ("reference", reference)):
