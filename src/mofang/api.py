@@ -654,10 +654,7 @@ def start(recipe: "Recipe", launcher: Mapping[str, Any] | None = None) -> "Run":
 
 def resume(run: "Run", launcher: Mapping[str, Any] | None = None) -> "Run":
     """Start a run again from its last checkpoint, as `launcher` says (see `start`) or as it was started before."""
-    from mofang.recipes import launcher_of
-
-    named = {"launcher": run.launcher().kind, **(launcher or {})}
-    run.start(launcher_of(named) if launcher else None)
+    run.start(run.relaunched(launcher or {}))
     return run
 
 
