@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stopped_and_resumed
 from transformers import AutoModelForCausalLM
 
 from mofang.errors import Invalid

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stopped_and_resumed
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,7 @@ from mofang.export import merge, source
 from mofang.models.store import ModelStore
 from mofang.recipes import parse, recipe_class
 from mofang.recipes.export import Merge
-from mofang.runs import Run, Runs, Stopped
+from mofang.runs import Run, Runs
 from mofang.settings import Settings
 from mofang.strings import say
 from mofang.tokenizer import load
