@@ -94,7 +94,11 @@ def test_commands_in_the_documents_exist() -> None:
 def _words_of(page: Path) -> list[list[str]]:
     """The words behind "mofang" of each command that a page shows, in blocks and in lines."""
     text = page.read_text(encoding="utf-8")
-    shown = [re.sub(r"#.*", "", line) for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    shown = [
+        re.sub(r"#.*", "", line)
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        for line in block.splitlines()
+    ]
     shown += [f"mofang {inline}" for inline in re.findall(r"`mofang ([^`\n]+)`", text)]
     return [line.split()[1:] for line in shown if line.startswith("mofang ")]
 

@@ -84,9 +84,7 @@ def test_kernels_are_compiled_where_that_is_won_back(
     assert job._kernels(run, torch.device("meta"), operations, minutes) is PLAIN, "a GPU's are its own"
 
 
-def test_a_training_by_the_clock_is_judged_by_its_minutes(
-    training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_by_the_clock_is_judged_by_its_minutes(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens of all epochs would be worth compiling for; what fits into the minutes is not."""
     monkeypatch.setattr(job, "WORTH_COMPILING", 1)
     monkeypatch.setattr(job, "compiled", lambda: pytest.fail("compiled"))

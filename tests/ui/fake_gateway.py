@@ -668,9 +668,7 @@ def examples(name: str, content: bytes) -> list[Conversation]:
         return read([path])
 
 
-def new_run(
-    state: State, kind: str, recipe: dict[str, Any], launcher: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def new_run(state: State, kind: str, recipe: dict[str, Any], launcher: dict[str, Any] | None = None) -> dict[str, Any]:
     parsed, launched = parse(recipe_class(kind), recipe), launcher_of(launcher or {})
     stem = getattr(parsed, "name", "") or kind
     run = {
@@ -757,7 +755,11 @@ def _runs(app: FastAPI, state: State) -> None:
         return run
 
     def short(run: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in run.items() if name not in ("recipe", "launcher", "log", "metrics", "samples")}
+        return {
+            name: value
+            for name, value in run.items()
+            if name not in ("recipe", "launcher", "log", "metrics", "samples")
+        }
 
     @app.get("/v1/recipes")
     async def _(request: Request) -> Any:
