@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from served import Gateway, serving, wait_until
 
 import tiny_llama
@@ -25,7 +26,9 @@ def test_every_form_has_words_in_both_languages(gateway: Gateway) -> None:
             found, launchers = client.recipes(), client.launchers()
         assert list(found) == [*METHODS, *EXPORTERS] and found["sft"]["training"] and not found["merge"]["training"]
         fields = found["sft"]["schema"]["properties"]
-        assert all(field["help"] and field["title"] for field in fields.values())
+        for one in found.values():
+            for field in one["schema"]["properties"].values():
+                assert field["help"] and 0 < cell_len(field["title"]) <= 26, "a name fits above its widget"
         assert fields["lora_targets"]["default"] == ["all-linear"]
         assert fields["lora_rank"]["default"] == 16 and ("秩" in fields["lora_rank"]["help"]) is (lang == "zh")
         assert list(launchers) == list(LAUNCHERS) and launchers["local"]["schema"]["properties"] == {}

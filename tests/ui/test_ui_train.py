@@ -293,6 +293,24 @@ def test_a_finished_training_is_exported_later(bench: Any, visit: Any, trains: s
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_whole_form_fits_and_a_launcher_is_chosen(bench: Any, visit: Any, trains: str, width: int) -> None:
+    page = visit(trains, width=width)
+    page.get_by_role("tab").nth(1).click()
+    page.locator(".st-key-train_more_fields summary").click()
+    expect(page.locator(".st-key-train_more_launcher")).to_be_visible()
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    labels = page.locator("[class*=st-key-train_more_] [data-testid=stWidgetLabel] p")
+    assert labels.count() > 25
+    heights = labels.evaluate_all("all => all.map(label => label.getBoundingClientRect().height)")
+    assert max(heights) < 30, "a label is one line"
+    page.locator(".st-key-train_launcher input").click()
+    page.keyboard.type("torchrun")
+    page.get_by_role("option").click()
+    expect(page.locator(".st-key-train_launcher_torchrun_processes")).to_be_visible()
+
+
+@pytest.mark.browser
 def test_a_broken_row_is_named_and_the_right_file_is_taken(bench: Any, visit: Any, trains: str) -> None:
     page = visit(trains)
     page.get_by_role("tab").nth(1).click()
