@@ -33,6 +33,7 @@ fi
 
 step "文档变成文本 / documents into text"
 # shellcheck disable=SC2086  # several folders in one variable
+rm -f "$out/learned.jsonl" "$out/held_out.jsonl"  # of an earlier walk
 mofang data text $TEXTS --language zh -o "$out/learned.jsonl" 2>/dev/null
 mofang data text $HELD_OUT --language zh -o "$out/held_out.jsonl" 2>/dev/null
 python journeys/chinese_table.py excerpts "$out"

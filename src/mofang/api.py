@@ -301,7 +301,7 @@ def draft_questions(
     from mofang.knowledge.base import Hit
     from mofang.text.languages import language_of
 
-    rows, whole = questions.drafted(out, out.read_bytes()) if out.exists() else ([], 0)
+    rows, whole = _drafted_before(out, questions.drafted)
     drawn = [Hit(**{**one, "headings": tuple(one["headings"])}) for one in client.passages(name, 3 * n + 50, seed)]
     if not drawn:
         raise Conflict("evaluate.nothing_to_draft", name=name)
@@ -393,7 +393,7 @@ def draft_instructions(
     from mofang.errors import Conflict
     from mofang.text import drafts
 
-    rows, whole = draft.drafted(out, out.read_bytes()) if out.exists() else ([], 0)
+    rows, whole = _drafted_before(out, draft.drafted)
     seeds, passages, skipped = _to_draft_from([Path(source).expanduser() for source in sources])
     if not seeds and not passages:
         raise Conflict("data.nothing_to_draft", path=", ".join(map(str, sources)))
@@ -421,6 +421,13 @@ def draft_instructions(
 
     counts = _draft(client, out, rows, whole, asks(), n=n, model=model, unit="instructions", tell=tell)
     return {**counts, "skipped": [str(path) for path in skipped]}
+
+
+def _drafted_before(out: Path, read: Callable[[Path, bytes], tuple[list[Any], int]]) -> tuple[list[Any], int]:
+    """The rows of an earlier run in `out`, and how many bytes of it they are."""
+    if out.is_dir():
+        raise Invalid("data.out_is_folder", param="out", path=out, name="drafts.jsonl")
+    return read(out, out.read_bytes()) if out.exists() else ([], 0)
 
 
 def _to_draft_from(sources: Sequence[Path]) -> "tuple[list[Seed], list[Passage], list[Path]]":
@@ -459,13 +466,19 @@ def gather_text(
     language: "zh" or "en" leaves out paragraphs in another. Returns {"n_documents", "n_characters", "n_repeated":
     paragraphs that stood in an earlier document or place, "n_other": those in another language, "n_short": documents
     with nothing left to learn, "skipped": files of folders that are no documents, "unreadable": [[path, why]] of those
-    that are broken}. Raises NotFound; Invalid for a language; Unreadable for a file that was named itself.
+    that are broken}. Raises NotFound; Invalid for a language; Conflict where `out` exists; Unreadable for a file that
+    was named itself.
     """
     from mofang.data.gather import gather
+    from mofang.errors import Conflict
     from mofang.knowledge import LOADERS
     from mofang.knowledge.loaders import parse, suffix
     from mofang.text.languages import LANGUAGES
 
+    if out.is_dir():
+        raise Invalid("data.out_is_folder", param="out", path=out, name="corpus.jsonl")
+    if out.exists():
+        raise Conflict("data.out_taken", path=out)
     if language not in ("", *LANGUAGES):
         raise Invalid("data.no_language", param="language", value=language, known=", ".join(LANGUAGES))
     files = list(_beneath([Path(source).expanduser() for source in sources]))
@@ -655,10 +668,7 @@ def start(recipe: "Recipe", launcher: Mapping[str, Any] | None = None) -> "Run":
 
 def resume(run: "Run", launcher: Mapping[str, Any] | None = None) -> "Run":
     """Start a run again from its last checkpoint, as `launcher` says (see `start`) or as it was started before."""
-    from mofang.recipes import launcher_of
-
-    named = {"launcher": run.launcher().kind, **(launcher or {})}
-    run.start(launcher_of(named) if launcher else None)
+    run.start(run.relaunched(launcher or {}))
     return run
 
 
@@ -868,6 +878,7 @@ def extend_tokenizer(
         "n_vocab": made.tokenizer.n_vocab,
         "n_completed": made.n_completed,
         "dropped": made.dropped,
+        "n_short": made.n_short,
     }
     if held:
         before, after = measure.measure(base, held), measure.measure(made.tokenizer, held)

@@ -194,8 +194,16 @@ class Client:
         query = {} if training is None else {"training": training}
         return list(self.request("GET", "/v1/runs", params=query)["data"])
 
-    def start_run(self, kind: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(self.request("POST", "/v1/runs", {"kind": kind, "recipe": dict(recipe)}))
+    def launchers(self) -> dict[str, Any]:
+        """Where a training can be computed, each with the schema of its fields; the first is the default."""
+        return dict(self.request("GET", "/v1/launchers"))
+
+    def start_run(
+        self, kind: str, recipe: Mapping[str, Any], launcher: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`launcher`: {"launcher": "torchrun", "processes": 2}; one process without."""
+        body = {"kind": kind, "recipe": dict(recipe), "launcher": dict(launcher or {})}
+        return dict(self.request("POST", "/v1/runs", body))
 
     def run(self, run_id: str) -> dict[str, Any]:
         return dict(self.request("GET", f"/v1/runs/{quoted(run_id)}"))
@@ -210,8 +218,9 @@ class Client:
     def stop_run(self, run_id: str) -> dict[str, Any]:
         return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/stop"))
 
-    def resume_run(self, run_id: str) -> dict[str, Any]:
-        return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/resume"))
+    def resume_run(self, run_id: str, launcher: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """`launcher` in place of the one that it had, or fields of that one alone."""
+        return dict(self.request("POST", f"/v1/runs/{quoted(run_id)}/resume", {"launcher": dict(launcher or {})}))
 
     def remove_run(self, run_id: str) -> None:
         self.request("DELETE", f"/v1/runs/{quoted(run_id)}")

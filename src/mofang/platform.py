@@ -237,6 +237,11 @@ def _cgroup(name: str) -> int | None:
     return int(text) if text.isdigit() else None
 
 
+def busy(seconds: float = 0.5) -> float:
+    """Share of this machine's processor time (0 to 1) that is taken while we wait for so long."""
+    return float(psutil.cpu_percent(interval=seconds)) / 100
+
+
 def n_cores() -> int:
     """Physical cores that this process may run on; at least 1. Hyper-threads do not speed up matrix products."""
     return max(1, min(psutil.cpu_count(logical=False) or n_threads(), n_threads()))

@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,6 +115,10 @@ class Run:
         """Who computes it, as it was last started."""
         path = self.folder / "launcher.yaml"
         return launcher_of(read_yaml(path) if path.exists() else {})
+
+    def relaunched(self, values: Mapping[str, Any]) -> Launcher | None:
+        """The launcher that `values` (see recipes.launcher_of) make of its own; None when they say nothing."""
+        return launcher_of({"launcher": self.launcher().kind, **values}) if values else None
 
     def metrics(self, after: int = -1) -> list[dict[str, Any]]:
         """The measured lines, in order; those of steps beyond `after`. A line being written is left for later."""

@@ -434,6 +434,12 @@ class RunRequest(Request):
     launcher: dict[str, Any] = Field(default_factory=dict)
 
 
+class ResumeRequest(Request):
+    """POST /v1/runs/{id}/resume. `launcher` in place of the one that the run had, or fields of that one alone."""
+
+    launcher: dict[str, Any] = Field(default_factory=dict)
+
+
 # ---- embeddings and rerank ----
 
 

@@ -28,3 +28,29 @@ def test_inspect_measure_train_and_extend(run: Run, tmp_path: Path) -> None:
     assert again.exit_code == 1 and "没有覆盖" in again.stderr
     wrong = run("tokenizer", "train", str(text), "--kind", "bpe", "--out", str(tmp_path / "x"))
     assert wrong.exit_code == 2 and "sp-bpe" in wrong.stderr
+
+
+def test_what_is_wrong_with_the_texts_is_said_and_nothing_is_written(run: Run, tmp_path: Path) -> None:
+    tiny_llama.tokenizer().save(tmp_path)
+    text, picture, empty = tmp_path / "文本.txt", tmp_path / "图.png", tmp_path / "空"
+    text.write_text("系统安装程序会询问您的语言。\n" * 3)
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    empty.mkdir()
+    out = tmp_path / "新"
+    for wrong, part in (
+        (str(tmp_path / "没有.txt"), "没有文件或文件夹"), (str(empty), "空 里没有文本可读"), (str(picture), "图.png"),
+    ):  # fmt: skip
+        for command in (
+            ("measure", str(tmp_path), wrong),
+            ("train", wrong, "--size", "270", "--out", str(out)),
+            ("extend", str(tmp_path), wrong, "--out", str(out)),
+        ):
+            refused = run("tokenizer", *command)
+            assert refused.exit_code in (1, 2) and part in refused.stderr.replace("\n", ""), command
+    nothing = run("tokenizer", "extend", str(tmp_path), "--out", str(out))
+    assert nothing.exit_code == 2 and "没有给出文本" in nothing.stderr
+    gone = run("tokenizer", "extend", str(tmp_path), str(text), "--vocabulary", str(empty / "没有"), "--out", str(out))
+    assert gone.exit_code == 1 and "没有路径" in gone.stderr
+    assert not out.exists()
+    few = run("tokenizer", "extend", str(tmp_path), str(text), "--size", "5000", "--out", str(out))
+    assert few.exit_code == 0 and "比要的少" in few.stderr and "文本太短" in few.stderr

@@ -176,5 +176,24 @@ def test_detached_it_outlives_the_command(mofang, tiny: str, data: str, home: Pa
     assert run.wait().status == "done", run.tail()
 
 
+def test_a_check_of_two_files_for_a_script(mofang, tmp_path: Path, home: Path) -> None:
+    """Two GGUFs, no torch: figures on standard output also where a limit is broken, then one sentence and exit code 1."""
+    store, folder = ModelStore(Settings(home=home)), tiny_llama.make(tmp_path / "tiny")
+    for kind in ("F16", "Q4_0"):
+        store.add(tiny_llama.write_gguf(folder, tmp_path / f"{kind}.gguf", kind), f"tiny-{kind.lower()}")
+    quick = ("--text", "text_en", "--n-tokens", "100", "--no-answers", "--no-speed")
+    result = mofang("export", "check", "tiny-q4_0", "tiny-f16", *quick, "--max-kl", "0.0001", "--json")
+    said = json.loads(result.stdout)
+    assert result.exit_code == 1 and said["status"] == "failed" and said["result"]["passed"] is False
+    assert "text_en 的平均 KL 是" in result.stderr and "界限 0.0001" in result.stderr
+    assert [one["n_tokens"] for one in said["result"]["texts"]] == [99] and "answers" not in said["result"]
+    passed = mofang("export", "check", "tiny-q4_0", "--reference", "tiny-f16", *quick, "--min-top1", "0.01")
+    assert passed.exit_code == 0 and "report.md" in passed.stderr.replace("\n", "")
+    shown = mofang("models", "info", "tiny-q4_0").stdout
+    assert "tiny-f16：KL" in shown and "通过" in shown and shown.count("tiny-f16：KL") == 1
+    twice = mofang("export", "check", "tiny-q4_0", "tiny-f16", "--reference", "tiny-f16")
+    assert twice.exit_code == 2 and "--reference" in twice.stderr and len(Runs(home).list()) == 2
+
+
 def test_a_curve_of_blocks() -> None:
     assert spark([3, 2, 1]) == "█▅▁" and spark([1.0]) == "▁" and len(spark(list(range(100)))) == 24

@@ -179,6 +179,7 @@ def test_what_cannot_be_drafted_from_is_said(tmp_path: Path, tasks: Path) -> Non
         ([tmp_path / "x.zzz"], "o.jsonl", Unreadable, "unknown_format"),
         ([tmp_path / "别的.jsonl"], "o.jsonl", Unreadable, "unknown_format"),
         ([tasks], "别的.jsonl", Invalid, "not_drafted"),
+        ([tasks], "空", Invalid, "out_is_folder"),
     ):
         with pytest.raises(error) as raised:
             api.draft_instructions(model, sources, tmp_path / out)

@@ -9,7 +9,7 @@ from mofang import api
 from mofang.data.gather import gather
 from mofang.data.readers import Layout, rows
 from mofang.data.rows import Document
-from mofang.errors import Invalid, NotFound, Unreadable
+from mofang.errors import Conflict, Invalid, NotFound, Unreadable
 from mofang.text.languages import is_in
 
 MENU = "首页　产品　支持　关于我们　联系方式"
@@ -74,9 +74,22 @@ def test_documents_become_what_pretraining_reads_and_what_cannot_be_read_is_said
     assert told[-1] == (3, 3)
 
 
-def test_bad_sources_leave_what_was_there(tmp_path: Path) -> None:
+def test_nothing_that_is_there_is_written_over(tmp_path: Path) -> None:
+    source = tmp_path / "文.txt"
+    source.write_text(FIRST, encoding="utf-8")
+    with pytest.raises(Conflict) as taken:
+        api.gather_text([source], source)
+    assert taken.value.code == "out_taken"
+    with pytest.raises(Invalid) as folder:
+        api.gather_text([source], tmp_path)
+    assert folder.value.code == "out_is_folder" and f"{tmp_path}/corpus.jsonl" in folder.value.hint()
+    assert source.read_text(encoding="utf-8") == FIRST
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [source]
+    assert not list(tmp_path.parent.glob(".*.part"))
+
+
+def test_bad_sources_leave_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "文.jsonl"
-    out.write_text("旧的\n", encoding="utf-8")
     broken = tmp_path / "坏.pdf"
     broken.write_bytes(b"%PDF-1.7 cut short")
     (tmp_path / "空").mkdir()
@@ -90,5 +103,5 @@ def test_bad_sources_leave_what_was_there(tmp_path: Path) -> None:
         with pytest.raises(fault) as caught:
             api.gather_text(sources, out, language=language)
         assert not code or caught.value.code == code
-    assert out.read_text(encoding="utf-8") == "旧的\n"
+    assert not out.exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import tiny_llama
-from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, Unreadable
-from mofang.export import check, picture, readers, report
+from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, TooLarge, Unreadable
+from mofang.export import answers, check, picture, readers, report
 from mofang.measure import load_text
 from mofang.models.store import ModelStore, digest, read_manifest, write_manifest
+from mofang.platform import Memory
 from mofang.recipes import parse
 from mofang.recipes.sft import Sft
 from mofang.runs import Run, Runs
@@ -97,7 +100,10 @@ def test_limits_of_ones_own_decide_and_the_figures_of_a_failure_are_kept(models:
     assert page.index("没有通过") < page.index("## ") and (run.folder / picture.FILE).is_file()
 
 
-def test_both_answer_and_are_timed_in_their_engines(models: ModelStore, start: Start) -> None:
+def test_both_answer_and_are_timed_in_their_engines(
+    models: ModelStore, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "busy", lambda: 0.9)
     found, run = checked(start, "tiny-q4", reference="tiny-f16", answers=True, speed=True)
     assert len(found["answers"]) == 10 and all(one["reference_answer"] is not None for one in found["answers"])
     assert any(one["ended"] is False for one in found["answers"])  # random weights do not know an end
@@ -109,8 +115,9 @@ def test_both_answer_and_are_timed_in_their_engines(models: ModelStore, start: S
     assert page.startswith("# tiny-q4 对照 tiny-f16\n") and "没有结束" in page and found["answers"][0]["prompt"] in page
     with Image.open(run.folder / picture.FILE) as image:
         assert image.format == "PNG" and image.size == (picture.WIDTH * 2, picture.HEIGHT * 2)
+    assert page.index("占了 90% 的处理器") < page.index("## ")  # figures that are too low are said to be
     kept = models.get("tiny-q4").manifest["checks"]["against"][0]
-    assert kept["speed"] == found["speed"]
+    assert kept["speed"] == found["speed"] and kept["busy"] == 0.9
 
 
 def test_the_picture_compares_all_that_were_checked_against_the_same(models: ModelStore, start: Start) -> None:
@@ -193,6 +200,11 @@ def test_what_cannot_be_compared_is_said(
     with pytest.raises(Invalid) as raised:
         checked(start, "tiny-q4", reference="tiny")
     assert raised.value.code == "wrong_kind"
+    with monkeypatch.context() as patch:
+        patch.setattr(readers, "memory", lambda: Memory(1 << 30, 1 << 16))
+        with pytest.raises(TooLarge) as large:
+            checked(start, "tiny-f16")
+    assert large.value.code == "check_too_large" and "--type f16" in large.value.hint()
     monkeypatch.setattr(readers, "has_module", lambda name: False)
     with pytest.raises(MissingExtra) as missing:
         checked(start, "tiny-f16")
@@ -209,6 +221,13 @@ def test_a_model_of_no_numbers_is_found_out(models: ModelStore, start: Start, ba
         checked(start, "tiny-f16", reference="tiny")
     assert raised.value.code == "check_no_numbers"
     assert "checks" not in models.get("tiny-f16").manifest
+
+
+def test_two_files_are_compared_without_torch() -> None:
+    program = (
+        "import sys, mofang.export.check; sys.exit(sum(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_what_models_said_cannot_leave_its_block() -> None:

@@ -15,9 +15,10 @@ from mofang.engine import ENGINES, toolchain
 from mofang.engine.base import ChatEngine
 from mofang.engine.pool import Pool
 from mofang.errors import Conflict, Invalid, MissingSystem, MofangError, Unreachable, Unreadable
-from mofang.export import check, imports
+from mofang.export import answers, check, imports
 from mofang.export import gguf as export
 from mofang.launch import worker
+from mofang.measure.evalset import Task
 from mofang.messages import Message, Sampling
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore
@@ -127,8 +128,9 @@ async def _says(store: ModelStore, name: str) -> str:
 @pytest.mark.model
 @pytest.mark.slow
 def test_from_a_gguf_to_a_gguf_that_was_taught(
-    smollm2: Path, converter: Path, store: ModelStore, home: Path, start: Start, tmp_path: Path
-) -> None:
+    smollm2: Path, converter: Path, store: ModelStore, home: Path, start: Start, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     store.add(smollm2, "smollm2")
     data = tmp_path / "pairs.jsonl"
     pair = {"instruction": "Who are you?", "output": "I am Mofang, the workshop of models."}
@@ -154,9 +156,12 @@ def test_from_a_gguf_to_a_gguf_that_was_taught(
     ]
     assert "Be brief." in (headers.facts(made.path).chat_template or "")
 
-    found = check.run((asked := start("check", model=run.id, n_tokens=48)).recipe(), asked)
+    who = Task("who", [Message("user", "Who are you?")], {})
+    monkeypatch.setattr(answers, "prompts", lambda: [who])  # ten answers of a folder in PyTorch take minutes
+    found = check.run((asked := start("check", model=run.id, n_tokens=48, speed=False)).recipe(), asked)
     assert found["passed"] and found["same_ids"] and found["same_template"]
-    assert any("Mofang" in one["answer"] for one in found["answers"])
+    (said,) = found["answers"]
+    assert "Mofang" in said["answer"] and "Mofang" in said["reference_answer"]
     (kept,) = store.get("taught").manifest["checks"]["against"]
     assert kept["passed"] is True and kept["reference"]["name"] == "taught-hf"
 

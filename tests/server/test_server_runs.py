@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from served import Gateway, serving, wait_until
 
 import tiny_llama
@@ -11,7 +12,8 @@ from fakes import FakeLibrary, FakePool
 from mofang import runs
 from mofang.client import ApiError
 from mofang.models.store import ModelStore
-from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, parse, recipe_class
+from mofang.recipes.launchers import Torchrun
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
 
@@ -21,11 +23,17 @@ GOOD = b'{"instruction": "\xe9\x97\xae", "output": "\xe7\xad\x94"}\n'
 def test_every_form_has_words_in_both_languages(gateway: Gateway) -> None:
     for lang in ("zh", "en"):
         with gateway.client(lang=lang) as client:
-            found = client.recipes()
+            found, launchers = client.recipes(), client.launchers()
         assert list(found) == [*METHODS, *EXPORTERS] and found["sft"]["training"] and not found["merge"]["training"]
         fields = found["sft"]["schema"]["properties"]
-        assert all(field["help"] for field in fields.values())
+        for one in found.values():
+            for field in one["schema"]["properties"].values():
+                assert field["help"] and 0 < cell_len(field["title"]) <= 26, "a name fits above its widget"
+        assert fields["lora_targets"]["default"] == ["all-linear"]
         assert fields["lora_rank"]["default"] == 16 and ("秩" in fields["lora_rank"]["help"]) is (lang == "zh")
+        assert list(launchers) == list(LAUNCHERS) and launchers["local"]["schema"]["properties"] == {}
+        processes = launchers["torchrun"]["schema"]["properties"]["processes"]
+        assert processes["default"] == 0 and ("进程" in processes["title"]) is (lang == "zh")
 
 
 def test_a_recipe_with_faults_comes_back_with_all_of_them(gateway: Gateway) -> None:
@@ -53,6 +61,28 @@ def test_a_launcher_is_for_trainings(gateway: Gateway, home: Path) -> None:
             answer = http.post("/v1/runs", json={"kind": kind, "recipe": recipe, "launcher": launcher})
         assert answer.status_code in (400, 404) and answer.json()["error"]["code"] == code
     assert runs.Runs(home).list() == []
+
+
+def test_a_run_goes_on_with_the_launcher_that_is_said(
+    gateway: Gateway, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs.Runs(home).create(parse(recipe_class("sft"), {"base": "echo", "data": ["x.jsonl"]}))
+    monkeypatch.setattr(runs, "need", lambda *_: None)
+    started = []
+    monkeypatch.setattr(runs.Run, "start", lambda run, launcher=None: started.append(launcher))
+    with gateway.client() as client:
+        assert client.run(run.id)["launcher"] == {"launcher": "local"}
+        client.resume_run(run.id)
+        client.resume_run(run.id, {"launcher": "torchrun", "processes": 2})
+        (run.folder / "launcher.yaml").write_text(Torchrun(processes=2).as_yaml(), encoding="utf-8")
+        assert client.run(run.id)["launcher"]["processes"] == 2
+        client.resume_run(run.id, {"processes": 3})
+        with pytest.raises(ApiError) as raised:
+            client.resume_run(run.id, {"proceses": 3})
+    with gateway.http() as http:
+        assert http.post(f"/v1/runs/{run.id}/resume").status_code == 202, "a body is not asked for"
+    assert started == [None, Torchrun(processes=2), Torchrun(processes=3), None]
+    assert raised.value.status == 400 and "processes" in raised.value.message()
 
 
 def test_files_of_examples_are_read_before_they_are_kept(gateway: Gateway, home: Path) -> None:

@@ -107,11 +107,20 @@ def test_texts_of_many_encodings_and_forms(tmp_path: Path) -> None:
     assert found == ["系统安装程序会询问您的语言", "第二行", "问", "话", "答", "长" * texts.LINE, "长" * 5]
     files = texts.files([tmp_path / "a.txt"] * 15)
     assert len(list(texts.held_out(files))) == 1 and len(list(texts.learned(files))) == 29
-    for path in (tmp_path / "none", tmp_path / "empty"):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    none, empty, blank = tmp_path / "none", tmp_path / "empty", tmp_path / "blank.txt"
+    for paths, code in (
+        ([], "no_text_named"), ([none], "no_such_text"), ([blank, none], "no_such_text"), ([empty], "no_text"),
+        ([blank, empty], "no_text"),
+    ):  # fmt: skip
         with pytest.raises(Invalid) as raised:
-            (tmp_path / "empty").mkdir(exist_ok=True)
-            texts.files([path])
-        assert raised.value.code == "no_text"
+            texts.files(iter(paths))
+        assert raised.value.code == code
+        assert not paths or str(paths[-1]) in raised.value.message() or str(paths[0]) in raised.value.message()
+    with pytest.raises(Unreadable) as picture:
+        texts.files([tmp_path / "c.png"])
+    assert picture.value.code == "not_a_text" and "c.png" in picture.value.message()
     (tmp_path / "e.jsonl").write_text('{"a": "b"}\n{"a"')
     with pytest.raises(Unreadable) as broken:
         list(texts.lines([tmp_path / "e.jsonl"]))

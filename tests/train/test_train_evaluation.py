@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stopped_and_resumed
 from transformers import AutoModelForCausalLM
 
 from mofang.errors import Invalid
@@ -98,12 +98,7 @@ def test_a_run_that_is_resumed_stops_where_it_would_have(training: Training) -> 
     }  # fmt: skip
     whole, broken = training(**told), training(**told)
     sft.run(whole.recipe(), whole)
-    stop_after(broken, 1)
-    with pytest.raises(Stopped):
-        sft.run(broken.recipe(), broken)
-    (broken.folder / "stop").unlink()
-    again = Runs(broken.folder.parent.parent).get(broken.id)
-    sft.run(again.recipe(), again)
+    stopped_and_resumed(broken, 1, sft.run)
     assert evals(broken) == evals(whole) and samples(broken) == samples(whole)
     one, other = (load_file(run.out / lora.WEIGHTS) for run in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from stopping import stop_after
+from stopping import stopped_and_resumed
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,7 @@ from mofang.export import merge, source
 from mofang.models.store import ModelStore
 from mofang.recipes import parse, recipe_class
 from mofang.recipes.export import Merge
-from mofang.runs import Run, Runs, Stopped
+from mofang.runs import Run, Runs
 from mofang.settings import Settings
 from mofang.strings import say
 from mofang.tokenizer import load
@@ -98,12 +98,9 @@ def test_resumed_is_uninterrupted_bit_for_bit(way: str, training: Training) -> N
     kind, fields = WAYS[way]
     whole, broken = training(kind, **fields), training(kind, **fields)
     wanted = result(whole, go(whole))
-    stop_after(broken, 2)
-    with pytest.raises(Stopped):
-        go(broken)
-    (broken.folder / "stop").unlink()
-    resumed = Run(broken.folder)
-    got = result(resumed, go(resumed))
+    made = []
+    resumed = stopped_and_resumed(broken, 2, lambda _, run: made.append(go(run)))
+    got = result(resumed, made[0])
     assert losses(whole) == losses(resumed) and len(losses(whole)) > 4
     assert wanted.keys() == got.keys() and all(torch.equal(value, got[name]) for name, value in wanted.items())
 

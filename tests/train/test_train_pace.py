@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -14,7 +15,8 @@ from stopping import stop_after, stopped_and_resumed
 
 from mofang.runs import Run, Stopped
 from mofang.strings import say
-from mofang.train import lora, machine, pace
+from mofang.train import job, lora, machine, pace
+from mofang.train.kernels import PLAIN, Kernels
 from mofang.train.methods import sft
 from mofang.train.pace import Pace, per_token
 
@@ -57,13 +59,44 @@ def test_measuring_changes_nothing_that_is_learned(
     assert say("train.expected", steps=4, minutes=minutes) in measured.state().notes
 
 
-def test_a_training_takes_the_steps_that_fit_and_its_rate_goes_all_the_way(training: Training) -> None:
-    run = training(epochs=1000, max_minutes=0.02, learning_rate=1e-2)
+def test_a_training_takes_the_steps_that_fit_and_its_rate_goes_all_the_way(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def like_a_machine_of_our_own(step: Callable[[int], int], numbers: Any) -> float:
+        assert all(step(number) > 0 for number in numbers)
+        return 1e-3
+
+    monkeypatch.setattr(pace, "per_token", like_a_machine_of_our_own)
+    run = training(epochs=1000, max_minutes=0.1, learning_rate=1e-2, eval_fraction=0)
     found = sft.run(run.recipe(), run)
     rates = [row["learning_rate"] for row in run.metrics() if "learning_rate" in row]
-    assert 1 <= found["steps"] == len(rates) < 2000
+    assert 10 < found["steps"] == len(rates) < 2000
     assert rates[-1] == pytest.approx(1e-3, rel=0.2), "a tenth, where the cosine ends"
-    assert found["estimated_seconds"] <= 1.2 or found["steps"] == 1
+    assert 5 < found["estimated_seconds"] <= 6
+
+
+@pytest.mark.parametrize(
+    ("operations", "minutes", "compiles"),
+    [(1e15, None, True), (1e15, 60, True), (1e15, 3, True), (1e15, 2.9, False), (1e12, None, False), (1e12, 60, False)],
+)
+def test_kernels_are_compiled_where_that_is_won_back(
+    training: Training, monkeypatch: pytest.MonkeyPatch, operations: float, minutes: float | None, compiles: bool
+) -> None:
+    made = Kernels()
+    monkeypatch.setattr(job, "compiled", lambda: made)
+    run = training()
+    found = job._kernels(run, torch.device("cpu"), operations, minutes)
+    assert (found is made) is compiles
+    assert (run.state().progress.get("stage") == "compile") is compiles
+    assert job._kernels(run, torch.device("meta"), operations, minutes) is PLAIN, "a GPU's are its own"
+
+
+def test_a_training_by_the_clock_is_judged_by_its_minutes(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of all epochs would be worth compiling for; what fits into the minutes is not."""
+    monkeypatch.setattr(job, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(job, "compiled", lambda: pytest.fail("compiled"))
+    run = training(epochs=1000, max_minutes=0.01)
+    assert sft.run(run.recipe(), run)["steps"] >= 1
 
 
 def test_a_run_that_is_resumed_has_the_steps_that_it_began_with(training: Training) -> None:

@@ -30,8 +30,7 @@ from PIL import Image
 
 from mofang.data.readers import Conversation, read
 from mofang.errors import MissingExtra, MofangError
-from mofang.recipes import EXPORTERS, METHODS, parse, recipe_class
-from mofang.strings import say
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, launcher_of, parse, recipe_class
 
 ANSWER = (
     "**上下文窗口**是模型一次能看到的全部文字，按 token 计算。它包括系统提示词、之前的对话和正在生成的回答。\n\n"
@@ -672,13 +671,13 @@ def examples(name: str, content: bytes) -> list[Conversation]:
         return read([path])
 
 
-def new_run(state: State, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
-    parsed = parse(recipe_class(kind), recipe)
+def new_run(state: State, kind: str, recipe: dict[str, Any], launcher: dict[str, Any] | None = None) -> dict[str, Any]:
+    parsed, launched = parse(recipe_class(kind), recipe), launcher_of(launcher or {})
     stem = getattr(parsed, "name", "") or kind
     run = {
         "id": f"{stem}-0301-{len(state.runs) + 1:06d}", "kind": kind, "title": parsed.title(), "status": "running", "created_at": now(),
         "started_at": now(), "ended_at": "", "progress": {}, "result": {}, "model": None, "error": {}, "notes": [],
-        "recipe": parsed.model_dump(mode="json"), "log": "样例预览：身份.jsonl 第 1 行", "metrics": [], "samples": [],
+        "recipe": parsed.model_dump(mode="json"), "launcher": launched.named(), "log": "样例预览：身份.jsonl 第 1 行", "metrics": [], "samples": [],
     }  # fmt: skip
     state.runs[run["id"]] = run
     return run
@@ -744,7 +743,7 @@ async def _export(state: State, run: dict[str, Any]) -> None:
     finished(state, run)
 
 
-WORK = {"sft": _train, "gguf": _export}
+WORK = {**dict.fromkeys(METHODS, _train), "gguf": _export}
 
 
 def _runs(app: FastAPI, state: State) -> None:
@@ -759,21 +758,28 @@ def _runs(app: FastAPI, state: State) -> None:
         return run
 
     def short(run: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in run.items() if name not in ("recipe", "log", "metrics", "samples")}
+        return {
+            name: value
+            for name, value in run.items()
+            if name not in ("recipe", "launcher", "log", "metrics", "samples")
+        }
 
     @app.get("/v1/recipes")
     async def _(request: Request) -> Any:
-        found = {}
-        for kind in (*METHODS, *EXPORTERS):
-            schema = recipe_class(kind).model_json_schema()
-            for name, shape in schema["properties"].items():
-                shape["help"] = say(f"recipes.field_{name}", lang=request.headers.get("accept-language") or "zh")
-            found[kind] = {"training": kind in METHODS.names(), "schema": schema}
-        return found
+        lang = request.headers.get("accept-language") or "zh"
+        return {
+            kind: {"training": kind in METHODS.names(), "schema": recipe_class(kind).form(lang)}
+            for kind in (*METHODS, *EXPORTERS)
+        }
+
+    @app.get("/v1/launchers")
+    async def _(request: Request) -> Any:
+        lang = request.headers.get("accept-language") or "zh"
+        return {name: {"schema": LAUNCHERS.get(name).form(lang)} for name in LAUNCHERS}
 
     @app.get("/v1/runs")
     async def _(training: bool | None = None) -> Any:
-        shown = [run for run in state.runs.values() if training is None or (run["kind"] == "sft") is training]
+        shown = [run for run in state.runs.values() if training is None or (run["kind"] in METHODS.names()) is training]
         return {"data": [short(run) for run in reversed(shown)]}
 
     @app.post("/v1/runs", status_code=202)
@@ -782,7 +788,7 @@ def _runs(app: FastAPI, state: State) -> None:
         try:
             if not state.can_train:
                 raise MissingExtra("core.missing_extra", name=body["kind"], library="torch", extra="train")
-            return short(begin(new_run(state, body["kind"], body["recipe"])))
+            return short(begin(new_run(state, body["kind"], body["recipe"], body.get("launcher") or {})))
         except MofangError as error:
             raise told(error, request) from error
 

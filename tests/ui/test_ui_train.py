@@ -16,7 +16,8 @@ from streamlit.testing.v1 import AppTest
 from test_ui_app import go, text_of
 
 from mofang.client import Client
-from mofang.recipes.sft import Sft
+from mofang.recipes import METHODS, recipe_class
+from mofang.recipes.training import Training
 from mofang.ui.pages import train
 from mofang.ui.run import SCRIPT
 
@@ -36,15 +37,64 @@ def page(gateway: str) -> AppTest:
 
 
 def keys(page: AppTest) -> set[str]:
-    kinds = (page.number_input, page.text_input, page.selectbox, page.toggle, page.multiselect)
+    kinds = (page.number_input, page.text_input, page.text_area, page.selectbox, page.toggle, page.multiselect)
     return {str(element.key) for kind in kinds for element in kind}
 
 
-def test_every_field_of_the_recipe_is_asked_for(page: AppTest) -> None:
+@pytest.mark.parametrize("kind", METHODS.names())
+def test_every_field_of_the_recipe_is_asked_for_once(page: AppTest, kind: str) -> None:
+    page.segmented_control(key="train_method").set_value(kind).run()
     asked = keys(page)
-    fields = set(Sft.model_fields) - set(train.PLACED)
-    assert {f"train_sft_{name}" for name in fields} <= asked
-    assert {"train_base", "train_data", "train_name", "train_export"} <= asked
+    fields = set(recipe_class(kind).model_fields) - set(train.PLACED)
+    assert {name for name in asked if name.startswith(f"train_{kind}_")} == {f"train_{kind}_{name}" for name in fields}
+    assert {"train_data", "train_name", "train_export", "train_launcher"} <= asked
+
+
+def test_the_groups_know_no_field_that_is_gone() -> None:
+    listed = [name for names in (train.MAIN, train.PLACED, *train.GROUPS.values()) for name in names]
+    assert set(listed) == set(Training.model_fields) and len(listed) == len(set(listed))
+
+
+def sent_by(page: AppTest) -> dict[str, Any]:
+    """What the page posts when the training is started."""
+    sent: list[dict[str, Any]] = []
+    real = Client.request
+
+    def note(client: Client, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        if (method, path) == ("POST", "/v1/runs"):
+            sent.append(body)
+        return real(client, method, path, body, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Client, "request", note)
+        page.button(key="train_start").click().run()
+    (body,) = sent
+    return body
+
+
+def test_a_launcher_is_chosen_with_its_own_fields(page: AppTest, state: fake_gateway.State) -> None:
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    page.selectbox(key="train_launcher").set_value("torchrun").run()
+    page.number_input(key="train_launcher_torchrun_processes").set_value(2).run()
+    assert sent_by(page)["launcher"] == {"launcher": "torchrun", "processes": 2}
+    assert "几个进程（torchrun）" in text_of(page)
+    assert list(state.runs.values())[-1]["launcher"]["processes"] == 2
+
+
+def test_faults_of_a_launcher_are_told(page: AppTest) -> None:
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    page.selectbox(key="train_launcher").set_value("torchrun").run()
+    page.number_input(key="train_launcher_torchrun_nodes").set_value(2).run()
+    page.button(key="train_start").click().run()
+    assert "rendezvous" in text_of(page) and "主机:端口" in text_of(page)
+
+
+def test_pre_training_begins_a_new_model_where_no_base_is_chosen(page: AppTest) -> None:
+    page.segmented_control(key="train_method").set_value("pretrain").run()
+    page.multiselect(key="train_data").set_value(["身份.jsonl"]).run()
+    page.selectbox(key="train_base_or_new").set_value("").run()
+    page.text_input(key="train_pretrain_tokenizer").set_value("甲").run()
+    assert sent_by(page)["recipe"] == {"data": ["身份.jsonl"], "tokenizer": "甲", "export": "q8_0"}
 
 
 def test_only_what_was_changed_is_sent(page: AppTest, state: fake_gateway.State) -> None:
@@ -53,28 +103,19 @@ def test_only_what_was_changed_is_sent(page: AppTest, state: fake_gateway.State)
     assert "32 条样例" in text_of(page) and "<mark>我是小坊" in text_of(page)
     page.number_input(key="train_sft_epochs").set_value(2)
     page.number_input(key="train_sft_max_steps").set_value(7)
-    page.text_input(key="train_sft_lora_targets").set_value("q_proj，v_proj")
+    assert page.text_area(key="train_sft_lora_targets").value == "all-linear"
+    page.text_area(key="train_sft_lora_targets").set_value("q_proj\n v_proj ")
+    page.text_area(key="train_sft_sample_prompts").set_value("你好，你是谁？")
     page.toggle(key="train_sft_packing").set_value(False)
     page.text_input(key="train_name").set_value("乙").run()
-    sent: list[Any] = []
-    real = fake_gateway.new_run
-
-    def note(state: fake_gateway.State, kind: str, recipe: dict[str, Any]) -> dict[str, Any]:
-        sent.append((kind, recipe))
-        return real(state, kind, recipe)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fake_gateway, "new_run", note)
-        page.button(key="train_start").click().run()
-    assert sent == [
-        (
-            "sft",
-            {
-                "base": "qwen2.5-coder-0.5b-instruct", "data": ["身份.jsonl"], "name": "乙", "export": "q8_0", "epochs": 2,
-                "max_steps": 7, "lora_targets": ["q_proj", "v_proj"], "packing": False,
-            },
-        )
-    ]  # fmt: skip
+    assert sent_by(page) == {
+        "kind": "sft",
+        "recipe": {
+            "base": "qwen2.5-coder-0.5b-instruct", "data": ["身份.jsonl"], "name": "乙", "export": "q8_0", "epochs": 2,
+            "max_steps": 7, "lora_targets": ["q_proj", "v_proj"], "sample_prompts": ["你好，你是谁？"], "packing": False,
+        },
+        "launcher": {},
+    }  # fmt: skip
     assert page.query_params["run"] == list(state.runs)[-1]
 
 
@@ -249,6 +290,24 @@ def test_a_finished_training_is_exported_later(bench: Any, visit: Any, trains: s
     expect(page.locator(".st-key-run_chat button")).to_be_visible(timeout=20_000)
     page.locator(".st-key-run_chat button").click()
     expect(page.get_by_role("combobox", name="模型")).to_have_value(re.compile("-q8_0$"))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_whole_form_fits_and_a_launcher_is_chosen(bench: Any, visit: Any, trains: str, width: int) -> None:
+    page = visit(trains, width=width)
+    page.get_by_role("tab").nth(1).click()
+    page.locator(".st-key-train_more_fields summary").click()
+    expect(page.locator(".st-key-train_more_launcher")).to_be_visible()
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    labels = page.locator("[class*=st-key-train_more_] [data-testid=stWidgetLabel] p")
+    assert labels.count() > 25
+    heights = labels.evaluate_all("all => all.map(label => label.getBoundingClientRect().height)")
+    assert max(heights) < 30, "a label is one line"
+    page.locator(".st-key-train_launcher input").click()
+    page.keyboard.type("torchrun")
+    page.get_by_role("option").click()
+    expect(page.locator(".st-key-train_launcher_torchrun_processes")).to_be_visible()
 
 
 @pytest.mark.browser

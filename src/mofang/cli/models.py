@@ -223,7 +223,7 @@ def _check(one: dict[str, Any]) -> str:
     parts = [
         say("cli.check_kl", kl=one["mean_kl"], top=one["same_top"]) if "mean_kl" in one else "",
         say("cli.check_ratio", ratio=one["ratio"]),
-        {True: say("cli.check_passed"), False: say("cli.check_failed")}.get(one.get("passed"), ""),
+        "" if one.get("passed") is None else say("cli.check_passed" if one["passed"] else "cli.check_failed"),
         ", ".join(text["text"] for text in one["texts"]),
         one["at"][:10],
     ]

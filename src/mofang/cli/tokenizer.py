@@ -237,6 +237,8 @@ def extend(
         return
     shown = {key: f"{made[key]:,}" for key in ("n_old", "n_added", "n_vocab")}
     render.show(say("cli.tokenizer_extended", path=made["path"], **shown))
+    if made["n_short"]:
+        render.note(say("cli.tokenizer_fewer", n=f"{made['n_short']:,}"))
     if made["dropped"]:
         examples = " ".join(made["dropped"][:EXAMPLES])
         render.note(say("cli.tokenizer_dropped", n=f"{len(made['dropped']):,}", examples=examples))
@@ -245,3 +247,5 @@ def extend(
     if "card" in made:
         _card(made["card"])
         render.note(say("cli.card_note", n=f"{made['n_held_out']:,}"))
+    elif texts:
+        render.note(say("cli.card_none"))

@@ -11,9 +11,11 @@ from mofang.engine.base import ChatEngine
 from mofang.engine.bench import speed
 from mofang.engine.texts import passages
 from mofang.errors import MofangError
+from mofang.export import folder
 from mofang.measure import prompts
 from mofang.messages import Message, Sampling
 from mofang.models.base import ModelRef
+from mofang.platform import busy
 from mofang.recipes.export import Check
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -23,6 +25,10 @@ ANSWER_TOKENS = 128
 """Of one answer; one that is cut there is said to have no end."""
 PROMPT, TOKENS, ROUNDS = 512, 32, 3
 """What speed is measured at: tokens of the prompt, of the answer after it, and how often."""
+BUSY = 0.4
+"""Share of the processor that others may take before speeds are said to be too low."""
+SLOW_S = 15.0
+"""A first round that takes longer is the only one."""
 TALK = [Message("user", "你好！ Hello, 123\n\n请介绍一下自己。")]
 """What both must render alike."""
 
@@ -30,14 +36,19 @@ TALK = [Message("user", "你好！ Hello, 123\n\n请介绍一下自己。")]
 async def add(
     found: dict[str, Any], ref: ModelRef, reference: ModelRef, recipe: Check, tell: Reporter, run: Run
 ) -> None:
-    """Into `found`: answers; speed, reference_speed (tokens a second, seconds to load); same_template."""
+    """Into `found`: answers; speed, reference_speed (tokens a second, seconds to load); busy; same_template."""
     ours, theirs = (_template(each) for each in (ref, reference))
-    asked = recipe.answers and bool(ours and theirs)
-    if recipe.answers and not asked:
-        run.note(say("export.check_no_template", name=ref.name if not ours else reference.name))
+    without = [each.name for each in (ref, reference) if not folder.store().facts(each).chat_template]
+    asked = recipe.answers and not without
+    if recipe.answers and without:
+        run.note(say("export.check_no_template", name=without[0]))
     found["same_template"] = ours == theirs if ours and theirs else None
     if not (asked or recipe.speed):
         return
+    if recipe.speed:
+        found["busy"] = round(busy(), 2)
+        if found["busy"] > BUSY:
+            run.note(say("export.check_busy", taken=found["busy"]))
     total = len(prompts()) if asked else 0
     sides: list[dict[str, Any]] = []
     for name, each in (("model", ref), ("reference", reference)):
@@ -47,7 +58,10 @@ async def add(
             continue
 
         def told(done: int, name: str = each.name) -> None:
-            tell("answer", done, total, "answers", name)
+            if asked and done < total:
+                tell("answer", done, total, "answers", name)
+            else:
+                tell("measure", 0, 0, "", name)
 
         told(0)
         sides.append(await _in_engine(each, asked=asked, timed=recipe.speed, tell=told))
@@ -75,7 +89,7 @@ def _said(answers: list[tuple[str, bool]] | None, place: int, prefix: str) -> di
 
 
 def _template(ref: ModelRef) -> str:
-    """What a conversation is for the model; "" for one without a template, or whose tokenizer only llama.cpp knows."""
+    """A conversation as the model reads it; "" for one without a template, or whose tokenizer only llama.cpp knows."""
     try:
         tokenizer = load_tokenizer(ref.path)
     except MofangError:
@@ -107,7 +121,8 @@ async def _in_engine(ref: ModelRef, *, asked: bool, timed: bool, tell: Callable[
 async def _answer(engine: ChatEngine, messages: list[Message]) -> tuple[str, bool]:
     """(the text, whether the model ended it)."""
     text, reason = "", None
-    sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0)
+    # No penalty: a folder may state one of its own, which a GGUF does not know.
+    sampling = Sampling(max_tokens=ANSWER_TOKENS, temperature=0.0, repeat_penalty=1.0)
     async with aclosing(cast(Any, engine.chat(messages, sampling))) as deltas:
         async for delta in deltas:
             text += delta.reasoning + delta.content
@@ -121,7 +136,10 @@ async def _speed(engine: ChatEngine, load_s: float) -> dict[str, Any]:
     n_prompt = min(PROMPT, info.n_ctx - TOKENS - 8)
     while len(ids) < n_prompt:
         ids += await engine.tokenize("\n\n".join(passages()))
-    prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, ROUNDS)
+    began = time.monotonic()
+    prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, 1)
+    if time.monotonic() - began < SLOW_S:  # it has warmed up what is measured now
+        prompt, predicted = await speed(engine, ids[:n_prompt], TOKENS, ROUNDS)
     return {
         "load_s": round(load_s, 2), "n_prompt": n_prompt, "prompt_per_second": round(prompt, 1),
         "predicted_per_second": round(predicted, 1), "provider": info.provider, "choices": info.choices,

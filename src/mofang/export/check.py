@@ -79,9 +79,10 @@ def run(recipe: Check, run: Run) -> dict[str, Any]:
     stored = _store(ref, found)
     if not stored:
         run.note(say("export.check_not_stored", name=ref.name))
+    notices = run.state().notes
     points = picture.points(folder.store().plain(), ref, found)
     picture.draw(points, run.folder / picture.FILE, found)
-    (run.folder / report.FILE).write_text(report.markdown(found, points), encoding="utf-8")
+    (run.folder / report.FILE).write_text(report.markdown(found, points, notices), encoding="utf-8")
     for one in found["texts"]:
         run.note(report.line(found, one))
     run.note(say("export.check_report", path=run.folder / report.FILE))

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from mofang import settings
 from mofang.engine.llama import library
-from mofang.errors import Invalid, MissingExtra, Unreadable
+from mofang.errors import Invalid, MissingExtra, TooLarge, Unreadable
 from mofang.models.base import ModelRef
-from mofang.platform import has_module
+from mofang.models.formats import FORMATS
+from mofang.platform import has_module, memory
 from mofang.tokenizer import load as load_tokenizer
 
 WINDOW = 512
@@ -52,7 +53,8 @@ class Reader(Protocol):
 
 
 def open_reader(ref: ModelRef) -> Reader:
-    """Raises Invalid for a form that cannot be read, MissingExtra, MissingSystem, Unreadable."""
+    """Raises Invalid for a form that cannot be read, TooLarge before it is loaded, MissingExtra, MissingSystem,
+    Unreadable."""
     reader = _READERS.get(ref.format)
     if reader is None or not ref.path.exists() or (ref.format == "gguf" and not ref.path.is_file()):
         raise Invalid("export.not_comparable", param="model", name=ref.name, format=ref.format)
@@ -85,6 +87,10 @@ class _Folder:
 
         from mofang.export.load import causal_model
 
+        needed, available = FORMATS.get(ref.format).facts(ref.path).parameters * 4, memory().available
+        if needed > available:
+            sizes = {"needed": f"{needed / 1e9:.1f}", "available": f"{available / 1e9:.1f}"}
+            raise TooLarge("export.check_too_large", name=ref.name, **sizes)
         self._tokenizer = load_tokenizer(ref.path)
         self._model: Any = causal_model(ref)
         self._torch, self._new_cache = torch, transformers.DynamicCache

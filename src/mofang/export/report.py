@@ -16,11 +16,12 @@ FILE = "report.md"
 Found = dict[str, Any]
 
 
-def markdown(found: Found, points: Sequence[Point]) -> str:
-    """The whole page."""
+def markdown(found: Found, points: Sequence[Point], notices: Sequence[str] = ()) -> str:
+    """The whole page. `notices`: what a person should know of how it was measured."""
     parts = [
         f"# {say('export.report_title', name=found['model'], reference=found['reference']['name'])}",
         f"**{_verdict(found)}** {_in_short(found)}",
+        *(["\n".join(f"- {notice}" for notice in notices)] if notices else []),
         *_texts(found),
         *_speed(found),
         *_points(points),

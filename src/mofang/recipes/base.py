@@ -15,7 +15,7 @@ R = TypeVar("R", bound="Recipe")
 
 
 class Recipe(BaseModel):
-    """Fields are what people may set. Each field's sentence is `recipes.field_<name>` in strings/."""
+    """Fields are what people may set. Each field's name and sentence are `recipes.field_<name>` in strings/."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
@@ -31,6 +31,17 @@ class Recipe(BaseModel):
     def title(self) -> str:
         """A few words for lists of runs."""
         return self.kind
+
+    @classmethod
+    def form(cls, lang: str) -> dict[str, Any]:
+        """JSON schema of its fields; in words of that language each is called by `title`, and told of by `help`."""
+        schema = cls.model_json_schema()
+        for name, field in schema.get("properties", {}).items():
+            key = f"recipes.field_{name}"
+            field |= {"title": say(key, part="label", lang=lang), "help": say(key, lang=lang)}
+            if make := cls.model_fields[name].default_factory:  # which pydantic leaves out
+                field["default"] = make()  # type: ignore[call-arg]
+        return schema
 
     def as_yaml(self) -> str:
         """The resolved recipe, every field with its value, as it is kept beside a run."""

@@ -1,6 +1,6 @@
 """Where and by how many processes a training is computed. It changes nothing that is learned: no method knows of it."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -10,6 +10,10 @@ from mofang.recipes.base import Recipe
 
 class Launcher(Recipe):
     """Its worker is called with (launcher, recipe, run) by the run's process and returns the result of the recipe's."""
+
+    def named(self) -> dict[str, Any]:
+        """As recipes.launcher_of reads it."""
+        return {"launcher": self.kind, **self.model_dump(mode="json")}
 
     def as_yaml(self) -> str:
         """As it is kept beside a run, and as recipes.launcher_of reads it."""

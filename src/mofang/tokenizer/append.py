@@ -47,7 +47,8 @@ def extend(base: Tokenizer, lines: Lines, plan: Plan, tell: Tell) -> Extension:
         spelled = [name_of(names[left]), name_of(names[right])]
         pairs.append(spelled if not pairs or isinstance(pairs[0], list) else " ".join(spelled))
         vocab["".join(spelled)] = n_old + number
-    return Extension(replace(base, backend=Fast(Backend.from_str(json.dumps(state)))), n_old, "byte-bpe-append")
+    made = replace(base, backend=Fast(Backend.from_str(json.dumps(state))))
+    return Extension(made, n_old, "byte-bpe-append", n_short=plan.size - len(merges))
 
 
 def parts(extension: Tokenizer, n_old: int) -> dict[int, list[int]]:

@@ -43,13 +43,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """The new tokenizer; its ids below `n_old` are the base's. `dropped`: pieces that were not let in, being dead."""
+    """The new tokenizer; its ids below `n_old` are the base's. `dropped`: pieces that were not let in, being dead;
+    `n_short`: how many fewer than were wished, the texts holding no more."""
 
     tokenizer: Tokenizer
     n_old: int
     method: str
     n_completed: int = 0
     dropped: list[str] = field(default_factory=list)
+    n_short: int = 0
 
     @property
     def n_added(self) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mofang.errors import Unreadable
+from mofang.errors import NotFound, Unreadable
 from mofang.tokenizer import gguf, hf
 from mofang.tokenizer.base import Tokenizer
 
@@ -12,8 +12,10 @@ def load(path: Path, *, source: bool = False) -> Tokenizer:
 
     Where a folder has both, tokenizer.json needs no further library; tokenizer.model is what it was made from, and is
     read first with `source`: only it can be extended.
-    Raises Unreadable; MissingExtra for SentencePiece without its library.
+    Raises NotFound, Unreadable; MissingExtra for SentencePiece without its library.
     """
+    if not path.exists():
+        raise NotFound("tokenizer.not_there", path=path)
     if path.is_file() and path.suffix == ".gguf":
         return gguf.read(path)
     if path.is_file() and path.suffix in (".json", ".model"):

@@ -16,16 +16,21 @@ HELD_OUT = 20
 
 
 def files(paths: Iterable[Path]) -> list[Path]:
-    """The files meant, in order. Raises Invalid for a path that is not there, or a folder without texts."""
+    """The files meant, in order. Raises Invalid for no path, one that is not there, a folder without texts, and where
+    not a word stands in any; Unreadable as `lines`."""
     found: list[Path] = []
-    for given in paths:
+    named = list(paths)
+    suffixes = " ".join(SUFFIXES)
+    if not named:
+        raise Invalid("tokenizer.no_text_named", param="texts", suffixes=suffixes)
+    for given in named:
         path = given.expanduser()
         if not path.exists():
-            raise Invalid("tokenizer.no_text", param="texts", path=given, suffixes=" ".join(SUFFIXES))
+            raise Invalid("tokenizer.no_such_text", param="texts", path=given)
         below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         found += [each for each in below if each.is_file()]
-    if not found:
-        raise Invalid("tokenizer.no_text", param="texts", path=", ".join(map(str, paths)), suffixes=" ".join(SUFFIXES))
+    if next(lines(found), None) is None:
+        raise Invalid("tokenizer.no_text", param="texts", path=", ".join(map(str, named)), suffixes=suffixes)
     return found
 
 
@@ -39,6 +44,8 @@ def lines(found: Iterable[Path]) -> Iterator[str]:
             text = decode(path.read_bytes()).text
         except OSError as error:
             raise Unreadable("tokenizer.broken_text", path=path, why=error) from error
+        except Unreadable as error:
+            raise Unreadable("tokenizer.not_a_text", path=path, why=error.message()) from error
         for number, line in enumerate(text.splitlines(), start=1):
             for part in _strings(path, number, line) if path.suffix.lower() == ".jsonl" else [line]:
                 for start in range(0, len(part), LINE):

@@ -146,7 +146,8 @@ def train(
             memory=f"{needed(row) / 1e9:.1f}",
         )
     )
-    kernels = _kernels(run, device, tokens=tokens // here.size, n_parameters=begin.n_parameters)
+    operations = 4 * begin.n_parameters * tokens // here.size
+    kernels = _kernels(run, device, operations, recipe.max_minutes)
     forward = Forward.of(model, device, dtype, bool(n_whole) and dtype != torch.float32, kernels, found.longest)
     run.note(say(f"train.{forward.path}_path", architecture=begin.config.model_type))
     row_loss, examples, held_out = objective(forward, examples, held_out)
@@ -185,13 +186,18 @@ def _model(begin: Begin, dtype: torch.dtype, **more: Any):
     return AutoModelForCausalLM.from_config(begin.config, **kind)
 
 
-WORTH_COMPILING = 5e13
-"""Operations of a training from which on compiled kernels win back the half minute that they cost: some 3 minutes."""
+WORTH_COMPILING, WORTH_COMPILING_MINUTES = 5e13, 3
+"""Operations of a training from which on compiled kernels win back the half minute that they cost, and about how long
+those take. Pace is measured with the kernels that the training has, so a training by the clock is judged by its minutes."""
 
 
-def _kernels(run: Run, device: torch.device, *, tokens: int, n_parameters: int) -> Kernels:
-    """Compiled ones for a long training on a CPU, where there is a compiler; it is said when there is none."""
-    if device.type != "cpu" or 4 * tokens * n_parameters < WORTH_COMPILING:
+def _kernels(run: Run, device: torch.device, operations: float, minutes: float | None) -> Kernels:
+    """Compiled ones for a long training on a CPU, where there is a compiler; it is said when there is none.
+
+    `operations`: of all epochs; `minutes`: those that the training gets, None for as many as it takes.
+    """
+    long = operations >= WORTH_COMPILING and (minutes is None or minutes >= WORTH_COMPILING_MINUTES)
+    if device.type != "cpu" or not long:
         return PLAIN
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.load().home / "cache" / "inductor"))
     run.update(progress={"stage": "compile", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": ""})

@@ -16,15 +16,14 @@ from mofang.data.preview import survey
 from mofang.data.readers import Layout, rows
 from mofang.errors import Forbidden, MofangError, NotFound, Unreadable
 from mofang.models.store import check_name
-from mofang.recipes import EXPORTERS, METHODS, launcher_of, parse, recipe_class
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, launcher_of, parse, recipe_class
 from mofang.runs import SHOWN, Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.routes.here import Here, Lang, Owner
-from mofang.strings import say
 from mofang.tokenizer import load
-from mofang.wire import RunRequest
+from mofang.wire import ResumeRequest, RunRequest
 
 router = APIRouter(tags=["runs"])
 
@@ -52,14 +51,17 @@ def _shape(run: Run, state: State | None = None) -> dict[str, Any]:
 
 @router.get("/v1/recipes")
 def recipes(lang: Lang) -> dict[str, Any]:
-    """Every method and exporter with the JSON schema of its fields; `help` says what each is for."""
-    found = {}
-    for kind in (*METHODS, *EXPORTERS):
-        schema = recipe_class(kind).model_json_schema()
-        for name, field in schema["properties"].items():
-            field["help"] = say(f"recipes.field_{name}", lang=lang)
-        found[kind] = {"training": kind in METHODS.names(), "schema": schema}
-    return found
+    """Every method and exporter with the JSON schema of its fields: `title` is a field's name, `help` what it is for."""
+    return {
+        kind: {"training": kind in METHODS.names(), "schema": recipe_class(kind).form(lang)}
+        for kind in (*METHODS, *EXPORTERS)
+    }
+
+
+@router.get("/v1/launchers")
+def launchers(lang: Lang) -> dict[str, Any]:
+    """Where a training can be computed, in the same form; the first is the one that is used where none is named."""
+    return {name: {"schema": LAUNCHERS.get(name).form(lang)} for name in LAUNCHERS}
 
 
 @router.get("/v1/runs")
@@ -84,10 +86,13 @@ def start(body: RunRequest, backend: Here) -> dict[str, Any]:
 
 @router.get("/v1/runs/{run_id}")
 def details(run_id: str, backend: Here) -> dict[str, Any]:
-    """With its recipe, the end of its log, and what the model said on the way (recipe field sample_every)."""
+    """With its recipe, its launcher as it was last started, the end of its log, and what the model said on the way
+    (recipe field sample_every)."""
     run = _runs(backend).get(run_id)
     recipe = run.recipe().model_dump(mode="json")
-    return {**_shape(run), "recipe": recipe, "log": run.tail(40), "samples": run.samples()}
+    return {
+        **_shape(run), "recipe": recipe, "launcher": run.launcher().named(), "log": run.tail(40), "samples": run.samples(),
+    }  # fmt: skip
 
 
 @router.get("/v1/runs/{run_id}/metrics")
@@ -110,11 +115,11 @@ def stop(run_id: str, backend: Here) -> dict[str, Any]:
 
 
 @router.post("/v1/runs/{run_id}/resume", status_code=202, dependencies=[Owner])
-def resume(run_id: str, backend: Here) -> dict[str, Any]:
-    """Go on from the last checkpoint."""
+def resume(run_id: str, backend: Here, body: ResumeRequest | None = None) -> dict[str, Any]:
+    """Go on from the last checkpoint, as it was started before or as `launcher` says."""
     _only_here(backend)
     run = _runs(backend).get(run_id)
-    run.start()
+    run.start(run.relaunched(body.launcher if body else {}))
     return _shape(run)
 
 

@@ -30,7 +30,7 @@ def in_short(one: Mapping[str, Any]) -> str:
     parts = [
         t("check_kl", kl=f"{one['mean_kl']:.4f}", top=f"{one['same_top']:.1%}") if "mean_kl" in one else "",
         t("check_ratio", ratio=f"{one['ratio']:.3f}"),
-        {True: t("check_passed"), False: t("check_failed")}.get(one.get("passed"), ""),
+        "" if one.get("passed") is None else t("check_passed" if one["passed"] else "check_failed"),
     ]
     return " · ".join(part for part in parts if part)
 

@@ -1,11 +1,9 @@
 """A form for a recipe, made from the JSON schema that the gateway tells: no field is listed here.
 
-What a field may be (type, bounds, choices, default) and what it is for stands in the schema. A field that the tables of
-sentences have a short name for (field_<name>) is called so, any other by its help.
+What a field is called and what it is for, its type, bounds, choices and default stand in the schema.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,9 +11,11 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.ui.components.base import plain
-from mofang.ui.session import t, t_or
+from mofang.ui.session import t
 
 Schema = Mapping[str, Any]
+LIST_PX: Final = 68
+"""Height of a list's widget: two lines, the least that Streamlit draws."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,12 @@ class Field:
 
 def field_of(name: str, shape: Schema, key: str) -> Field:
     """Of what may be null, the other type; null is then an empty widget."""
-    told = str(shape.get("help") or name)
     one = {**shape, **next((one for one in shape.get("anyOf", ()) if one.get("type") != "null"), {})}
     return Field(
         name=name,
         kind="enum" if "enum" in one else str(one.get("type", "string")),
-        label=plain(t_or(f"field_{name}", told)),
-        help=f"{plain(told)} `{name}`",
+        label=plain(str(shape["title"])),
+        help=f"{plain(str(shape['help']))} `{name}`",
         key=f"{key}_{name}",
         default=shape.get("default"),
         low=one.get("minimum", one.get("exclusiveMinimum")),
@@ -63,8 +62,10 @@ def form(schema: Schema, names: Iterable[str], *, key: str) -> dict[str, Any]:
 
 
 def step_of(default: float | None) -> float:
-    """How far one click moves a number: the place of its first digit, at most 1."""
-    return min(1.0, 10.0 ** math.floor(math.log10(default))) if default and default > 0 else 0.01
+    """How far one click moves a number: the place of its first digit, at most 1; of a share that is 0, a hundredth."""
+    if default is None:
+        return 1.0
+    return min(1.0, 10.0 ** math.floor(math.log10(default))) if default > 0 else 0.01
 
 
 def _choice(field: Field) -> Any:
@@ -98,11 +99,12 @@ def _text(field: Field) -> Any:
 
 
 def _several(field: Field) -> Any:
-    """A list of words, with commas between them."""
-    text = st.text_input(
-        field.label, ", ".join(field.default or ()), key=field.key, help=field.help, placeholder=t("field_unset")
-    )
-    return [word.strip() for word in re.split("[,，、]", text) if word.strip()]
+    """A list, one to a line: commas belong to what stands there."""
+    text = st.text_area(
+        field.label, "\n".join(map(str, field.default or ())), LIST_PX, key=field.key, help=field.help,
+        placeholder=t("field_lines"),
+    )  # fmt: skip
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 WIDGETS: Final[dict[str, Callable[[Field], Any]]] = {

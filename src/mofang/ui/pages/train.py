@@ -17,7 +17,7 @@ from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import settings
 from mofang.ui.components.base import badges, flash, fragment, quiet, show_error, show_fault, show_flash
-from mofang.ui.components.form import form
+from mofang.ui.components.form import Schema, form
 from mofang.ui.curve import Curve
 from mofang.ui.session import client, language, link_params, open_conversation, t, t_or
 from mofang.ui.watch import Task
@@ -27,10 +27,26 @@ EXPORTED: Final = "q8_0"
 """The GGUF type that needs nothing but Python, and loses next to nothing."""
 BASES: Final = {"kind": ("chat", "base"), "format": ("gguf", "hf")}
 """What a model must be to be taught."""
-MAIN: Final = ("epochs", "learning_rate", "lora_rank", "batch_size", "eval_fraction")
+USUAL_LAUNCHER: Final = "local"
+"""Not worth a word where it was used."""
+MAIN: Final = ("epochs", "max_minutes", "learning_rate", "batch_size", "lora_rank", "eval_fraction")
 """Fields that are seen at once, in this order; every other one of the schema is under "more"."""
 PLACED: Final = ("base", "data", "eval_data", "name", "export")
 """Fields that this page asks for in its own way."""
+GROUPS: Final[Mapping[str, Sequence[str]]] = {
+    "data": ("format", "columns", "weights", "system_prompt", "max_length"),
+    "pace": ("max_steps", "lr_scheduler", "warmup_ratio", "weight_decay", "max_grad_norm"),
+    "tune": (
+        "tune", "layers", "modules_to_save", "first_new_row", "lora_alpha", "lora_targets", "lora_dropout", "lora_rslora",
+        "lora_dora", "quantize_base",
+    ),
+    "watch": (
+        "eval_every", "early_stopping_patience", "sample_every", "sample_tokens", "sample_prompts",
+        "load_best_model_at_end", "tensorboard",
+    ),
+    "machine": ("row_tokens", "dtype", "seed", "save_every", "keep_checkpoints", "packing"),
+}  # fmt: skip
+"""How the fields of every method lie under "more"; what else a schema has is the method's own, and comes first."""
 TONES: Final = {"running": "live", "done": "good", "stopped": "warn", "interrupted": "warn", "failed": "bad"}
 STARTABLE: Final = ("created", "stopped", "failed", "interrupted")
 DATA_TYPES: Final = ["jsonl", "json", "csv", "tsv", "parquet", "txt", "md"]
@@ -113,33 +129,76 @@ def _new(*, is_first: bool) -> None:
             st.switch_page(st.session_state["pages"]["models"], query_params=link_params())
         return
     kind = _method(list(methods))
+    if told := t_or(f"method_{kind}_text", ""):
+        quiet(told)
     schema = methods[kind]
-    base = st.selectbox(
-        t("train_base"), models, index=models.index(_usual(models)), key="train_base", help=t("train_base_help")
-    )
+    base = _base(schema, models)
     data, held_out = _data(schema, shows_form=not is_first)
     seen = st.container(key="train_preview")
-    more = [name for name in schema["properties"] if name not in (*MAIN, *PLACED)]
     name = st.text_input(t("train_name"), key="train_name", max_chars=100, placeholder=t("train_name_placeholder"))
     with st.container(key="train_main"):
         chosen = form(schema, [name for name in MAIN if name in schema["properties"]], key=f"train_{kind}")
-    with (
-        st.expander(t("train_more"), icon=":material/tune:", key="train_more_fields"),
-        st.container(key="train_more"),
-    ):
-        chosen |= form(schema, more, key=f"train_{kind}")
+    with st.expander(t("train_more"), icon=":material/tune:", key="train_more_fields"):
+        chosen |= _more(schema, kind)
+        launcher = _launcher()
     exports = st.toggle(t("train_export"), value=True, key="train_export", help=t("train_export_help"))
     with seen:
-        if data:
+        if data and base:
             _preview(data[0], base, chosen.get("max_length"))
     recipe = {
         **chosen, "base": base, "data": data, "eval_data": held_out, "name": name.strip(),
         "export": EXPORTED if exports else "",
     }  # fmt: skip
     if st.button(t("train_start"), key="train_start", type="primary", icon=":material/play_arrow:", disabled=not data):
-        _start(kind, {field: value for field, value in recipe.items() if value not in ("", [])})
+        _start(kind, {field: value for field, value in recipe.items() if value not in ("", [])}, launcher)
     if not data:
         quiet(t("train_needs_data"))
+
+
+def _base(schema: Schema, models: list[str]) -> str:
+    """The model to teach; "" for a new one, where the method can begin one."""
+    offered = models if "base" in schema["required"] else [*models, ""]
+    return str(
+        st.selectbox(
+            t("train_base"),
+            offered,
+            index=models.index(_usual(models)),
+            format_func=lambda name: name or t("train_base_new"),
+            key="train_base" if offered is models else "train_base_or_new",
+            help=t("train_base_help"),
+        )
+    )
+
+
+def _more(schema: Schema, kind: str) -> dict[str, Any]:
+    """The rarely changed fields, group by group; the values that somebody changed."""
+    grouped = {name for names in (MAIN, PLACED, *GROUPS.values()) for name in names}
+    own = [name for name in schema["properties"] if name not in grouped]
+    chosen: dict[str, Any] = {}
+    titles = {"own": t_or(f"method_{kind}_own", t("train_group_own"))}
+    for group, names in {"own": own, **GROUPS}.items():
+        if shown := [name for name in names if name in schema["properties"]]:
+            st.html(f'<h4 class="mf-group">{escape(titles.get(group) or t(f"train_group_{group}"))}</h4>')
+            with st.container(key=f"train_more_{group}"):
+                chosen |= form(schema, shown, key=f"train_{kind}")
+    return chosen
+
+
+def _launcher() -> dict[str, Any]:
+    """Who computes it, as the API wants it named; {} for what happens anyway."""
+    found = client().launchers()
+    st.html(f'<h4 class="mf-group">{escape(t("train_group_launcher"))}</h4>')
+    with st.container(key="train_more_launcher"):
+        name = st.selectbox(
+            t("train_launcher"),
+            list(found),
+            format_func=lambda name: t_or(f"launcher_{name}", name),
+            key="train_launcher",
+            help=t("train_launcher_help"),
+        )
+        schema = found[name]["schema"]
+        fields = form(schema, schema["properties"], key=f"train_launcher_{name}")
+    return {} if name == next(iter(found)) else {"launcher": name, **fields}
 
 
 def _is_base(model: Mapping[str, Any]) -> bool:
@@ -171,10 +230,10 @@ def _method(kinds: list[str]) -> str:
     )
 
 
-def _start(kind: str, recipe: dict[str, Any]) -> None:
+def _start(kind: str, recipe: dict[str, Any], launcher: dict[str, Any]) -> None:
     try:
         with st.spinner(t("train_starting")):
-            run = client().start_run(kind, recipe)
+            run = client().start_run(kind, recipe, launcher)
     except MofangError as error:
         show_error(error)
         return
@@ -185,7 +244,7 @@ def _start(kind: str, recipe: dict[str, Any]) -> None:
 # ---- examples to teach with ----
 
 
-def _data(schema: Mapping[str, Any], *, shows_form: bool) -> tuple[list[str], list[str]]:
+def _data(schema: Schema, *, shows_form: bool) -> tuple[list[str], list[str]]:
     """(files to learn from, files to hold out), both by their names at the gateway."""
     names = [file["name"] for file in client().datasets()]
     turn = st.session_state.setdefault("train_upload_round", 0)
@@ -330,10 +389,12 @@ def _run(run: Run) -> None:
         t("all_runs"), key="all_runs", icon=":material/arrow_back:", type="tertiary", on_click=_open, args=(None,)
     )
     export = _export_of(run)
-    facts = [figures.moment(run["created_at"]), own, t("run_base", name=run["recipe"].get("base") or "")]
+    base, launcher = run["recipe"].get("base"), run["launcher"]["launcher"]
+    facts = [figures.moment(run["created_at"]), own, t("run_base", name=base) if base else ""]
+    facts.append(t_or(f"launcher_{launcher}", launcher) if launcher != USUAL_LAUNCHER else "")
     st.html(
         f'<div class="mf-head"><h2 class="mf-card">{escape(run["title"])}{_chip(run)}</h2>'
-        f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts)}</div></div>'
+        f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div></div>'
     )
     with st.container(horizontal=True, vertical_alignment="center", key="run_actions"):
         _actions(run, export)
