@@ -15,7 +15,8 @@ from mofang.engine import build
 from mofang.engine.llama import library
 from mofang.errors import Invalid, MofangError, NotFound, Unreadable
 from mofang.export import gguf
-from mofang.export.mixed import imatrix, sensitivity, worker
+from mofang.export.mixed import auto, imatrix, sensitivity, worker
+from mofang.export.mixed.auto import Tried
 from mofang.export.mixed.blocks import Blocks
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore
@@ -172,3 +173,22 @@ def test_a_file_that_says_no_numbers_gets_no_name(converter: Path, base: Path, s
     with pytest.raises(MofangError):
         gguf.run(run.recipe(), run)
     assert {ref.name for ref in store.list()} == {"tiny"} and not list(store.folder.glob(".export-*"))
+
+
+def test_auto_takes_the_fastest_that_is_close_enough(
+    converter: Path, base: Path, store: ModelStore, start: Start, text: str
+) -> None:
+    _, made = make(start, text, type="auto", name="auto", max_kl=1e-9)
+    ref = store.get("auto")
+    tried = ref.manifest["tried"]
+    assert [one["bits"] for one in tried] == sorted({one["bits"] for one in tried}) and len(tried) > 2
+    assert all(one["predicted_per_second"] > 0 and one["prompt_per_second"] > 0 for one in tried)
+    closest = min(tried, key=lambda one: one["mean_kl"])  # none is as close as that
+    assert made["bits_per_weight"] == pytest.approx(closest["bits"], abs=0.01)
+    assert sorted(path.suffix for path in ref.path.parent.iterdir()) == [".gguf", ".imatrix", ".json", ".txt"]
+
+
+def test_the_fastest_within_the_limit_is_picked() -> None:
+    slow, fast, far = (Path(name) for name in ("slow", "fast", "far"))
+    tried = {slow: Tried(8, 80, 0.001, 1, 10), fast: Tried(6, 60, 0.02, 1, 20), far: Tried(4, 40, 0.2, 1, 30)}
+    assert auto.pick(tried, 0.05) == fast and auto.pick(tried, 1) == far and auto.pick(tried, 1e-6) == slow

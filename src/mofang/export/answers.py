@@ -64,7 +64,7 @@ async def add(
                 tell("measure", 0, 0, "", name)
 
         told(0)
-        sides.append(await _in_engine(each, asked=asked, timed=recipe.speed, tell=told))
+        sides.append(await in_engine(each, asked=asked, timed=recipe.speed, tell=told))
         if name == "model" and theirs and sides[0]["rendered"]:
             found["same_template"] = sides[0]["rendered"] == theirs
     mine, other = sides
@@ -97,7 +97,7 @@ def _template(ref: ModelRef) -> str:
     return tokenizer.render(TALK, add_generation_prompt=True) if tokenizer.chat_template else ""
 
 
-async def _in_engine(ref: ModelRef, *, asked: bool, timed: bool, tell: Callable[[int], None]) -> dict[str, Any]:
+async def in_engine(ref: ModelRef, *, asked: bool, timed: bool, tell: Callable[[int], None]) -> dict[str, Any]:
     load = ENGINES.get(engine_name(ref))
     began = time.monotonic()
     engine = cast(

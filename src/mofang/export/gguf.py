@@ -25,6 +25,7 @@ from mofang.errors import Invalid, MissingSystem, MofangError, Unreadable
 from mofang.export import folder, lossless
 from mofang.export import source as sources
 from mofang.export.gptq import format as gptq
+from mofang.export.mixed import auto
 from mofang.export.mixed import worker as mixed
 from mofang.messages import Message
 from mofang.models.base import ModelRef
@@ -40,7 +41,7 @@ CONVERTED = ("f32", "f16", "bf16", "q8_0")
 """Types that the converter writes itself."""
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 8.5}
 QUANTIZED = frozenset(name.lower() for name in gguf.FILE_TYPES.values()) - frozenset(CONVERTED)
-DEFAULT = "q8_0"
+DEFAULT, AUTO = "q8_0", "auto"
 POLL_S = 0.1
 CONVERTER = Path(__file__).parent / "converter.py"
 """Runs llama.cpp's converter where we know how the tokenizer cuts text, and it may not."""
@@ -55,15 +56,18 @@ PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安�
 def run(recipe: Gguf, run: Run) -> dict[str, Any]:
     """The worker of `mofang export gguf`."""
     kind = recipe.type.lower()
-    if kind and kind not in CONVERTED and kind not in QUANTIZED:
+    if kind and kind not in CONVERTED and kind not in QUANTIZED and kind != AUTO:
         raise Invalid(
             "export.unknown_gguf_type",
             param="type",
             type=recipe.type,
-            known=", ".join([*CONVERTED, *sorted(QUANTIZED)]),
+            known=", ".join([AUTO, *CONVERTED, *sorted(QUANTIZED)]),
         )
     given = folder.find(recipe.model) if folder.find_run(recipe.model) is None else None
-    keeps, mixes = given is not None and given.format == "gptq", bool(recipe.bits or recipe.size or recipe.types)
+    keeps, mixes = (
+        given is not None and given.format == "gptq",
+        bool(kind == AUTO or recipe.bits or recipe.size or recipe.types),
+    )
     if keeps and mixes:
         raise Invalid("export.gptq_no_mix", param="model", name=recipe.model)
     way = _keep if keeps else _mixed if mixes else _plain
@@ -100,14 +104,14 @@ def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
     """Each matrix as a type of its own."""
     source = sources.find(recipe.model, run)
     mixed.check(recipe)
-    suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or "mixed"
+    suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or kind or "mixed"
     name = folder.free_name(recipe.name or f"{source.name.removesuffix('-hf')}-{suffix}", overwrite=recipe.overwrite)
     report("source", 0, 0, "")
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         whole, file = target / "whole.gguf", target / f"{name}.gguf"
         _convert(tools, source, whole, "f16", name, folder.store().facts(source).parameters, report)
-        told = mixed.make(recipe, run, source, whole, file, report)
+        told = (auto if kind == AUTO else mixed).make(recipe, run, source, whole, file, report)
         whole.unlink()
         made = _publish(recipe, run, source, file, told.pop("type"), **told)
     shutil.rmtree(run.checkpoints, ignore_errors=True)

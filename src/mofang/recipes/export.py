@@ -98,9 +98,9 @@ class Gguf(_Calibrated):
     worker: ClassVar[str] = "mofang.export.gguf:run"
 
     type: str = ""
-    """f32, f16, bf16 and q8_0 need no compiler; K-quants such as q4_k_m need llama.cpp's llama-quantize. When empty:
-    q8_0. A GPTQ model's quantized weights are kept to the bit whatever is said here; it says what becomes of the
-    others, which are kept too when empty."""
+    """f32, f16, bf16 and q8_0 need no compiler; K-quants such as q4_k_m need llama.cpp's llama-quantize. "auto": the
+    fastest here of several sizes, of those within `max_kl`. When empty: q8_0. A GPTQ model's quantized weights are kept to
+    the bit whatever is said here; it says what becomes of the others, which are kept too when empty."""
     bits: float = Field(default=0, ge=0, le=16)
     """Average bits of a weight: each matrix gets the type by which the whole loses least, measured on the calibration texts.
     0: as `type` says."""
@@ -108,6 +108,8 @@ class Gguf(_Calibrated):
     """The same by the file's size: "300MB"."""
     types: str = ""
     """The same by a file of an earlier choice: lines `tensor=type`, as they lie beside a model made by `bits` or `size`."""
+    max_kl: float = Field(default=0.05, gt=0)
+    """For `type: auto`: the largest mean KL divergence (nats) from the whole model."""
     imatrix: bool = True
     """Give llama-quantize an importance matrix of the calibration texts."""
     samples: int = Field(default=64, ge=1, le=100_000)

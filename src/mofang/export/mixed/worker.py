@@ -40,53 +40,57 @@ _SIZE = re.compile(r"\s*([\d.]+)\s*([kmg]?i?b?)\s*", re.IGNORECASE)
 def make(recipe: Gguf, run: Run, source: ModelRef, whole: Path, file: Path, report: Reporter) -> dict[str, Any]:
     """Write `file` from the converted `whole`; returns what its manifest says of it."""
     blocks = Blocks(library.load(library.find(settings.load())[0]))
-    tensors = writer.matrices(whole)
-    told: dict[str, Any]
-    stated = read_choice(Path(recipe.types).expanduser(), tensors) if recipe.types else {}
+    stated = read_choice(Path(recipe.types).expanduser(), writer.matrices(whole)) if recipe.types else {}
     beside = Path(recipe.types).expanduser().parent / IMPORTANCE
+    predicted = ""
+    told: dict[str, Any] = {}
     if stated and beside.is_file():
-        types, importance, told = stated, imatrix.read(beside), {"calibration": {"imatrix": beside.name}}
+        types, importance = stated, imatrix.read(beside)
         shutil.copy(beside, file.parent / IMPORTANCE)
+        told["calibration"] = {"imatrix": beside.name}
     else:
-        texts = calibration.of(recipe, source, run)
-        measured = _weighed(recipe, run, source, texts, None if stated else blocks, report)
-        matrices = names.tensors(measured, whole)
-        importance = _write_importance(file.parent, matrices, texts)
-        types, told = stated, {"calibration": texts.manifest()}
+        matrices, texts = measured(recipe, run, source, whole, None if stated else blocks, report)
+        importance = write_importance(file.parent, matrices, texts)
+        types, told["calibration"] = stated, texts.manifest()
         if not stated:
             chosen = _choose(recipe, matrices, whole)
             types = {name: option.type for name, option in chosen.items()}
             told["predicted_kl"] = round(budget.loss(chosen), 5)
-    (file.parent / CHOICE).write_text(_choice(types), encoding="utf-8")
-    report("write", 0, 0, "")
+            predicted = f"{told['predicted_kl']:.4f}"
     writer.write(whole, file, types, importance, blocks, lambda done, total: report("quantize", done, total))
-    counts = Counter(types.values())
-    bits = bits_of(file)
-    run.note(
-        say(
-            "export.mixed_made",
-            bits=f"{bits:.2f}",
-            types=", ".join(f"{type} × {n}" for type, n in counts.most_common()),
-            predicted=f"{told['predicted_kl']:.4f}" if "predicted_kl" in told else "-",
-        )
-    )
-    return {"type": f"mixed {bits:.2f} bpw", "types": dict(counts), "bits_per_weight": round(bits, 3), **told}
+    return told | finish(run, file, types, predicted)
+
+
+def finish(run: Run, file: Path, types: Mapping[str, str], predicted: str) -> dict[str, Any]:
+    """Keep the choice beside the file and say it; returns what the manifest says of it."""
+    (file.parent / CHOICE).write_text(_choice(types), encoding="utf-8")
+    counts, bits = Counter(types.values()), bits_of(file)
+    shown = ", ".join(f"{type} × {n}" for type, n in counts.most_common())
+    run.note(say("export.mixed_made", bits=f"{bits:.2f}", types=shown, predicted=predicted or "-"))
+    return {"type": f"mixed {bits:.2f} bpw", "types": dict(counts), "bits_per_weight": round(bits, 3)}
+
+
+def measured(
+    recipe: Gguf, run: Run, source: ModelRef, whole: Path, blocks: Blocks | None, report: Reporter
+) -> tuple[dict[str, Matrix], calibration.Calibration]:
+    """The converted file's matrices by name, with what each type would cost (importances alone without `blocks`)."""
+    texts = calibration.of(recipe, source, run)
+    return names.tensors(_weighed(recipe, run, source, texts, blocks, report), whole), texts
 
 
 def watch(recipe: Gguf, run: Run, source: ModelRef, whole: Path, report: Reporter) -> dict[str, Any]:
     """Write the importance matrix beside `whole`, for llama-quantize; returns what the manifest says of it, which is
     nothing for a family whose layers cannot be read."""
-    texts = calibration.of(recipe, source, run)
     try:
-        found = names.tensors(_weighed(recipe, run, source, texts, None, report), whole)
+        found, texts = measured(recipe, run, source, whole, None, report)
     except Unreadable as error:
         run.note(say("export.no_importance", why=error.message()))
         return {}
-    _write_importance(whole.parent, found, texts)
+    write_importance(whole.parent, found, texts)
     return {"calibration": texts.manifest()}
 
 
-def _write_importance(folder: Path, matrices: Mapping[str, Matrix], texts: calibration.Calibration) -> Importance:
+def write_importance(folder: Path, matrices: Mapping[str, Matrix], texts: calibration.Calibration) -> Importance:
     known = {name: each.importance for name, each in matrices.items() if each.importance is not None}
     n_tokens, length = texts.ids.size, texts.ids.shape[1]
     imatrix.write(folder / IMPORTANCE, known, n_tokens=n_tokens, length=length, texts=texts.sources)
@@ -141,16 +145,23 @@ def _kept(path: Path, stamp: str) -> list[Matrix]:
         return [Matrix(name, (shape[0], shape[1]), kept.get(name), losses) for name, shape, losses in rows]
 
 
-def _choose(recipe: Gguf, matrices: Mapping[str, Matrix], whole: Path) -> dict[str, budget.Option]:
-    table = {
+def table_of(matrices: Mapping[str, Matrix]) -> budget.Table:
+    return {
         name: [budget.Option(type, n_bytes(type, each.shape), loss) for type, loss in each.losses.items()]
         for name, each in matrices.items()
     }
+
+
+def apart_of(matrices: Mapping[str, Matrix], whole: Path) -> int:
+    """Bytes of a file that are not these matrices': its header, and what keeps its type."""
+    every = writer.file_bytes(whole, dict.fromkeys(matrices, "F16"))
+    return every - sum(n_bytes("F16", each.shape) for each in matrices.values())
+
+
+def _choose(recipe: Gguf, matrices: Mapping[str, Matrix], whole: Path) -> dict[str, budget.Option]:
+    table, apart = table_of(matrices), apart_of(matrices, whole)
     parameters = sum(tensor.n_elements for tensor in gguf.read(whole).tensors)
     low, high = budget.bounds(table)
-    apart = writer.file_bytes(whole, dict.fromkeys(table, "F16")) - sum(
-        n_bytes("F16", each.shape) for each in matrices.values()
-    )  # the header, and what keeps its type
     wanted = size_of(recipe.size) if recipe.size else int(recipe.bits * parameters / 8) + gguf.read(whole).data_offset
     if not low + apart <= wanted:
         narrow = sorted({each.shape[1] for each in matrices.values() if not fits("Q4_K", each.shape[1])})
