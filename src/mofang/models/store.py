@@ -377,6 +377,8 @@ def detect(path: Path) -> Format:
         return hf.format_of(path)
     if path.is_file() and path.suffix == ".gguf":
         return "gguf"
+    if path.is_dir() and hf.is_pickled(path):
+        raise Unreadable("models.pickled", path=path)
     raise Unreadable("models.unknown_format", path=path)
 
 
@@ -409,6 +411,12 @@ def digests(path: Path, format: Format, progress: Callable[[int, int], None] | N
         done += size
         found.append({"name": file.name, "size_bytes": size, "sha256": digest.hexdigest()})
     return found
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of one file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:
