@@ -88,6 +88,10 @@ class Adapter:
         found = self.tensors.get(PREFIX + name)
         return self.tensors.get(_under(name)) if found is None else found
 
+    def replaces(self, name: str) -> bool:
+        """Whether it holds a tensor that was trained whole; one under a pair is the base's own, which peft writes along."""
+        return PREFIX + name in self.tensors
+
     def claimed(self, name: str) -> set[str]:
         """Its tensors that belong to the base's tensor `name`."""
         stem = PREFIX + name.removesuffix(".weight")
@@ -97,9 +101,8 @@ class Adapter:
         return self.tensors.keys() & {PREFIX + name, _under(name), *(f"{stem}.{part}" for part in parts)}
 
     def onto(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """What it makes of a float32 `weight`. Raises Unreadable when the two are not of one shape."""
-        whole, pair = self.whole(name), self.pair(name)
-        weight = weight if whole is None else whole.float()
+        """What its pair makes of a float32 `weight`. Raises Unreadable when the two are not of one shape."""
+        pair = self.pair(name)
         if pair is None:
             return weight
         product = pair.product()

@@ -54,7 +54,13 @@ ROPE = "rope_freqs.weight"
 """Factors of the rotary frequencies: written by the converter from the configuration, not learned."""
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What all Llamas of 3.1 and later have beside their factor."""
-HOUSEKEEPING = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment", "split.")
+HOUSEKEEPING = (
+    "general.architecture",
+    "general.file_type",
+    "general.quantization_version",
+    "general.alignment",
+    "split.",
+)
 """Keys that tell of the file, not of the model."""
 CARRIED = (
     "embedding_length", "feed_forward_length", "block_count", "attention.head_count", "attention.head_count_kv",
@@ -82,7 +88,9 @@ class _Family:
         biased = [*_ATTENTION[:3]] if self.model_type == "qwen2" else []
         biased += _ATTENTION if config.get("attention_bias") else []
         biased += _MLP if config.get("mlp_bias") else []
-        own = [f"{part}.weight" for part in (*_NORMS, *_ATTENTION, *_MLP, *self.more)] + [f"{part}.bias" for part in biased]
+        own = [f"{part}.weight" for part in (*_NORMS, *_ATTENTION, *_MLP, *self.more)] + [
+            f"{part}.bias" for part in biased
+        ]
         layers = {f"blk.{layer}.{part}" for layer in range(config["num_hidden_layers"]) for part in own}
         return layers | {"token_embd.weight", "output_norm.weight"}
 
@@ -174,9 +182,7 @@ def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Repor
     heads, heads_kv = config["num_attention_heads"], config["num_key_value_heads"]
     tokenizer = load_tokenizer(path)
     if tokenizer.n_vocab > config["vocab_size"]:
-        raise Unreadable(
-            "export.ids_beyond_rows", path=path, n_vocab=tokenizer.n_vocab, rows=config["vocab_size"]
-        )
+        raise Unreadable("export.ids_beyond_rows", path=path, n_vocab=tokenizer.n_vocab, rows=config["vocab_size"])
 
     plan: dict[str, tuple[Path, gguf.Header, gguf.Tensor]] = {}
     for part, head, tensor in tensors:

@@ -32,7 +32,14 @@ from mofang.runs import Reporter, Run
 from mofang.strings import say
 from mofang.tokenizer import load as load_tokenizer
 
-VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+VOCABULARY = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
 TOKENIZER = (*VOCABULARY, "tokenizer_config.json", "chat_template.jinja")
 """What an adapter may bring of these goes along; one vocabulary takes the other's place whole."""
 ROUNDED = 1e-6
@@ -116,7 +123,7 @@ def _base(recipe: Merge, adapters: Sequence[Adapter], run: Run) -> ModelRef:
     found = digest(base)
     for each, parent in zip(adapters, stated, strict=True):
         if not parent.get("sha256"):
-            run.note(say("models.note_base_unchecked", base=base.name, stated=lora.stated_base(each.path) or "-"))
+            run.note(say("export.base_unchecked", base=base.name, stated=lora.stated_base(each.path) or "-"))
         elif found != parent["sha256"]:
             raise Conflict(
                 "export.other_base", adapter=each.path, base=base.name, found=found[:12],
@@ -137,11 +144,10 @@ def _check_together(adapters: Sequence[Adapter], names: Sequence[str], base: Mod
     for name in names:
         here = [each for each in adapters if each.claimed(name)]
         wholes = [value for each in here if (value := each.whole(name)) is not None]
-        if len(here) > 1 and wholes:
-            same = all(value.shape == wholes[0].shape and torch.equal(value, wholes[0]) for value in wholes)
-            under = all(each.pair(name) for each in here)  # peft writes the base's own embedding under a pair
-            if not same or not (under or len(wholes) == len(here) and not any(each.pair(name) for each in here)):
-                raise Conflict("export.adapters_collide", tensor=name, paths=", ".join(str(each.path) for each in here))
+        same = all(value.shape == wholes[0].shape and torch.equal(value, wholes[0]) for value in wholes)
+        replacing = sum(each.replaces(name) for each in here)
+        if len(here) > 1 and (not same or 0 < replacing < len(here)):
+            raise Conflict("export.adapters_collide", tensor=name, paths=", ".join(str(each.path) for each in here))
 
 
 def _parent(each: Adapter) -> dict[str, Any]:
@@ -189,7 +195,8 @@ def write(
         return tensor(shards.read(path, name, stored), stored), path
 
     def added(name: str, values: torch.Tensor) -> torch.Tensor:
-        values = values.float()
+        wholes = (each.whole(name) for each in adapters)
+        values = next((whole for whole in wholes if whole is not None), values).float()
         for each in adapters:
             values = each.onto(name, values)
         return values

@@ -54,8 +54,9 @@ def run(recipe: Resize, run: Run) -> dict[str, Any]:
         new.save(target)
         if (place / RECORD).is_file():
             shutil.copy(place / RECORD, target / RECORD)
+        cutter = {"role": "tokenizer", "name": place.name, "tokenizer_sha256": new.sha256()}
         made = folder.publish(
-            target, name, format="hf", kind=base.kind, run=run, parents=[folder.parent(base, "base")],
+            target, name, format="hf", kind=base.kind, run=run, parents=[folder.parent(base, "base"), cutter],
             runs=lineage(base), overwrite=recipe.overwrite, tokenizer_sha256=new.sha256(),
             tools=folder.tools("torch", "transformers", "safetensors", "tokenizers"),
             checks={"old_logits_kept": found["logits_change"]}, resized=found,

@@ -3,6 +3,7 @@
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mofang.recipes.base import Recipe
 from mofang.recipes.fields import one_of, refused
@@ -60,15 +61,15 @@ class Merge(_Export):
 
     @field_validator("weights", mode="before")
     @classmethod
-    def _numbers(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+    def _number_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, int | float) else value
 
     @field_validator("weights")
     @classmethod
     def _one_each(cls, value: list[float], info: ValidationInfo) -> list[float]:
         n = 1 + len(info.data.get("adapters") or ())
         if value and len(value) != n:
-            raise refused("adapter_weights", n=n)
+            raise PydanticCustomError("adapter_weights", "must be {n} numbers, one for each adapter", {"n": n})
         return value
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from mofang.engine.base import EngineInfo
 from mofang.errors import Forbidden, MofangError
 from mofang.messages import Progress
+from mofang.models import lineage
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.platform import memory
 from mofang.server import shapes
@@ -94,7 +95,8 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
-    return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
+    shown = shapes.details(ref, facts, needed, context, lineage.of(backend.models, ref))
+    return {**shapes.model(ref, facts, _loaded(backend)), **shown}
 
 
 @router.post("/v1/models/{name}/load")
