@@ -5,7 +5,8 @@ Quantization cannot be undone: each weight gets the value that llama.cpp compute
 original is estimated from the file alone: within a block the weights stand on a grid, and rounding to a grid of step d
 is off by d/√12 on average (as root mean square), which is set against the weights' own size.
 
-Tensors are read, computed and written one after another: peak memory is one tensor. Needs no torch.
+Tensors are read, computed and written one after another: peak memory is one tensor. Needs no torch. Families beyond
+FAMILIES are read by transformers, whole (through.py).
 Source: ggml's block formats by `gguf.quants`; names and the order of rotary dimensions by llama.cpp
 conversion/llama.py (LlamaModel.permute, rope_freqs) and gguf-py tensor_mapping.py.
 """
@@ -158,13 +159,52 @@ def _pickled(place: Path, recipe: Import, run: Run) -> dict[str, Any]:
 
 def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Reporter, run: Run) -> dict[str, Any]:
     """Write the folder; returns what the quantization lost. Raises Unreadable for a family that is not known."""
+    header = gguf.read(gguf.parts(path)[0])
+    tokenizer = load_tokenizer(path)
+    if header.architecture in FAMILIES:
+        found = _own(path, target, dtype=dtype, tie_head=tie_head, report=report, run=run)
+    elif has_module("torch"):
+        from mofang.export import through
+
+        if header.architecture not in through.families():
+            raise _unknown(path, header, through.families())
+        run.note(say("export.through", architecture=header.architecture))
+        lost = _Lost()
+        for tensor in header.tensors:
+            lost.count(_weights(path, header, tensor), tensor)
+        found = {**lost.said(), **through.write(path, target, dtype=dtype, report=report)}
+    else:
+        raise _unknown(path, header, [])
+    config = hf.read_json(target / "config.json")
+    if tokenizer.n_vocab > config["vocab_size"]:
+        raise Unreadable("export.ids_beyond_rows", path=path, n_vocab=tokenizer.n_vocab, rows=config["vocab_size"])
+    tokenizer.save(target, n_ctx=config.get("max_position_embeddings"))
+    generation = {
+        "eos_token_id": sorted(tokenizer.end_ids),
+        "bos_token_id": tokenizer.bos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    (target / "generation_config.json").write_text(
+        json.dumps({key: value for key, value in generation.items() if value is not None}, indent=2) + "\n",
+        encoding="utf-8",
+    )
+    return {
+        "quantization": gguf.facts(path).quantization,
+        **found,
+        "keys_left": keys_left(header),
+    }
+
+
+def _unknown(path: Path, header: gguf.Header, more: list[str]) -> Unreadable:
+    known = ", ".join(dict.fromkeys([*FAMILIES, *more]))
+    return Unreadable("export.unknown_family", path=path, architecture=header.architecture, known=known)
+
+
+def _own(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Reporter, run: Run) -> dict[str, Any]:
+    """Configuration and weights of one of FAMILIES, tensor by tensor."""
     headers = [(part, gguf.read(part)) for part in gguf.parts(path)]
     header = headers[0][1]
-    family = FAMILIES.get(header.architecture)
-    if family is None:
-        raise Unreadable(
-            "export.unknown_family", path=path, architecture=header.architecture, known=", ".join(FAMILIES)
-        )
+    family = FAMILIES[header.architecture]
     tensors = [(part, head, tensor) for part, head in headers for tensor in head.tensors]
     factors = [_weights(*each) for each in tensors if each[2].name == ROPE]
     tensors = [each for each in tensors if each[2].name != ROPE]
@@ -180,9 +220,6 @@ def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Repor
     if factors:
         _rope(path, factors[0], config)
     heads, heads_kv = config["num_attention_heads"], config["num_key_value_heads"]
-    tokenizer = load_tokenizer(path)
-    if tokenizer.n_vocab > config["vocab_size"]:
-        raise Unreadable("export.ids_beyond_rows", path=path, n_vocab=tokenizer.n_vocab, rows=config["vocab_size"])
 
     plan: dict[str, tuple[Path, gguf.Header, gguf.Tensor]] = {}
     for part, head, tensor in tensors:
@@ -195,16 +232,13 @@ def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Repor
     files = shards.split({name: (kind, tensor.shape[::-1]) for name, (_, _, tensor) in plan.items()}, SHARD_BYTES)
     need_disk(target, sum(map(shards.n_bytes, files.values())))
 
-    done, noise, size, bits = 0, 0.0, 0, 0
+    done, lost = 0, _Lost()
     with shards.Writer(target, files) as out:
         for name, (part, head, tensor) in plan.items():
             weights = _weights(part, head, tensor)
             if not np.isfinite(weights).all():
                 raise Unreadable("export.not_finite", path=part, tensor=tensor.name)
-            if len(tensor.shape) > 1 and tensor.type not in ("F32", "F16", "BF16"):
-                noise += _rounding_noise(weights, tensor.type)
-                size += weights.size
-                bits += tensor.n_bytes * 8
+            lost.count(weights, tensor)
             if family.permuted and ("q_proj." in name or "k_proj." in name):
                 weights = _unpermuted(weights, heads if "q_proj" in name else heads_kv)
             if dtype == "float16" and np.abs(weights).max() > np.finfo(np.float16).max:
@@ -213,26 +247,28 @@ def write(path: Path, target: Path, *, dtype: str, tie_head: bool, report: Repor
             done += tensor.n_elements
             report("import", done, total, "weights", name)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(target, n_ctx=config["max_position_embeddings"])
-    generation = {
-        "eos_token_id": sorted(tokenizer.end_ids),
-        "bos_token_id": tokenizer.bos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
-    (target / "generation_config.json").write_text(
-        json.dumps({key: value for key, value in generation.items() if value is not None}, indent=2) + "\n",
-        encoding="utf-8",
-    )
     if joined:
         run.note(say("export.head_joined"))
-    return {
-        "quantization": gguf.facts(path).quantization,
-        "bits_per_weight": round(bits / size, 2) if size else 16.0,
-        "noise_percent": round(100 * math.sqrt(noise / size), 1) if size else 0.0,
-        "parameters": total,
-        "tied": tied,
-        "keys_left": keys_left(header),
-    }
+    return {**lost.said(), "parameters": total, "tied": tied}
+
+
+class _Lost:
+    """What quantization took, summed over tensors."""
+
+    def __init__(self) -> None:
+        self.noise, self.size, self.bits = 0.0, 0, 0
+
+    def count(self, weights: NDArray[np.float32], tensor: gguf.Tensor) -> None:
+        if len(tensor.shape) > 1 and tensor.type not in ("F32", "F16", "BF16"):
+            self.noise += _rounding_noise(weights, tensor.type)
+            self.size += weights.size
+            self.bits += tensor.n_bytes * 8
+
+    def said(self) -> dict[str, Any]:
+        return {
+            "bits_per_weight": round(self.bits / self.size, 2) if self.size else 16.0,
+            "noise_percent": round(100 * math.sqrt(self.noise / self.size), 1) if self.size else 0.0,
+        }
 
 
 def keys_left(header: gguf.Header) -> list[str]:
