@@ -118,7 +118,11 @@ class Adapter:
         if self.config.get("use_dora"):
             return "DoRA"
         return next(
-            (name.removeprefix(PREFIX) for name in self.tensors if ".lora_" not in name and ".base_layer." not in name),
+            (
+                name.removeprefix(PREFIX)
+                for name in sorted(self.tensors)
+                if ".lora_" not in name and ".base_layer." not in name
+            ),
             "",
         )
 

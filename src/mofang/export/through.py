@@ -57,5 +57,8 @@ def write(path: Path, target: Path, *, dtype: str, report: Reporter) -> dict[str
         if dtype == "float16" and float(parameter.abs().max()) > torch.finfo(torch.float16).max:
             raise Unreadable("export.beyond_float16", path=path, tensor=name)
     report("write", 0, total, "weights")
+    model.hf_quantizer = None  # its weights are plain numbers by now
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.to(getattr(torch, dtype)).save_pretrained(target, max_shard_size="4GB")
     return {"parameters": total, "tied": tied}
