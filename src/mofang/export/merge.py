@@ -273,8 +273,8 @@ def _beside(
 
     Raises Unreadable for a tokenizer with more ids than the embedding has rows.
     """
-    for file in shards.beside(base.path):
-        shutil.copy(file, target / file.name)
+    for path in shards.beside(base.path):
+        shutil.copy(path, target / path.name)
     bring = [each for each in adapters if any((each.path / file).is_file() for file in TOKENIZER)]
     brought = [file for file in TOKENIZER if bring and (bring[-1].path / file).is_file()]
     if "tokenizer.json" in brought or "tokenizer.model" in brought:
@@ -286,7 +286,8 @@ def _beside(
     if len(templates) > 1:
         run.note(say("export.templates_differ", path=bring[-1].path))
     config = hf.read_json(base.path / "config.json")
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    inner = config.get("text_config")
+    text: dict[str, Any] = inner if isinstance(inner, dict) else config
     for part in (config, text):
         for key in ("dtype", "torch_dtype"):
             if key in part or (part is config and key == "torch_dtype"):

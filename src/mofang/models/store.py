@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MofangError, NotFound, Unreadable
-from mofang.models import adapters, catalogue, projectors
+from mofang.models import adapters, ancestry, catalogue, projectors
+from mofang.models.ancestry import Ancestor
 from mofang.models.base import Format, Kind, MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
@@ -150,6 +151,10 @@ class ModelStore:
         size = base.size_bytes + sum(adapter.size_bytes for adapter in adapters.of_base(self, base))
         size += projectors.beside_bytes(base, projectors.of(base, facts))
         return estimate(size, facts, n_ctx, n_slots)
+
+    def ancestry(self, ref: ModelRef) -> Ancestor:
+        """What it was made from, and what that was made from, down to what was brought; computes no digest."""
+        return ancestry.of(self, ref)
 
     def known_digest(self, ref: ModelRef) -> str:
         """Its SHA-256 where that costs nothing, else ""."""

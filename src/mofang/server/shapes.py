@@ -8,9 +8,9 @@ from typing import Any
 
 from mofang import platform
 from mofang.engine.base import EngineInfo
+from mofang.models.ancestry import Ancestor
 from mofang.models.base import MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.catalogue import CatalogueEntry
-from mofang.models.lineage import Ancestor
 from mofang.settings import Settings
 
 LIBRARIES = ("mofang", "xllamacpp", "fastapi", "uvicorn", "pydantic", "streamlit", "numpy")

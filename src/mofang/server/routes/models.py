@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query
 from mofang.engine.base import EngineInfo
 from mofang.errors import Forbidden, MofangError
 from mofang.messages import Progress
-from mofang.models import lineage
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.platform import memory
 from mofang.server import shapes
@@ -95,7 +94,7 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
-    shown = shapes.details(ref, facts, needed, context, lineage.of(backend.models, ref))
+    shown = shapes.details(ref, facts, needed, context, backend.models.ancestry(ref))
     return {**shapes.model(ref, facts, _loaded(backend)), **shown}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mofang.models import lineage
+from mofang.models import ancestry
 from mofang.models.store import ModelStore, write_manifest
 from mofang.settings import Settings
 
@@ -29,7 +29,7 @@ def parent(role: str, name: str, manifest: dict[str, Any]) -> dict[str, Any]:
     return {"role": role, "name": name, "format": manifest["format"], "sha256": manifest["sha256"], **kept}
 
 
-def shown(one: lineage.Ancestor) -> tuple[Any, ...]:
+def shown(one: ancestry.Ancestor) -> tuple[Any, ...]:
     return (one.role, one.name, one.step or one.source, one.here, one.told, *map(shown, one.parents))
 
 
@@ -45,7 +45,7 @@ def test_the_whole_way_down_to_what_was_brought(store: ModelStore) -> None:
     )
     put(store, "small", made_by={"kind": "gguf", "run": "g"}, parents=[parent("source", "merged", merged)])
     gguf = ("quantized", "gguf", "huggingface", True, False)
-    assert shown(lineage.of(store, store.get("small"))) == (
+    assert shown(ancestry.of(store, store.get("small"))) == (
         ("", "small", "gguf", True, False,
             ("source", "merged", "merge", True, False,
                 ("base", "base", "import", True, False, gguf),
@@ -55,7 +55,7 @@ def test_the_whole_way_down_to_what_was_brought(store: ModelStore) -> None:
     # What is gone stays told; what has another name now is found by its digest.
     store.remove("merged")
     (store.folder / "base").rename(store.folder / "renamed")
-    tree = lineage.of(store, store.get("small"))
+    tree = ancestry.of(store, store.get("small"))
     assert shown(tree)[5][:5] == ("source", "merged", "merge", False, False)
     assert [one.name for one in tree.parents[0].parents] == ["renamed", "taught"]
     assert tree.parents[0].parents[0].here
@@ -64,7 +64,7 @@ def test_the_whole_way_down_to_what_was_brought(store: ModelStore) -> None:
 def test_a_circle_ends_and_nonsense_is_passed_over(store: ModelStore) -> None:
     stated = put(store, "self", made_by={"kind": "gguf"})
     write_manifest(store.folder / "self", {**stated, "parents": [parent("source", "self", stated), 7, "x"]})
-    tree = lineage.of(store, store.get("self"))
+    tree = ancestry.of(store, store.get("self"))
     assert [one.name for one in tree.parents] == ["self"] and tree.parents[0].told and tree.parents[0].parents == ()
     put(store, "odd", made_by="me", parents="none", source="pypi")
-    assert shown(lineage.of(store, store.get("odd"))) == ("", "odd", "pypi", True, False)
+    assert shown(ancestry.of(store, store.get("odd"))) == ("", "odd", "pypi", True, False)
