@@ -64,7 +64,7 @@ for place, point in json.loads(sys.argv[1]):
         worker.run(run.recipe(), run)
         os._exit(7)  # it came to its end
     _, status = os.waitpid(child, 0)
-    print(os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), flush=True)
+    print("ended by", os.WTERMSIG(status) if os.WIFSIGNALED(status) else -os.WEXITSTATUS(status), flush=True)
 """
 
 
@@ -75,7 +75,8 @@ def kill(kind: str, runs: list[tuple[Run, tuple[str, int]]]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, told], capture_output=True, text=True, timeout=280, check=False
     )
-    assert done.stdout.split() == ["9"] * len(runs), done.stdout + done.stderr[-2000:]
+    ends = [line for line in done.stdout.splitlines() if line.startswith("ended by")]
+    assert ends == ["ended by 9"] * len(runs), done.stdout + done.stderr[-2000:]
 
 
 def names(store: ModelStore) -> set[str]:

@@ -222,8 +222,9 @@ def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
 def _lineage(ancestor: dict[str, Any], before: str = "", branch: str = "", inner: str = "") -> list[str]:
     """A model and what it was made from, as the lines of a tree."""
     role = say(f"cli.role_{ancestor['role']}") if ancestor["role"] in ROLES else ancestor["role"]
-    parts = [f"{role}{say('cli.lineage_colon')}" if role else "", f"{ancestor['name']}（{_origin(ancestor)}）"]
-    line = f"{before}{branch}{''.join(parts)}" + (f"  {say('cli.lineage_told')}" if ancestor["told"] else "")
+    one = say("cli.lineage_one", name=ancestor["name"], origin=_origin(ancestor))
+    line = before + branch + (say("cli.lineage_role", role=role) if role else "") + one
+    line += f"  {say('cli.lineage_told')}" if ancestor["told"] else ""
     lines = [line if ancestor["here"] else f"{line}  {say('cli.lineage_gone')}"]
     last = len(ancestor["parents"]) - 1
     for number, parent in enumerate(ancestor["parents"]):

@@ -30,7 +30,6 @@ from mofang.models.store import digest, digests, lineage
 from mofang.recipes.export import Merge
 from mofang.runs import Reporter, Run
 from mofang.strings import say
-from mofang.tokenizer import load as load_tokenizer
 
 VOCABULARY = (
     "tokenizer.json",
@@ -296,11 +295,4 @@ def _beside(
     if rows:
         text["vocab_size"] = rows
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    check_rows(target, rows)
-
-
-def check_rows(path: Path, rows: int) -> None:
-    """Raises Unreadable for a tokenizer with ids beyond the embedding's rows. More rows than ids only fill it up."""
-    n_vocab = load_tokenizer(path).n_vocab
-    if rows and n_vocab > rows:
-        raise Unreadable("export.ids_beyond_rows", path=path, n_vocab=n_vocab, rows=rows)
+    shards.check_rows(target)

@@ -19,7 +19,6 @@ from mofang.models.formats import hf
 from mofang.models.sources.base import need_disk
 from mofang.models.store import digest_of
 from mofang.runs import Reporter
-from mofang.tokenizer import load as load_tokenizer
 
 INDEX = "pytorch_model.bin.index.json"
 
@@ -64,7 +63,6 @@ def write(folder: Path, target: Path, dtype: str, report: Reporter) -> dict[str,
     paths = files(folder)
     plans: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     seen: dict[tuple[int, int], str] = {}
-    rows = 0
     for file, path in zip(shards.names(len(paths)), paths, strict=True):
         plans[file] = {}
         held = load(path)
@@ -73,8 +71,6 @@ def write(folder: Path, target: Path, dtype: str, report: Reporter) -> dict[str,
             if value.numel() and seen.setdefault(place, name) != name:
                 continue  # one matrix under two names, as a tied head is pickled
             plans[file][name] = (NAMES[_type(value, dtype)], tuple(value.shape))
-            if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")):
-                rows = value.shape[0]
         seen = {}
     need_disk(target, sum(map(shards.n_bytes, plans.values())))
     done, total = 0, sum(map(shards.n_bytes, plans.values()))
@@ -96,8 +92,7 @@ def write(folder: Path, target: Path, dtype: str, report: Reporter) -> dict[str,
         for key in {"torch_dtype", *({"dtype"} & config.keys())}:
             config[key] = dtype
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if rows and (n_vocab := load_tokenizer(target).n_vocab) > rows:
-        raise Unreadable("export.ids_beyond_rows", path=folder, n_vocab=n_vocab, rows=rows)
+    shards.check_rows(target)
     return {"tensors": sum(map(len, plans.values())), "parameters": sum(
         torch.Size(shape).numel() for plan in plans.values() for _, shape in plan.values()
     )}  # fmt: skip

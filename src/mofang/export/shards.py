@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mofang.errors import Unreadable
 from mofang.models.formats import hf
 from mofang.models.formats.hf import Stored
+from mofang.tokenizer import load as load_tokenizer
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4,
@@ -30,6 +31,8 @@ EXPONENTS: dict[str, tuple[Any, int]] = {
     "F64": (np.uint64, 0x7FF0000000000000),
 }
 """How a type's numbers are looked at as whole ones, and the bits that are all set in NaN and infinity alone."""
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+"""Ends of the names that families give the matrix with a row for each token."""
 CHUNK = 1 << 20
 """Numbers that are looked at together: what lies in the processor's cache is looked at once."""
 
@@ -69,6 +72,15 @@ def check(folder: Path) -> Iterator[tuple[str, int]]:
     for name, (path, stored) in places(folder).items():
         read(path, name, stored)
         yield name, stored.end - stored.begin
+
+
+def check_rows(folder: Path) -> None:
+    """Raises Unreadable for a tokenizer with ids beyond the embedding's rows. More rows than ids only fill it up."""
+    shapes = (stored.shape for name, (_, stored) in places(folder).items() if name.endswith(EMBEDDINGS))
+    rows = next(shapes, (0,))[0]
+    n_vocab = load_tokenizer(folder).n_vocab
+    if rows and n_vocab > rows:
+        raise Unreadable("export.ids_beyond_rows", path=folder, n_vocab=n_vocab, rows=rows)
 
 
 def n_bytes(plan: Plan) -> int:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mofang import __version__
-from mofang.errors import Unreadable
+from mofang.errors import Invalid, Unreadable
 from mofang.export import calibration, folder, source
 from mofang.export import shards as files_of
 from mofang.export.gptq import format, layers, solve
@@ -39,6 +39,8 @@ LITTLE_CHINESE = 0.1
 def run(recipe: Gptq, run: Run) -> dict[str, Any]:
     """The worker of `mofang export gptq`."""
     base = source.find(recipe.model, run)
+    if hf.read_json(base.path / "config.json").get("quantization_config"):
+        raise Invalid("export.base_quantized", param="model", name=base.name)
     stem = base.name.removesuffix("-hf")
     name = folder.free_name(recipe.name or f"{stem}-gptq-{recipe.bits}bit", overwrite=recipe.overwrite, run=run)
     report = Reporter(run)
