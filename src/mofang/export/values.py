@@ -19,9 +19,12 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 def tensor(raw: NDArray[np.uint8], stored: Stored) -> torch.Tensor:
     """The tensor that bytes hold; it shares their memory."""
+    if not len(raw):  # which cannot be seen as another type
+        return torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
     return torch.from_numpy(raw).view(DTYPES[stored.dtype]).reshape(stored.shape)
 
 
 def raw(values: torch.Tensor) -> NDArray[Any]:
     """The bytes that a file holds of a tensor."""
-    return values.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    flat = values.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, np.uint8)
