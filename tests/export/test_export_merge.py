@@ -250,6 +250,18 @@ def test_adapters_of_different_bases_are_not_merged(
     assert raised.value.code == "other_base" and "of-other" in raised.value.message()
 
 
+def test_an_adapter_that_was_added_knows_its_base(base: Path, store: ModelStore, start: Start, tmp_path: Path) -> None:
+    store.add(make_adapter(base, tmp_path / "a"), "theirs", base="tiny")
+    run = start("merge", model="theirs")
+    assert go(run)["model"] == "theirs-hf"
+    tree = store.ancestry(store.get("theirs-hf"))
+    shown = [(one.role, one.name, one.format, one.here) for one in tree.parents]
+    assert shown == [("base", "tiny", "hf", True), ("adapter", "theirs", "lora", True)]
+    assert (tree.step, tree.run) == ("merge", run.id)
+    assert [one.name for one in tree.parents[1].parents] == ["tiny"]
+    assert store.get("theirs-hf").manifest["tools"].keys() >= {"mofang", "torch", "transformers"}
+
+
 def test_weights_that_mean_nothing_are_refused(base: Path, store: ModelStore, start: Start, tmp_path: Path) -> None:
     whole = make_adapter(base, tmp_path / "w", target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
     dora = make_adapter(base, tmp_path / "d", use_dora=True)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from mofang.errors import Unreadable
 from mofang.models.formats import lora
-from mofang.models.store import read_manifest
 
 PREFIX = lora.PREFIX
 PICKLED = "adapter_model.bin"
@@ -132,9 +131,11 @@ def _under(name: str) -> str:
     return f"{PREFIX}{module}.base_layer.{own}"
 
 
-def read(path: Path, *, weight: float = 1.0, pickled: bool = False) -> Adapter:
-    """Raises Unreadable for what is no LoRA adapter, one of a kind that cannot be added, one with NaN or infinity, and
-    for a pickle unless `pickled`.
+def read(path: Path, manifest: dict[str, Any], *, weight: float = 1.0, pickled: bool = False) -> Adapter:
+    """An adapter's files; `manifest` is what is known of it.
+
+    Raises Unreadable for what is no LoRA adapter, one of a kind that cannot be added, one with NaN or infinity, and for
+    a pickle unless `pickled`.
     """
     try:
         config = json.loads((path / lora.CONFIG).read_text(encoding="utf-8"))
@@ -157,7 +158,6 @@ def read(path: Path, *, weight: float = 1.0, pickled: bool = False) -> Adapter:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise Unreadable("export.not_finite", path=path / lora.WEIGHTS, tensor=name)
-    manifest = read_manifest(path) if (path / "manifest.json").is_file() else {}
     return Adapter(path, config, tensors, manifest, weight)
 
 

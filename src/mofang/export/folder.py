@@ -15,6 +15,7 @@ from typing import Any
 
 from mofang import __version__, settings
 from mofang.errors import Conflict, NoSpace
+from mofang.models import ancestry
 from mofang.models.adapters import parents
 from mofang.models.base import ModelRef
 from mofang.models.progress import size
@@ -146,15 +147,7 @@ def publish(
 
 def parent(ref: ModelRef, role: str) -> dict[str, Any]:
     """How a manifest names a model that it was made from; with what that one was made from, which may be gone one day."""
-    stated = {"role": role, "name": ref.name, "format": ref.format, "sha256": digest(ref)}
-    return with_history(stated, {"source": ref.source, **ref.manifest})
-
-
-def with_history(stated: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A parent, and what its own manifest says of where it comes from."""
-    kept = {key: manifest[key] for key in ("made_by", "source") if manifest.get(key)}
-    before = parents(manifest)
-    return {**stated, **kept, **({"parents": before} if before else {})}
+    return ancestry.parent(ref, role, digest(ref))
 
 
 def base_of(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,11 +22,12 @@ from mofang.errors import Conflict, Invalid, MofangError, Unreadable
 from mofang.export import adapter, agree, folder, shards
 from mofang.export.adapter import Adapter
 from mofang.export.values import DTYPES, NAMES, raw, tensor
+from mofang.models import ancestry
 from mofang.models.base import ModelRef
 from mofang.models.formats import hf, lora
 from mofang.models.formats.hf import Stored
 from mofang.models.sources.base import need_disk
-from mofang.models.store import digest, digests, lineage
+from mofang.models.store import MANIFEST, digest, digests, lineage, read_manifest
 from mofang.recipes.export import Merge
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -49,9 +50,9 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
     """The worker of `mofang export merge`."""
     names = [recipe.model, *recipe.adapters]
     weights = recipe.weights or [1.0] * len(names)
-    paths = [adapter_folder(name) for name in names]
     adapters = [
-        adapter.read(path, weight=weight, pickled=recipe.pickle) for path, weight in zip(paths, weights, strict=True)
+        adapter.read(*adapter_folder(name), weight=weight, pickled=recipe.pickle)
+        for name, weight in zip(names, weights, strict=True)
     ]
     _check_weights(adapters)
     base = _base(recipe, adapters, run)
@@ -82,17 +83,25 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
     return {"model": made.name, "path": str(made.path), **found}
 
 
-def adapter_folder(name: str) -> Path:
-    """Where an adapter lies: a run's out folder, or a folder of files. Raises Conflict for a run without one."""
+def adapter_folder(name: str) -> tuple[Path, dict[str, Any]]:
+    """Where an adapter lies, and what is known of it: a run's out folder, a folder of files, or one that was added.
+
+    Raises Conflict for a run without one.
+    """
     training = folder.find_run(name)
     if training:
         if not (training.out / lora.CONFIG).is_file():
             raise Conflict("export.no_adapter", id=name, status=training.state().status)
-        return training.out
+        return training.out, _stated(training.out)
     path = Path(name).expanduser()
     if path.is_absolute() and (path / lora.CONFIG).is_file():
-        return path
-    return folder.find(name).path
+        return path, _stated(path)
+    ref = folder.find(name)
+    return ref.path, ref.manifest
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    return read_manifest(path) if (path / MANIFEST).is_file() else {}
 
 
 # ---- what goes together ----
@@ -159,7 +168,7 @@ def _parent(each: Adapter) -> dict[str, Any]:
         "sha256": weights[0]["sha256"] if weights else "",
         "weight": each.weight,
     }
-    return folder.with_history(stated, each.manifest)
+    return ancestry.with_history(stated, each.manifest)
 
 
 def _stem(model: str, each: Adapter) -> str:

@@ -49,6 +49,19 @@ def of(store: "ModelStore", ref: ModelRef) -> Ancestor:
     return _ancestor({**stated, **_history(ref.manifest)}, known, set(), here=True)
 
 
+def parent(ref: ModelRef, role: str, sha256: str) -> dict[str, Any]:
+    """How a manifest names a model that something was made from, what that one came from included."""
+    stated = {"role": role, "name": ref.name, "format": ref.format, "sha256": sha256}
+    return with_history(stated, {"source": ref.source, **ref.manifest})
+
+
+def with_history(stated: dict[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A parent, and what its own manifest says of where it comes from."""
+    kept = {key: manifest[key] for key in ("made_by", "source") if manifest.get(key)}
+    before = parents(manifest)
+    return {**stated, **kept, **({"parents": before} if before else {})}
+
+
 def _ancestor(
     stated: Mapping[str, Any], known: Mapping[str, tuple[str, str, Mapping[str, Any]]], told: set[str], *, here: bool
 ) -> Ancestor:
