@@ -154,7 +154,7 @@ def test_a_file_that_is_cut_off_is_refused(
     run = start("import", model="c")
     with pytest.raises(Unreadable) as raised:
         imports.run(run.recipe(), run)
-    assert raised.value.code == "gguf_truncated"
+    assert raised.value.code in ("gguf_truncated", "gguf_broken") and str(file) in raised.value.message()
 
 
 def test_llama_3s_rotary_rule_is_found_in_its_factors(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_llama_3s_rotary_rule_is_found_in_its_factors(tmp_path: Path) -> None:
 
     rule = {"rope_type": "llama3", "factor": 8.0, **imports.LLAMA3}
     config = {"hidden_size": 512, "num_attention_heads": 4, "rope_theta": 500000.0}
-    theirs = LlamaConfig(**config, rope_scaling=rule)
+    theirs = LlamaConfig(**config, rope_scaling=dict(rule))
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
     plain = 1.0 / 500000.0 ** (torch.arange(0, 128, 2) / 128)
     factors = (plain / scaled).numpy()

@@ -66,7 +66,7 @@ HOUSEKEEPING = (
 CARRIED = (
     "embedding_length", "feed_forward_length", "block_count", "attention.head_count", "attention.head_count_kv",
     "context_length", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "attention.key_length", "vocab_size",
+    "rope.scaling.original_context_length", "rope.dimension_count", "attention.key_length", "attention.value_length", "vocab_size",
 )  # fmt: skip
 """Keys of an architecture that become the configuration."""
 
@@ -130,11 +130,10 @@ def run(recipe: Import, run: Run) -> dict[str, Any]:
             target, name, format="hf", kind=ref.kind, run=run, parents=[folder.parent(ref, "quantized")],
             overwrite=recipe.overwrite, imported=loss, checks=verify(target, ref.path), tools=folder.tools("gguf"),
         )  # fmt: skip
-    run.note(say("export.imported", **loss))
-    if loss["keys_left"]:
-        keys = loss["keys_left"]
+    if keys := loss["keys_left"]:
         shown = ", ".join(keys[:SHOWN_KEYS]) + (" …" if len(keys) > SHOWN_KEYS else "")
         run.note(say("export.keys_left", n=len(keys), keys=shown))
+    run.note(say("export.imported", **loss))
     return {"model": made.name, "path": str(made.path), **loss}
 
 
@@ -344,6 +343,13 @@ def _config(
             config["rope_scaling"]["original_max_position_embeddings"] = first
     if (width := header.of_architecture("attention.key_length")) and width * heads != config["hidden_size"]:
         config["head_dim"] = width
+    width = width or config["hidden_size"] // heads
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if header.of_architecture(key) not in (None, width):  # such models exist; these families' code is not theirs
+            value = header.of_architecture(key)
+            raise Unreadable(
+                "export.unknown_shape", path=path, key=f"{header.architecture}.{key}", value=value, width=width
+            )
     meta = header.metadata
     for name in ("bos", "eos"):
         value = meta.get(f"tokenizer.ggml.{name}_token_id")
