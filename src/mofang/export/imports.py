@@ -66,7 +66,8 @@ HOUSEKEEPING = (
 CARRIED = (
     "embedding_length", "feed_forward_length", "block_count", "attention.head_count", "attention.head_count_kv",
     "context_length", "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
-    "rope.scaling.original_context_length", "rope.dimension_count", "attention.key_length", "attention.value_length", "vocab_size",
+    "rope.scaling.original_context_length", "rope.dimension_count", "attention.key_length", "attention.value_length",
+    "vocab_size",
 )  # fmt: skip
 """Keys of an architecture that become the configuration."""
 

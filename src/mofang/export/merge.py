@@ -72,7 +72,11 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
             kind=base.kind,
             run=run,
             parents=[folder.parent(base, "base"), *map(_parent, adapters)],
-            runs=[*(run_id for each in adapters for run_id in each.manifest.get("runs") or ()), *lineage(base)],
+            runs=list(
+                dict.fromkeys(
+                    [*(run_id for each in adapters for run_id in each.manifest.get("runs") or ()), *lineage(base)]
+                )
+            ),
             overwrite=recipe.overwrite,
             tools=folder.tools("torch", "transformers", "safetensors"),
             recipe=next((each.manifest["recipe"] for each in reversed(adapters) if "recipe" in each.manifest), None),
@@ -222,6 +226,7 @@ def write(
         # Taught differently, they are two from now on: a head that was trained is no longer the embedding.
         first, second = (added(name, source(embedding)[0]) for name in (embedding, head))
         apart = first.shape != second.shape or float((first - second).abs().max()) > ROUNDED * float(second.abs().max())
+        del first, second
         if apart:
             run.note(say("export.head_apart"))
     files: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
