@@ -461,7 +461,10 @@ print("peak", peak_memory() - before)
 def test_memory_is_that_of_a_tensor_not_of_the_model(
     base: Path, store: ModelStore, start: Start, tmp_path: Path
 ) -> None:
-    """A model of 24 layers in 300 MB of float32, its check included, within a quarter of that."""
+    """A model of 24 layers in 330 MB of float32, its check included, within half of that; loaded whole it would be all.
+
+    (60 to 100 MB were seen, of which tensors are less than 10: the rest is what libraries and the allocator take.)
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     big = tmp_path / "big"
@@ -473,14 +476,16 @@ def test_memory_is_that_of_a_tensor_not_of_the_model(
     tiny_llama.tokenizer().save(big)
     store.add(big, "big")
     assert len(list(big.glob("*.safetensors"))) > 10 and store.get("big").size_bytes > 300e6
-    run = start("merge", model=str(make_adapter(big, tmp_path / "a")), base="big", name="m")
-    warm = start("merge", model=str(make_adapter(base, tmp_path / "w")), base="tiny", name="w")
+    shapes = {"self_attn.q_proj": (512, 512), "mlp.up_proj": (1536, 512), "mlp.down_proj": (512, 1536)}
+    adapter = tiny_llama.make_adapter(tmp_path / "a", layers=24, shapes=shapes)
+    run = start("merge", model=str(adapter), base="big", name="m")
+    warm = start("merge", model=str(tiny_llama.make_adapter(tmp_path / "w")), base="tiny", name="w")
     paths = [str(Path(merge.__file__).parents[2])]
     script = PEAK.format(paths=paths, run=str(run.folder), warm=str(warm.folder))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     peak = int(done.stdout.rpartition("peak ")[2])
-    assert 0 < peak < store.get("big").size_bytes / 4, f"{peak:,}"
+    assert 0 < peak < store.get("big").size_bytes / 2, f"{peak:,}"
 
 
 def test_the_adapters_tokenizer_and_template_go_along(
