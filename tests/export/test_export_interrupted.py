@@ -73,7 +73,7 @@ def kill(kind: str, runs: list[tuple[Run, tuple[str, int]]]) -> None:
     script = KILLED.format(paths=SOURCE, module=WORKERS[kind])
     told = json.dumps([(str(run.folder), point) for run, point in runs])
     done = subprocess.run(
-        [sys.executable, "-c", script, told], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, "-c", script, told], capture_output=True, text=True, timeout=600, check=False
     )
     ends = [line for line in done.stdout.splitlines() if line.startswith("ended by")]
     assert ends == ["ended by 9"] * len(runs), done.stdout + done.stderr[-2000:]
@@ -103,6 +103,7 @@ def fields(base: Path, store: ModelStore, tmp_path: Path) -> dict[str, dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform == "win32", reason="fork and SIGKILL")
 @pytest.mark.parametrize(
     "kind, points",
@@ -208,6 +209,7 @@ for kind, fields in told["exports"].items():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("unshare"), reason="needs a small file system")
 def test_a_disk_that_becomes_full_is_said_and_leaves_nothing(
     fields: dict, base: Path, converter: Path, home: Path, tmp_path: Path
@@ -228,7 +230,7 @@ def test_a_disk_that_becomes_full_is_said_and_leaves_nothing(
         ["unshare", *flags, sys.executable, "-c", script, arguments],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     if done.returncode in (1, 77) and not done.stdout:
