@@ -69,9 +69,10 @@ def make(folder: Path, *, tied: bool = True, seed: int = 0, dtype: str = "float3
 
 
 def write_gguf(
-    folder: Path, target: Path, kind: str = "F32", *, architecture: str = "llama", head: bool = False
-) -> Path:
-    """What llama.cpp's converter makes of a tiny Llama, written with gguf's own writer."""
+    folder: Path, target: Path, kind: str = "F32", *, architecture: str = "llama", head: bool = False,
+    parts: int = 0, leave_out: str = "",
+) -> Path:  # fmt: skip
+    """What llama.cpp's converter makes of a tiny Llama, written with gguf's own writer. `parts`: tensors a file."""
     import gguf
     from safetensors.torch import load_file
 
@@ -83,7 +84,9 @@ def write_gguf(
     tensors = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
     cut = load(folder)
-    out = gguf.GGUFWriter(target, architecture)
+    out = gguf.GGUFWriter(target, architecture, split_max_tensors=parts)
+    out.add_license("apache-2.0")
+    out.add_rope_dimension_count(config["hidden_size"] // config["num_attention_heads"])
     out.add_context_length(config["max_position_embeddings"])
     out.add_embedding_length(config["hidden_size"])
     out.add_block_count(config["num_hidden_layers"])
@@ -110,6 +113,8 @@ def write_gguf(
                 values = values.reshape(n, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         stem = name.removesuffix(".weight")
         short = names_there.get(stem) or f"blk.{stem.split('.')[2]}.{names_there[stem.split('.', 3)[3]]}"
+        if f"{short}.weight" == leave_out:
+            continue
         typed = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
         out.add_tensor(f"{short}.weight", gguf.quants.quantize(values, typed), raw_dtype=typed)
     if head:

@@ -703,6 +703,12 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
         and ("/" in value or "\\" in value)
         and Path(value).exists()
     }
+    named = getattr(found, "adapters", None)
+    if named:
+        files["adapters"] = [
+            str(Path(value).absolute()) if ("/" in value or "\\" in value) and Path(value).exists() else value
+            for value in named
+        ]
     cutter = getattr(found, "tokenizer", "")
     if cutter and Path(cutter).expanduser().exists():  # a folder here goes before a model's name
         places["tokenizer"] = str(Path(cutter).expanduser().absolute())

@@ -53,6 +53,30 @@ def test_info_with_memory_at_a_context(run: Run) -> None:
     assert json.loads(run("models", "info", "echo", "--n-ctx", "4096", "--json").stdout)["memory"]["n_ctx"] == 4096
 
 
+def test_info_draws_where_a_model_comes_from(run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(name: str, role: str = "", step: str = "", *parents: dict, here: bool = True, told: bool = False) -> dict:
+        return {
+            "name": name, "role": role, "format": "hf", "sha256": "ab" * 32, "step": step, "run": f"{step}-1",
+            "source": "" if step else "pypi", "here": here, "told": told, "parents": list(parents),
+        }  # fmt: skip
+
+    base = one("底座", "base", "import", one("文件", "quantized"))
+    adapter = one("老师", "adapter", "sft", one("底座", "base", "import", told=True), here=False)
+    tree = one("echo", "", "merge", base, adapter)
+    plainly = client.model
+    monkeypatch.setattr(client, "model", lambda *given: {**plainly(*given), "lineage": tree})
+    lines = run("models", "info", "echo").stdout.splitlines()
+    digest = "hf · abababababab）"
+    assert lines[lines.index("来历") + 1 :] == [
+        f"echo（merge，运行 merge-1 · {digest}",
+        f"├─ 底座：底座（import，运行 import-1 · {digest}",
+        f"│  └─ 量化的文件：文件（来自 pypi · {digest}",
+        f"└─ 适配器：老师（sft，运行 sft-1 · {digest}  ✗ 已不在这里",
+        f"   └─ 底座：底座（import，运行 import-1 · {digest}  （它的来历见上）",
+    ]
+    assert json.loads(run("models", "info", "echo", "--json").stdout)["lineage"] == tree
+
+
 def test_the_gateways_error_is_message_hint_and_exit_code(run: Run) -> None:
     result = run("models", "info", "ech")
     assert (result.exit_code, result.stdout) == (1, "")

@@ -50,7 +50,7 @@ def test_it_learns_and_leaves_an_adapter_with_its_lineage(training: Training, ti
         "name": "tiny",
         "format": "hf",
         "sha256": base.sha256,
-        "parents": [],
+        "source": "path",
     }
     assert (
         manifest["runs"] == [run.id]

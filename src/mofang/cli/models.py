@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mofang.client import Client
 
 app = typer.Typer(help=say("cli.models"), no_args_is_help=True)
+ROLES = ("base", "adapter", "source", "quantized", "tokenizer", "pickled")
+"""What models are to those that were made from them."""
 
 Json = Annotated[bool, typer.Option("--json", help=say("cli.option_json"))]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help=say("cli.option_yes"))]
@@ -184,6 +186,8 @@ def info(
         render.show_json(model)
         return
     render.show(render.facts((say(f"cli.fact_{key}"), value) for key, value in _facts(model) if value))
+    if (model.get("lineage") or {}).get("parents"):
+        render.show("", say("cli.lineage"), *_lineage(model["lineage"]))
 
 
 def _facts(model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -228,6 +232,28 @@ def _check(one: dict[str, Any]) -> str:
         one["at"][:10],
     ]
     return say("cli.check_against", name=one["reference"]["name"], found=" · ".join(part for part in parts if part))
+
+
+def _lineage(ancestor: dict[str, Any], before: str = "", branch: str = "", inner: str = "") -> list[str]:
+    """A model and what it was made from, as the lines of a tree."""
+    role = say(f"cli.role_{ancestor['role']}") if ancestor["role"] in ROLES else ancestor["role"]
+    one = say("cli.lineage_one", name=ancestor["name"], origin=_origin(ancestor))
+    line = before + branch + (say("cli.lineage_role", role=role) if role else "") + one
+    line += f"  {say('cli.lineage_told')}" if ancestor["told"] else ""
+    lines = [line if ancestor["here"] else f"{line}  {say('cli.lineage_gone')}"]
+    last = len(ancestor["parents"]) - 1
+    for number, parent in enumerate(ancestor["parents"]):
+        ends = number == last
+        lines += _lineage(parent, before + inner, "└─ " if ends else "├─ ", "   " if ends else "│  ")
+    return lines
+
+
+def _origin(ancestor: dict[str, Any]) -> str:
+    """How it came to be, in its format, by its digest's beginning."""
+    step, source = ancestor["step"], ancestor["source"]
+    made = say("cli.lineage_made", step=step, run=ancestor["run"] or "?") if step else ""
+    brought = say("cli.lineage_brought", source=source) if source and not step else ""
+    return " · ".join(part for part in (made or brought, ancestor["format"], ancestor["sha256"][:12]) if part)
 
 
 def _memory(memory: dict[str, Any]) -> str:

@@ -106,6 +106,16 @@ def tool(home: Path, name: str) -> Path:
     return Path(found)
 
 
+def named(home: Path) -> str:
+    """What `tool` takes its programs from, for manifests: the source that was built here, or a program of the system."""
+    from mofang.engine import build  # which needs this module
+
+    built = build.current(home)
+    if built is None:
+        return "PATH"
+    return f"{PACKAGE} {VERSION}" if built.source == SHA256 else built.source
+
+
 def library_folder(home: Path) -> Path | None:
     """The folder of llama.cpp's libraries as they were built here, for bindings that can load them."""
     from mofang.engine import build  # which needs this module

@@ -8,7 +8,6 @@ tools/quantize.
 
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,17 +20,20 @@ import mofang
 from mofang import settings
 from mofang.engine import toolchain
 from mofang.engine.llama import library
-from mofang.errors import Invalid, MissingSystem, MofangError, Unreadable
-from mofang.export import folder, lossless
+from mofang.errors import Invalid, MissingSystem, MofangError, NoSpace, Unreadable
+from mofang.export import folder, lossless, shards
 from mofang.export import source as sources
 from mofang.export.gptq import format as gptq
 from mofang.export.mixed import auto
 from mofang.export.mixed import worker as mixed
+from mofang.export.verify import verify
 from mofang.messages import Message
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
+from mofang.models.progress import size
 from mofang.models.sources.base import need_disk
 from mofang.models.store import lineage
+from mofang.platform import end_child, free_disk, start_program
 from mofang.recipes.export import Gguf
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -49,8 +51,6 @@ KEEPER = Path(__file__).parent / "gptq" / "converter.py"
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
 TALK, TRIED, TRIED_TOKENS = "你好！请用一句话介绍你自己。", 8, 256
 """What a finished file is asked, the tokens it may say, and the longest window for both."""
-PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安装"
-"""A text whose ids must be the same before and after."""
 
 
 def run(recipe: Gguf, run: Run) -> dict[str, Any]:
@@ -64,10 +64,8 @@ def run(recipe: Gguf, run: Run) -> dict[str, Any]:
             known=", ".join([AUTO, *CONVERTED, *sorted(QUANTIZED)]),
         )
     given = folder.find(recipe.model) if folder.find_run(recipe.model) is None else None
-    keeps, mixes = (
-        given is not None and given.format == "gptq",
-        bool(kind == AUTO or recipe.bits or recipe.size or recipe.types),
-    )
+    keeps = given is not None and given.format == "gptq"
+    mixes = bool(kind == AUTO or recipe.bits or recipe.size or recipe.types)
     if keeps and mixes:
         raise Invalid("export.gptq_no_mix", param="model", name=recipe.model)
     way = _keep if keeps else _mixed if mixes else _plain
@@ -80,8 +78,8 @@ def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
     quantize = None if kind in CONVERTED else toolchain.tool(settings.load().home, "llama-quantize")
     source = sources.find(recipe.model, run)
     stem = source.name.removesuffix("-hf")
-    name = folder.free_name(recipe.name or f"{stem}-{kind}", overwrite=recipe.overwrite)
-    report("source", 0, 0, "")
+    name = folder.free_name(recipe.name or f"{stem}-{kind}", overwrite=recipe.overwrite, run=run)
+    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         file = target / f"{name}.gguf"
@@ -105,8 +103,9 @@ def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
     source = sources.find(recipe.model, run)
     mixed.check(recipe)
     suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or kind or "mixed"
-    name = folder.free_name(recipe.name or f"{source.name.removesuffix('-hf')}-{suffix}", overwrite=recipe.overwrite)
-    report("source", 0, 0, "")
+    wanted = recipe.name or f"{source.name.removesuffix('-hf')}-{suffix}"
+    name = folder.free_name(wanted, overwrite=recipe.overwrite, run=run)
+    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         whole, file = target / "whole.gguf", target / f"{name}.gguf"
@@ -127,8 +126,8 @@ def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]
         )
     types, n_matrices, n_weights = blocks(source)
     most = types.most_common(1)[0][0].lower()
-    name = folder.free_name(recipe.name or f"{source.name}-{most}", overwrite=recipe.overwrite)
-    report("source", 0, 0, "")
+    name = folder.free_name(recipe.name or f"{source.name}-{most}", overwrite=recipe.overwrite, run=run)
+    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         file = target / f"{name}.gguf"
@@ -145,6 +144,14 @@ def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]
         shown = ", ".join(f"{each} × {n}" for each, n in types.most_common())
         run.note(say("export.gptq_kept", n=n_matrices, types=shown, rest=kind or say("export.gptq_rest_kept")))
         return _publish(recipe, run, source, file, most, kept={"weights": n_weights, "types": dict(types)})
+
+
+def _look(source: ModelRef, report: Reporter) -> None:
+    """Raises Unreadable for a source that is damaged: the converter would write NaN as it is."""
+    done = 0
+    for name, n_bytes in shards.check(source.path):
+        done += n_bytes
+        report("source", done, max(done, source.size_bytes), detail=name)
 
 
 def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
@@ -173,27 +180,23 @@ def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
 
 
 def _publish(recipe: Gguf, run: Run, source: ModelRef, file: Path, kind: str, **more: Any) -> dict[str, Any]:
-    checks = verify(file, source) | tried(file, source, run)
+    checks = verify(file, source.path) | tried(file, source, run)
     made = folder.publish(
         file.parent, file.stem, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
         runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
-        recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks,
-        tools={"converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"}, **more,
+        recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks, tools=_tools(kind),
+        **more,
     )  # fmt: skip
     run.note(say("export.gguf_made", name=made.name, type=kind, size=f"{made.size_bytes / 1e6:.0f}"))
     return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "type": kind}
 
 
-def verify(file: Path, source: ModelRef) -> dict[str, Any]:
-    """Read the file back: its template, its end of an answer and a text's ids must be the source's. Raises Unreadable."""
-    ours, theirs = load_tokenizer(source.path), load_tokenizer(file)
-    if ours.chat_template != theirs.chat_template:
-        raise Unreadable("export.template_lost", path=file)
-    if ours.eos_id != theirs.eos_id:
-        raise Unreadable("export.eos_differs", path=file, found=theirs.eos_id, wanted=ours.eos_id)
-    if ours.encode(PROBE) != theirs.encode(PROBE):
-        raise Unreadable("export.ids_differ", path=file, text=PROBE)
-    return {"chat_template": "same", "eos_token_id": theirs.eos_id, "ids": "same"}
+def _tools(kind: str) -> dict[str, str]:
+    """What made a file of that type: llama.cpp's converter, in torch, and its llama-quantize where that was run."""
+    made = {**folder.tools("torch", "transformers"), "converter": f"{toolchain.PACKAGE} {toolchain.VERSION}"}
+    if kind.lower() in QUANTIZED:
+        made["llama-quantize"] = toolchain.named(settings.load().home)
+    return made
 
 
 def tried(file: Path, source: ModelRef, run: Run) -> dict[str, Any]:
@@ -235,20 +238,22 @@ def _convert(
 def _child(
     command: list[str], environment: dict[str, str], file: Path, expected: int, stage: str, report: Reporter
 ) -> None:
-    """Run one of llama.cpp's tools, its words into the run's log; progress is the growth of what it writes."""
-    child = subprocess.Popen(command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=sys.stdout)
+    """Run one of llama.cpp's tools, its words into the run's log; progress is the growth of what it writes. It ends
+    with us, also when we are killed."""
+    child = start_program(command, log=report.run.log, env=environment)
     try:
         while child.poll() is None:
-            size = file.stat().st_size if file.exists() else 0
-            report(stage, min(size, expected), expected)
+            written = file.stat().st_size if file.exists() else 0
+            report(stage, min(written, expected), expected)
             time.sleep(POLL_S)
     finally:
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+        end_child(child)
     if child.returncode or not file.is_file():
-        raise MofangError(
-            "export.tool_failed",
-            tool=Path(command[1] if command[0] == sys.executable else command[0]).name,
-            log=report.run.log,
-        )
+        raise _failure(Path(command[1] if command[0] == sys.executable else command[0]).name, file, report.run)
+
+
+def _failure(tool: str, file: Path, run: Run) -> MofangError:
+    """What a tool's end means; it says itself why, in the log."""
+    if "No space left on device" in run.tail(5):
+        return NoSpace("export.disk_full", path=file.parent.parent, free=size(free_disk(file.parent)))
+    return MofangError("export.tool_failed", tool=tool, log=run.log)

@@ -1,83 +1,69 @@
-"""A LoRA adapter added into its base, shard by shard, then checked: W + (alpha / r) · B A.
+"""LoRA adapters added into their base, one after another, then checked: W + w · (alpha / r) · B A.
 
-With DoRA its rows get their trained lengths. Peak memory is one shard of the base. The result gets its name only when
-its logits agree with those of base and adapter, which are computed apart, in float32. An adapter that a run of ours
-made names its base by digest; another base is refused, as the sum of two strangers is noise that still talks. Source:
-peft's LoRA layers; peft issue 2777 for tied heads that lost what was trained.
+With DoRA the sum's rows get their trained lengths; what an adapter holds whole takes its tensor's place. The base is
+read and the result written tensor by tensor: peak memory is the largest, in float32. The result gets its name only when
+its logits agree with those of base and adapters (agree.py). An adapter that a run of ours made names its base by digest;
+another base is refused, as the sum of two strangers is noise that still talks. Source: peft's LoRA layers; peft issue
+2777 for tied heads that lost what was trained.
 """
 
-import gc
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
+from accelerate import init_empty_weights
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mofang.errors import Conflict, Invalid, MofangError, Unreadable
-from mofang.export import folder
+from mofang.export import adapter, agree, folder, shards
+from mofang.export.adapter import Adapter
+from mofang.export.values import DTYPES, NAMES, raw, tensor
+from mofang.models import ancestry
 from mofang.models.base import ModelRef
+from mofang.models.formats import hf, lora
+from mofang.models.formats.hf import Stored
 from mofang.models.sources.base import need_disk
-from mofang.models.store import digest, digests, lineage, read_manifest
+from mofang.models.store import MANIFEST, digest, digests, lineage, read_manifest
 from mofang.recipes.export import Merge
 from mofang.runs import Reporter, Run
 from mofang.strings import say
-from mofang.tokenizer import load as load_tokenizer
 
-PREFIX = "base_model.model."
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-PROBE = (
-    "模坊把开放的语言模型从头用到尾：看、教、合并、量化、服务。床前明月光，疑是地上霜。1 + 1 = 2. The quick brown fox."
+VOCABULARY = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
 )
-"""Text on which merged model and adapter are compared."""
-BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-4, torch.bfloat16: 5e-3}
-"""Largest mean KL divergence, in nats, that rounding the sum to that type explains."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """An adapter's files, read."""
-
-    path: Path
-    tensors: dict[str, torch.Tensor]
-    """Module path → low-rank pair under "….lora_A.weight", "….lora_B.weight", or a whole tensor."""
-    scale: float
-    manifest: dict[str, Any]
-
-    def delta(self, name: str) -> torch.Tensor | None:
-        """What is added to the base's tensor `name`, float32; None for nothing."""
-        stem = PREFIX + name.removesuffix(".weight")
-        low, high = self.tensors.get(f"{stem}.lora_A.weight"), self.tensors.get(f"{stem}.lora_B.weight")
-        if low is None or high is None:
-            return None
-        return (high.float() @ low.float()) * self.scale
-
-    def magnitude(self, name: str) -> torch.Tensor | None:
-        """Lengths of the rows of the tensor `name`, where DoRA trained them."""
-        return self.tensors.get(f"{PREFIX}{name.removesuffix('.weight')}.lora_magnitude_vector")
-
-    def whole(self, name: str) -> torch.Tensor | None:
-        """A tensor that the adapter holds whole (peft's modules_to_save)."""
-        return self.tensors.get(PREFIX + name)
+TOKENIZER = (*VOCABULARY, "tokenizer_config.json", "chat_template.jinja")
+"""What an adapter may bring of these goes along; one vocabulary takes the other's place whole."""
+ROUNDED = 1e-6
+"""Largest difference between an embedding and a head that the order of sums explains, against their largest number."""
 
 
 def run(recipe: Merge, run: Run) -> dict[str, Any]:
     """The worker of `mofang export merge`."""
-    adapter = read_adapter(adapter_folder(recipe.model))
-    base = _base(recipe, adapter)
-    name = folder.free_name(recipe.name or f"{_stem(recipe.model, adapter)}-hf", overwrite=recipe.overwrite)
+    names = [recipe.model, *recipe.adapters]
+    weights = recipe.weights or [1.0] * len(names)
+    adapters = [
+        adapter.read(*adapter_folder(name), weight=weight, pickled=recipe.pickle)
+        for name, weight in zip(names, weights, strict=True)
+    ]
+    _check_weights(adapters)
+    base = _base(recipe, adapters, run)
+    stem = "-".join(_stem(name, each) for name, each in zip(names, adapters, strict=True))
+    name = folder.free_name(recipe.name or f"{stem}-hf", overwrite=recipe.overwrite, run=run)
     report = Reporter(run)
     with folder.aside(run) as target:
-        dtype = write(base, adapter, target, recipe.dtype, report)
+        dtype, tables = write(base, adapters, target, recipe.dtype, report, run)
         report("check", 0, 1, "")
-        found = check(base, adapter, target, dtype)
-        if found["mean_kl"] > found["bound"]:
+        found = agree.check(base, adapters, target, dtype, tables)
+        if not found["mean_kl"] <= found["bound"]:
             raise MofangError("export.merge_disagrees", **found)
         made = folder.publish(
             target,
@@ -85,198 +71,242 @@ def run(recipe: Merge, run: Run) -> dict[str, Any]:
             format="hf",
             kind=base.kind,
             run=run,
-            parents=[
-                folder.parent(base, "base"),
-                {"role": "adapter", "path": str(adapter.path), "sha256": digests(adapter.path, "lora")[0]["sha256"]},
-            ],
-            runs=[*(adapter.manifest.get("runs") or ()), *lineage(base)],
+            parents=[folder.parent(base, "base"), *map(_parent, adapters)],
+            runs=list(
+                dict.fromkeys(
+                    [*(run_id for each in adapters for run_id in each.manifest.get("runs") or ()), *lineage(base)]
+                )
+            ),
             overwrite=recipe.overwrite,
-            recipe=adapter.manifest.get("recipe"),
-            data=adapter.manifest.get("data"),
+            tools=folder.tools("torch", "transformers", "safetensors"),
+            recipe=next((each.manifest["recipe"] for each in reversed(adapters) if "recipe" in each.manifest), None),
+            data=[row for each in adapters for row in each.manifest.get("data") or ()],
             checks={"merged_equals_adapter": found},
         )
     run.note(say("export.merged", name=made.name, kl=f"{found['mean_kl']:.1e}", bound=f"{found['bound']:.0e}"))
     return {"model": made.name, "path": str(made.path), **found}
 
 
-def adapter_folder(name: str) -> Path:
-    """Where an adapter lies: a run's out folder, or a folder of files. Raises Conflict for a run without one."""
+def adapter_folder(name: str) -> tuple[Path, dict[str, Any]]:
+    """Where an adapter lies, and what is known of it: a run's out folder, a folder of files, or one that was added.
+
+    Raises Conflict for a run without one.
+    """
     training = folder.find_run(name)
     if training:
-        if not (training.out / "adapter_config.json").is_file():
+        if not (training.out / lora.CONFIG).is_file():
             raise Conflict("export.no_adapter", id=name, status=training.state().status)
-        return training.out
+        return training.out, _stated(training.out)
     path = Path(name).expanduser()
-    if path.is_absolute() and (path / "adapter_config.json").is_file():
-        return path
-    return folder.find(name).path
+    if path.is_absolute() and (path / lora.CONFIG).is_file():
+        return path, _stated(path)
+    ref = folder.find(name)
+    return ref.path, ref.manifest
 
 
-def read_adapter(path: Path) -> Adapter:
-    """Raises Unreadable for what is no LoRA adapter, or one of a kind that cannot be added."""
-    try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        tensors = load_file(str(path / "adapter_model.safetensors"))
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except Exception as error:  # safetensors has an error of its own
-        raise Unreadable("export.adapter_broken", path=path, why=error) from error
-    for odd in ("rank_pattern", "alpha_pattern", "lora_bias"):
-        if config.get(odd):
-            raise Unreadable("export.adapter_kind", path=path, kind=odd)
-    if bool(config.get("use_dora")) != any(name.endswith(".lora_magnitude_vector") for name in tensors):
-        raise Unreadable("export.adapter_kind", path=path, kind="use_dora")
-    if not tensors:
-        raise Unreadable("export.adapter_broken", path=path, why="0 tensors")
-    manifest = read_manifest(path) if (path / "manifest.json").is_file() else {}
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return Adapter(path, tensors, scale, manifest)
+def _stated(path: Path) -> dict[str, Any]:
+    return read_manifest(path) if (path / MANIFEST).is_file() else {}
 
 
-def write(base: ModelRef, adapter: Adapter, target: Path, dtype: str, report: Reporter) -> torch.dtype:
-    """The merged folder; returns the weights' type. Raises Unreadable when the adapter names what the base lacks."""
-    config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
-    shards = sorted(base.path.glob("*.safetensors"))
-    need_disk(target, base.size_bytes)
-    left = set(adapter.tensors)
-    done, total = 0, sum(shard.stat().st_size for shard in shards)
-    kind = torch.float32
-    for shard in shards:
-        merged: dict[str, torch.Tensor] = {}
-        with safe_open(str(shard), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                tensor = file.get_tensor(name)
-                kind = tensor.dtype if dtype == "same" else getattr(torch, dtype)
-                merged[name] = _merged(name, tensor, adapter, left).to(kind).contiguous()
-                done += tensor.numel() * tensor.element_size()
-                report("merge", done, max(total, done), detail=name)
-        if shard == shards[-1] and config.get("tie_word_embeddings"):
-            # A head that was trained is no longer the embedding: it gets a tensor of its own.
-            head = _own_head(base, adapter, left)
-            if head is not None:
-                merged[HEAD] = head.to(kind).contiguous()
-                config["tie_word_embeddings"] = False
-        save_file(merged, str(target / shard.name), metadata={"format": "pt"})
-    if left:
-        odd = sorted(left)
-        raise Unreadable(
-            "export.adapter_misfit", path=adapter.path, base=base.name, names=", ".join(odd[:3]), n=len(odd)
-        )
-    for file in base.path.iterdir():
-        if file.is_file() and file.suffix in (".json", ".jinja", ".model", ".txt") and file.name != "manifest.json":
-            shutil.copy(file, target / file.name)
-    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        if (adapter.path / file).is_file():
-            shutil.copy(adapter.path / file, target / file)
-    config["torch_dtype"] = str(kind).removeprefix("torch.")
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if HEAD in merged and (target / "model.safetensors.index.json").is_file():
-        index = json.loads((target / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        index["weight_map"][HEAD] = shards[-1].name
-        (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-    return kind
+# ---- what goes together ----
 
 
-def _merged(name: str, tensor: torch.Tensor, adapter: Adapter, left: set[str]) -> torch.Tensor:
-    whole = adapter.whole(name)
-    if whole is not None:
-        left.discard(PREFIX + name)
-        return whole.float()
-    delta = adapter.delta(name)
-    if delta is None:
-        return tensor
-    stem = PREFIX + name.removesuffix(".weight")
-    left -= {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", f"{stem}.lora_magnitude_vector"}
-    if delta.shape != tensor.shape:
-        raise Unreadable("export.adapter_misfit", path=adapter.path, base="", names=name, n=1)
-    whole = tensor.float() + delta
-    lengths = adapter.magnitude(name)
-    return whole if lengths is None else whole * (lengths.float() / whole.norm(dim=1))[:, None]
+def _check_weights(adapters: Sequence[Adapter]) -> None:
+    """Raises Invalid for a weight of what cannot be weighted, or one that is no number."""
+    for each in adapters:
+        if not math.isfinite(each.weight):
+            raise Invalid("export.weight_not_finite", param="weights", weight=each.weight)
+        what = each.only_as_trained()
+        if what and each.weight != 1.0:
+            raise Invalid("export.weight_of_whole", param="weights", path=each.path, weight=each.weight, what=what)
 
 
-def _own_head(base: ModelRef, adapter: Adapter, left: set[str]) -> torch.Tensor | None:
-    """The head, when the adapter changed it or the embedding apart from the other; None when they stay one."""
-    if not _apart(adapter):
-        left.discard(PREFIX + HEAD)
-        return None
-    for shard in base.path.glob("*.safetensors"):
-        with safe_open(str(shard), framework="pt") as file:
-            if EMBEDDING in file.keys():  # noqa: SIM118
-                return _merged(HEAD, file.get_tensor(EMBEDDING), adapter, left)
-    raise Unreadable("models.no_weights", path=base.path)
-
-
-def _apart(adapter: Adapter) -> bool:
-    """Whether the adapter makes two of an embedding and a head that were one: not when it holds both, and equal."""
-    head, embedding = adapter.whole(HEAD), adapter.whole(EMBEDDING)
-    if head is not None and embedding is not None and adapter.delta(HEAD) is None:
-        return not torch.equal(head, embedding)
-    return head is not None or adapter.delta(HEAD) is not None
-
-
-def check(base: ModelRef, adapter: Adapter, target: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Mean KL(base and adapter ‖ merged) over a probe text, share of equal likeliest tokens, and the bound."""
-    transformers_logging.disable_progress_bar()
-    ids = torch.tensor(load_tokenizer(target).encode(PROBE))[None]
-    with torch.no_grad():
-        apart = _apply(AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32), adapter)
-        wanted = torch.log_softmax(apart(ids).logits[0], -1)
-        del apart
-        gc.collect()
-        merged = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-        got = torch.log_softmax(merged(ids).logits[0], -1)
-    kl = (wanted.exp() * (wanted - got)).sum(-1).mean().item()
-    same = (wanted.argmax(-1) == got.argmax(-1)).float().mean().item()
-    return {"mean_kl": max(0.0, kl), "same_top": same, "bound": BOUNDS[dtype], "n_tokens": ids.shape[1]}
-
-
-def _apply(model, adapter: Adapter):
-    """Base and adapter apart: each layer keeps its weights, and adds the adapter's product to its output."""
-    if _apart(adapter):
-        head = model.get_output_embeddings()
-        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)  # no longer the embedding
-    for name, layer in model.named_modules():
-        whole = adapter.whole(f"{name}.weight")
-        if whole is not None:
-            layer.weight.data = whole.float()
-        low = adapter.tensors.get(f"{PREFIX}{name}.lora_A.weight")
-        high = adapter.tensors.get(f"{PREFIX}{name}.lora_B.weight")
-        if low is not None and high is not None:
-            layer.register_forward_hook(_companion(low.float(), high.float(), adapter, f"{name}.weight"))
-    return model
-
-
-def _companion(low: torch.Tensor, high: torch.Tensor, adapter: Adapter, name: str):
-    """What adds the adapter's product to a layer's output, and gives its rows the lengths that DoRA trained."""
-    lengths = adapter.magnitude(name)
-
-    def hook(layer, inputs, output):
-        product = (inputs[0] @ low.t() @ high.t()) * adapter.scale
-        if lengths is None:
-            return output + product
-        factor = lengths.float() / (layer.weight + adapter.scale * (high @ low)).norm(dim=1)
-        bias = 0.0 if layer.bias is None else layer.bias
-        return (output - bias + product) * factor + bias
-
-    return hook
-
-
-def _base(recipe: Merge, adapter: Adapter) -> ModelRef:
-    """The base, held against the digest that the adapter names. Raises Conflict for another one."""
-    parents = adapter.manifest.get("parents") or [{}]
-    stated = parents[0]
-    wanted = recipe.base or stated.get("name") or ""
+def _base(recipe: Merge, adapters: Sequence[Adapter], run: Run) -> ModelRef:
+    """The base, held against the digests that adapters name. Raises Conflict for another one."""
+    stated = [folder.base_of(each.manifest) for each in adapters]
+    wanted = recipe.base or next((parent["name"] for parent in stated if parent.get("name")), "")
     if not wanted:
-        raise Invalid("export.which_base", param="base", path=adapter.path)
+        raise Invalid("export.which_base", param="base", path=adapters[0].path)
     base = folder.find(wanted)
     if base.format != "hf":
         raise Invalid("train.base_not_trainable", param="base", name=wanted, format=base.format)
+    if hf.read_json(base.path / "config.json").get("quantization_config"):
+        raise Invalid("export.base_quantized", param="base", name=wanted)
     found = digest(base)
-    if stated.get("sha256") and found != stated["sha256"]:
-        raise Conflict(
-            "export.other_base", base=base.name, found=found[:12], wanted=stated["sha256"][:12], name=stated["name"]
-        )
+    for each, parent in zip(adapters, stated, strict=True):
+        if not parent.get("sha256"):
+            run.note(say("export.base_unchecked", base=base.name, stated=lora.stated_base(each.path) or "-"))
+        elif found != parent["sha256"]:
+            raise Conflict(
+                "export.other_base", adapter=each.path, base=base.name, found=found[:12],
+                wanted=parent["sha256"][:12], name=parent.get("name", "-"),
+            )  # fmt: skip
     return base
 
 
-def _stem(model: str, adapter: Adapter) -> str:
-    return str(adapter.manifest.get("name") or Path(model).name)
+def _check_together(adapters: Sequence[Adapter], names: Sequence[str], base: ModelRef) -> None:
+    """Raises Unreadable when an adapter names what the base lacks, Conflict when two want the place of one tensor."""
+    for each in adapters:
+        left = each.tensors.keys() - {claimed for name in names for claimed in each.claimed(name)}
+        if left:
+            odd = sorted(left)
+            raise Unreadable(
+                "export.adapter_misfit", path=each.path, base=base.name, names=", ".join(odd[:3]), n=len(odd)
+            )
+    for name in names:
+        here = [each for each in adapters if each.claimed(name)]
+        wholes = [value for each in here if (value := each.whole(name)) is not None]
+        same = all(value.shape == wholes[0].shape and torch.equal(value, wholes[0]) for value in wholes)
+        replacing = sum(each.replaces(name) for each in here)
+        if len(here) > 1 and (not same or 0 < replacing < len(here)):
+            raise Conflict("export.adapters_collide", tensor=name, paths=", ".join(str(each.path) for each in here))
+
+
+def _parent(each: Adapter) -> dict[str, Any]:
+    weights = digests(each.path, "lora")
+    stated = {
+        "role": "adapter",
+        "name": str(each.manifest.get("name") or each.path.name),
+        "format": "lora",
+        "path": str(each.path),
+        "sha256": weights[0]["sha256"] if weights else "",
+        "weight": each.weight,
+    }
+    return ancestry.with_history(stated, each.manifest)
+
+
+def _stem(model: str, each: Adapter) -> str:
+    return str(each.manifest.get("name") or Path(model).name)
+
+
+# ---- the sum ----
+
+
+def tables_of(path: Path) -> tuple[str, str, bool]:
+    """Names of the embedding's and the head's tensor, and whether the configuration makes one of them."""
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, head = (f"{names.get(id(module), '')}.weight" for module in found)
+    return embedding, head, bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def write(
+    base: ModelRef, adapters: Sequence[Adapter], target: Path, dtype: str, report: Reporter, run: Run
+) -> tuple[torch.dtype, tuple[str, str]]:
+    """The merged folder; returns the weights' coarsest type, and the names of embedding and head.
+
+    Raises Unreadable when an adapter does not fit the base, and for what is damaged.
+    """
+    embedding, head, tied = tables_of(base.path)
+    places = shards.places(base.path)
+
+    def source(name: str) -> tuple[torch.Tensor, Path]:
+        path, stored = places[name]
+        return tensor(shards.read(path, name, stored), stored), path
+
+    def added(name: str, values: torch.Tensor) -> torch.Tensor:
+        wholes = (each.whole(name) for each in adapters)
+        values = next((whole for whole in wholes if whole is not None), values).float()
+        for each in adapters:
+            values = each.onto(name, values)
+        return values
+
+    if tied and head in places and embedding in places:  # one matrix, written twice
+        tied = torch.equal(source(head)[0], source(embedding)[0])
+        if tied:
+            del places[head]
+    if not tied and embedding in places and head not in places:
+        raise Unreadable("export.no_tensor", path=base.path, tensor=head)
+    tied = tied and embedding in places
+    _check_together(adapters, [*places, *([head] if tied else [])], base)
+    apart = tied and any(each.claimed(name) for each in adapters for name in (embedding, head))
+    if apart:
+        # Taught differently, they are two from now on: a head that was trained is no longer the embedding.
+        first, second = (added(name, source(embedding)[0]) for name in (embedding, head))
+        apart = first.shape != second.shape or float((first - second).abs().max()) > ROUNDED * float(second.abs().max())
+        del first, second
+        if apart:
+            run.note(say("export.head_apart"))
+    files: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    own = {name: (path.name, stored) for name, (path, stored) in places.items()}
+    if apart:
+        own[head] = (list(own.values())[-1][0], own[embedding][1])
+    for name, (file, stored) in own.items():
+        files.setdefault(file, {})[name] = (_kind(stored, dtype), _shape(name, stored, adapters, (embedding, head)))
+    rows = {plan[name][1][0] for plan in files.values() for name in (embedding, head) if name in plan}
+    if len(rows) > 1:
+        raise Unreadable("export.rows_differ", path=target, rows=", ".join(map(str, sorted(rows))))
+    need_disk(target, sum(map(shards.n_bytes, files.values())))
+
+    done, total = 0, sum(map(shards.n_bytes, files.values()))
+    coarsest = torch.float32
+    with shards.Writer(target, files) as out:
+        for file, plan in files.items():
+            for name, (kind, shape) in plan.items():
+                values, path = source(embedding if name == head and apart else name)
+                if any(each.claimed(name) for each in adapters):
+                    values = added(name, values)
+                    coarsest = max(coarsest, DTYPES[kind], key=lambda each: agree.BOUNDS.get(each, 0.0))
+                fine = values.to(DTYPES[kind]) if values.is_floating_point() else values
+                if fine.is_floating_point() and not bool(fine.isfinite().all()):
+                    raise Unreadable("export.beyond_float16", path=path, tensor=name)
+                out.write(name, raw(fine))
+                done += shards.n_bytes({name: (kind, shape)})
+                report("merge", done, total, detail=f"{file} {name}")
+    _beside(base, adapters, target, coarsest, run, tied=tied and not apart, rows=max(rows, default=0))
+    return coarsest, (embedding, head)
+
+
+def _kind(stored: Stored, dtype: str) -> str:
+    """The type that a tensor is written in: numbers that are not floating stay."""
+    floating = stored.dtype in DTYPES and DTYPES[stored.dtype].is_floating_point
+    return stored.dtype if dtype == "same" or not floating else NAMES[getattr(torch, dtype)]
+
+
+def _shape(name: str, stored: Stored, adapters: Sequence[Adapter], tables: tuple[str, str]) -> tuple[int, ...]:
+    """A tensor's shape; an adapter may bring embedding and head with more rows. Raises Unreadable for another."""
+    shape = stored.shape
+    for each in adapters:
+        whole = each.whole(name)
+        if whole is None or tuple(whole.shape) == shape:
+            continue
+        if name not in tables or whole.shape[1:] != torch.Size(shape[1:]):
+            wanted, found = (" × ".join(map(str, one)) for one in (shape, whole.shape))
+            raise Unreadable("export.adapter_shape", path=each.path, tensor=name, shape=found, there=wanted)
+        shape = tuple(whole.shape)
+    return shape
+
+
+def _beside(
+    base: ModelRef, adapters: Sequence[Adapter], target: Path, dtype: torch.dtype, run: Run, *, tied: bool, rows: int
+) -> None:
+    """Configuration, tokenizer and template: the base's, or what the last adapter brings that brings them.
+
+    Raises Unreadable for a tokenizer with more ids than the embedding has rows.
+    """
+    for path in shards.beside(base.path):
+        shutil.copy(path, target / path.name)
+    bring = [each for each in adapters if any((each.path / file).is_file() for file in TOKENIZER)]
+    brought = [file for file in TOKENIZER if bring and (bring[-1].path / file).is_file()]
+    if "tokenizer.json" in brought or "tokenizer.model" in brought:
+        for file in VOCABULARY:
+            (target / file).unlink(missing_ok=True)
+    for file in brought:
+        shutil.copy(bring[-1].path / file, target / file)
+    templates = {hf.template(each.path) for each in bring}
+    if len(templates) > 1:
+        run.note(say("export.templates_differ", path=bring[-1].path))
+    config = hf.read_json(base.path / "config.json")
+    inner = config.get("text_config")
+    text: dict[str, Any] = inner if isinstance(inner, dict) else config
+    for part in (config, text):
+        for key in ("dtype", "torch_dtype"):
+            if key in part or (part is config and key == "torch_dtype"):
+                part[key] = str(dtype).removeprefix("torch.")
+    config["tie_word_embeddings"] = text["tie_word_embeddings"] = tied
+    if rows:
+        text["vocab_size"] = rows
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shards.check_rows(target)

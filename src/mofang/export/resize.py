@@ -42,7 +42,7 @@ def run(recipe: Resize, run: Run) -> dict[str, Any]:
     place = Path(recipe.tokenizer).expanduser()
     old, new = load_tokenizer(base.path, source=True), load_tokenizer(place, source=True)
     check_extends(old, new, base, place)
-    name = folder.free_name(recipe.name or f"{base.name}-extended", overwrite=recipe.overwrite)
+    name = folder.free_name(recipe.name or f"{base.name}-extended", overwrite=recipe.overwrite, run=run)
     report = Reporter(run)
     made_of, n_left = blends(recipe, old, new, report)
     if n_left:
@@ -54,9 +54,11 @@ def run(recipe: Resize, run: Run) -> dict[str, Any]:
         new.save(target)
         if (place / RECORD).is_file():
             shutil.copy(place / RECORD, target / RECORD)
+        cutter = {"role": "tokenizer", "name": place.name, "tokenizer_sha256": new.sha256()}
         made = folder.publish(
-            target, name, format="hf", kind=base.kind, run=run, parents=[folder.parent(base, "base")],
+            target, name, format="hf", kind=base.kind, run=run, parents=[folder.parent(base, "base"), cutter],
             runs=lineage(base), overwrite=recipe.overwrite, tokenizer_sha256=new.sha256(),
+            tools=folder.tools("torch", "transformers", "safetensors", "tokenizers"),
             checks={"old_logits_kept": found["logits_change"]}, resized=found,
         )  # fmt: skip
     run.note(say("export.resized", name=made.name, n_new=found["n_new"], rows=found["rows"]))

@@ -1,7 +1,7 @@
 """What an exporter of whole models begins with: a Hugging Face folder, or the one that a run leads to."""
 
 from mofang.errors import Invalid
-from mofang.export import folder, merge
+from mofang.export import folder, merge, shards
 from mofang.models.base import ModelRef
 from mofang.recipes.export import Merge
 from mofang.runs import Run
@@ -9,8 +9,15 @@ from mofang.runs import Run
 
 def find(name: str, run: Run) -> ModelRef:
     """The folder of that model: it, the one that the run of that name made, or what its adapter gives when it is merged
-    (once). Raises NotFound; Invalid for a model of another format.
+    (once). Raises NotFound; Invalid for a model of another format; Unreadable where a file is missing or cut off, or the
+    tokenizer has ids that the model has no rows for.
     """
+    ref = _find(name, run)
+    shards.check_rows(ref.path)
+    return ref
+
+
+def _find(name: str, run: Run) -> ModelRef:
     training = folder.find_run(name)
     if training is None:
         ref = folder.find(name)

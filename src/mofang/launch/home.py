@@ -62,6 +62,9 @@ def own(home: Path) -> Iterator[None]:
             "launch.home_in_use", path=home, pid=owner.pid if owner else "?", url=owner.url if owner else "?"
         ) from error
     try:
+        from mofang.export import folder  # which reads models: not needed by who only looks for the owner
+
+        folder.sweep(home)
         yield
     finally:
         (home / "gateway.json").unlink(missing_ok=True)

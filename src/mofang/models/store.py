@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mofang.errors import Conflict, Invalid, MofangError, NotFound, Unreadable
-from mofang.models import adapters, catalogue, projectors
+from mofang.models import adapters, ancestry, catalogue, projectors
+from mofang.models.ancestry import Ancestor
 from mofang.models.base import Format, Kind, MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.formats import FORMATS, RUNNABLE, gguf, hf
 from mofang.models.memory import estimate
@@ -150,6 +151,10 @@ class ModelStore:
         size = base.size_bytes + sum(adapter.size_bytes for adapter in adapters.of_base(self, base))
         size += projectors.beside_bytes(base, projectors.of(base, facts))
         return estimate(size, facts, n_ctx, n_slots)
+
+    def ancestry(self, ref: ModelRef) -> Ancestor:
+        """What it was made from, and what that was made from, down to what was brought; computes no digest."""
+        return ancestry.of(self, ref)
 
     def known_digest(self, ref: ModelRef) -> str:
         """Its SHA-256 where that costs nothing, else ""."""
@@ -377,6 +382,8 @@ def detect(path: Path) -> Format:
         return hf.format_of(path)
     if path.is_file() and path.suffix == ".gguf":
         return "gguf"
+    if path.is_dir() and hf.is_pickled(path):
+        raise Unreadable("models.pickled", path=path)
     raise Unreadable("models.unknown_format", path=path)
 
 
@@ -409,6 +416,12 @@ def digests(path: Path, format: Format, progress: Callable[[int, int], None] | N
         done += size
         found.append({"name": file.name, "size_bytes": size, "sha256": digest.hexdigest()})
     return found
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 of one file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stamp(path: Path) -> tuple[Path, int, int]:

@@ -3,6 +3,7 @@
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from mofang.recipes.base import Recipe
 from mofang.recipes.fields import one_of, refused
@@ -21,28 +22,55 @@ class _Export(Recipe):
 
 
 class Import(_Export):
-    """A GGUF file's weights, tokenizer and chat template as a Hugging Face folder that can be trained."""
+    """A GGUF file's weights, tokenizer and chat template as a Hugging Face folder that can be trained; or a folder of
+    pickled weights as one of safetensors."""
 
     kind: ClassVar[str] = "import"
     worker: ClassVar[str] = "mofang.export.imports:run"
     library: ClassVar[str] = ""
 
-    dtype: Literal["float16", "float32"] = "float16"
-    """Of the weights on disk."""
+    dtype: Literal["auto", "float16", "float32"] = "auto"
+    """Of the weights on disk; "auto": float16, of pickled weights their own."""
     tie_head: bool = True
     """Join an output head to the embedding where both are the same matrix, quantized twice."""
+    pickle: bool = False
+    """Read pickled weights (.bin), as tensors only: a pickle may hold programs, which are not run."""
 
 
 class Merge(_Export):
-    """A run's adapter added into its base: one Hugging Face folder, checked against base and adapter."""
+    """Adapters of runs or of others added into their base: one Hugging Face folder, checked against base and adapters."""
 
     kind: ClassVar[str] = "merge"
     worker: ClassVar[str] = "mofang.export.merge:run"
 
+    adapters: list[str] = Field(default_factory=list)
+    """Further adapters, added after `model` in this order: runs or folders."""
+    weights: list[float] = Field(default_factory=list, validate_default=True)
+    """What each adapter's change is multiplied by, `model`'s first; 1 for each when empty."""
     base: str = ""
     """The base model; the one that the adapter was trained on when empty. Another one is refused."""
     dtype: Literal["same", "float16", "bfloat16", "float32"] = "same"
     """Of the result on disk; "same": the base's."""
+    pickle: bool = False
+    """Read pickled weights (.bin), as tensors only: a pickle may hold programs, which are not run."""
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _number_or_many(cls, value: object) -> object:
+        return [value] if isinstance(value, int | float) else value
+
+    @field_validator("weights")
+    @classmethod
+    def _one_each(cls, value: list[float], info: ValidationInfo) -> list[float]:
+        n = 1 + len(info.data.get("adapters") or ())
+        if value and len(value) != n:
+            raise PydanticCustomError("adapter_weights", "must be {n} numbers, one for each adapter", {"n": n})
+        return value
 
 
 class Resize(_Export):

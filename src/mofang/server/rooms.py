@@ -14,6 +14,7 @@ from mofang.errors import MofangError
 from mofang.knowledge.base import AddReport, Chunk, DocumentInfo, Hit, KnowledgeInfo, Span
 from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress, Source
+from mofang.models.ancestry import Ancestor
 from mofang.models.base import MemoryEstimate, ModelFacts, ModelRef
 from mofang.settings import Settings
 
@@ -37,6 +38,7 @@ class Models(Protocol):
     def remove(self, name: str) -> None: ...
     def facts(self, ref: ModelRef) -> ModelFacts: ...
     def memory(self, ref: ModelRef, n_ctx: int, n_slots: int) -> MemoryEstimate: ...
+    def ancestry(self, ref: ModelRef) -> Ancestor: ...
 
 
 class Engines(Protocol):

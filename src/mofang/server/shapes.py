@@ -8,6 +8,7 @@ from typing import Any
 
 from mofang import platform
 from mofang.engine.base import EngineInfo
+from mofang.models.ancestry import Ancestor
 from mofang.models.base import MemoryEstimate, ModelFacts, ModelRef
 from mofang.models.catalogue import CatalogueEntry
 from mofang.settings import Settings
@@ -53,7 +54,7 @@ def engine(info: EngineInfo) -> dict[str, Any]:
     return asdict(info)
 
 
-def details(ref: ModelRef, facts: ModelFacts, memory: MemoryEstimate, n_ctx: int) -> dict[str, Any]:
+def details(ref: ModelRef, facts: ModelFacts, memory: MemoryEstimate, n_ctx: int, ancestry: Ancestor) -> dict[str, Any]:
     """What /v1/models/{id} adds."""
     return {
         **asdict(facts),
@@ -61,6 +62,7 @@ def details(ref: ModelRef, facts: ModelFacts, memory: MemoryEstimate, n_ctx: int
         "path": str(ref.path),
         "sha256": ref.sha256,
         "manifest": ref.manifest,
+        "lineage": asdict(ancestry),
     }
 
 

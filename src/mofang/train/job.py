@@ -17,8 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from mofang import __version__, settings
 from mofang.errors import Conflict, Invalid
-from mofang.models import templates
-from mofang.models.adapters import parents
+from mofang.models import ancestry, templates
 from mofang.models.base import ModelRef
 from mofang.models.store import VERSION, ModelStore, digest, digests, lineage, now, write_manifest
 from mofang.recipes.training import Training
@@ -66,12 +65,11 @@ def from_base(recipe: Training) -> Begin:
     if base.format != "hf":
         raise Invalid("train.base_not_trainable", param="base", name=recipe.base, format=base.format)
     sha256 = digest(base)
-    stated = {"role": "base", "name": base.name, "format": base.format, "sha256": sha256}
     return Begin(
         tokenizer=with_system(load(base.path), recipe.system_prompt),
         config=AutoConfig.from_pretrained(base.path),
         name=base.name,
-        parents=[{**stated, "parents": parents(base.manifest)}],
+        parents=[ancestry.parent(base, "base", sha256)],
         sha256=sha256,
         n_parameters=store.facts(base).parameters,
         base=base,

@@ -135,11 +135,8 @@ def statement(bits: int, group_size: int, *, sym: bool, desc_act: bool, meta: di
 
 
 def where(folder: Path) -> dict[str, Path]:
-    """The file of each tensor. Raises Unreadable for a file that is cut off."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise Unreadable("models.no_weights", path=folder)
-    return {name: file for file in files for name in hf.layout(file)}
+    """The file of each tensor. Raises Unreadable for a file that is missing or cut off."""
+    return {name: file for file in hf.weights(folder) for name in hf.layout(file)}
 
 
 def layers(folder: Path) -> Iterator[tuple[str, Layer]]:

@@ -4,6 +4,7 @@ Nothing here names a family: which modules are the layers, which of their linear
 else a layer is called with is seen from one reading of one sequence.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ class Hidden:
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.path = path
         n = shape[0] * shape[1] * shape[2]
+        _take(path, n * dtype.itemsize)
         self.values = torch.from_file(str(path), shared=True, size=n, dtype=dtype).view(shape)
 
     def batches(self) -> Iterator[tuple[slice, Tensor]]:
@@ -40,6 +42,13 @@ class Hidden:
         for begin in range(0, len(self.values), count):
             part = slice(begin, begin + count)
             yield part, self.values[part]
+
+
+def _take(path: Path, n_bytes: int) -> None:
+    """Take a file's room on the disk now: a write into a mapped file on a full one ends the process without a word."""
+    with path.open("ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
 
 
 class _Once:

@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mofang import __version__
-from mofang.errors import Unreadable
+from mofang.errors import Invalid, Unreadable
 from mofang.export import calibration, folder, source
+from mofang.export import shards as files_of
 from mofang.export.gptq import format, layers, solve
 from mofang.models.base import ModelRef
 from mofang.models.formats import hf
 from mofang.models.sources.base import need_disk
-from mofang.models.store import MANIFEST, digest, lineage
+from mofang.models.store import digest, lineage
 from mofang.platform import peak_memory
 from mofang.recipes.export import Gptq
 from mofang.runs import Reporter, Run
@@ -35,12 +36,15 @@ SHARD_BYTES = 1 << 30
 def run(recipe: Gptq, run: Run) -> dict[str, Any]:
     """The worker of `mofang export gptq`."""
     base = source.find(recipe.model, run)
+    if hf.read_json(base.path / "config.json").get("quantization_config"):
+        raise Invalid("export.base_quantized", param="model", name=base.name)
     stem = base.name.removesuffix("-hf")
-    name = folder.free_name(recipe.name or f"{stem}-gptq-{recipe.bits}bit", overwrite=recipe.overwrite)
+    name = folder.free_name(recipe.name or f"{stem}-gptq-{recipe.bits}bit", overwrite=recipe.overwrite, run=run)
     report = Reporter(run)
     report("read", 0, 0, "")
     texts = calibration.of(recipe, base, run)
-    errors = quantize(base, recipe, texts, run, report)
+    with folder.space(run.checkpoints):
+        errors = quantize(base, recipe, texts, run, report)
     with folder.aside(run) as target:
         report("write", 0, 0, "")
         _assemble(base, recipe, run.checkpoints, target)
@@ -50,7 +54,7 @@ def run(recipe: Gptq, run: Run) -> dict[str, Any]:
             data=base.manifest.get("data"), type=f"gptq {recipe.bits}-bit",
             calibration=texts.manifest(),
             relative_errors=errors,
-            tools={"torch": str(torch.__version__)},
+            tools=folder.tools("torch", "transformers", "safetensors"),
         )  # fmt: skip
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     mean = sum(errors.values()) / len(errors)
@@ -235,7 +239,7 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
         shards.append(list(held))
         held, size = {}, 0
 
-    for file in [*sorted(base.path.glob("*.safetensors")), *files]:
+    for file in [*hf.weights(base.path), *files]:
         kept_here = file.parent == place
         with safe_open(str(file), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
@@ -250,19 +254,13 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
                     size += bytes_
     flush()
     total = sum(part.end - part.begin for file in target.iterdir() for part in hf.layout(file).values())
-    names = [
-        "model.safetensors" if len(shards) == 1 else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-        for n in range(1, len(shards) + 1)
-    ]
+    names = files_of.names(len(shards))
     for number, name in enumerate(names):
         (target / f"shard-{number}").rename(target / name)
-    if len(names) > 1:
-        places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-        _write(target / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places})
-    ours = {MANIFEST, "model.safetensors.index.json"}
-    for path in base.path.iterdir():
-        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in ours:
-            shutil.copy(path, target / path.name)
+    places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+    files_of.write_index(target, places, total)
+    for path in files_of.beside(base.path):
+        shutil.copy(path, target / path.name)
     stated = format.statement(
         recipe.bits,
         recipe.group_size,

@@ -6,6 +6,7 @@ looked at; pickled weights (.bin, .pt) do not count as weights.
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from math import prod
@@ -17,6 +18,8 @@ from mofang.models.base import Format, FormatReader, Kind, ModelFacts
 
 MAX_JSON_BYTES = 1 << 26
 """64 MiB: config files have kilobytes, headers of the largest models a few megabytes."""
+INDEX = "model.safetensors.index.json"
+_PART = re.compile(r"^(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})\.safetensors$")
 _GPT_NAMES = {
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
@@ -32,6 +35,12 @@ def is_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names) and any(folder.glob("*.safetensors"))
 
 
+def is_pickled(folder: Path) -> bool:
+    """Whether the folder's weights are Python pickles, which may run programs when they are read, and nothing else."""
+    pickles = any(folder.glob("pytorch_model*.bin"))
+    return pickles and (folder / "config.json").is_file() and not any(folder.glob("*.safetensors"))
+
+
 def format_of(folder: Path) -> Format:
     """Which of the formats that live in such a folder this is."""
     if (folder / "adapter_config.json").is_file():
@@ -41,7 +50,7 @@ def format_of(folder: Path) -> Format:
 
 
 def size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in _weights(folder))
+    return sum(path.stat().st_size for path in weights(folder))
 
 
 def kind(folder: Path) -> Kind:
@@ -58,7 +67,7 @@ def kind(folder: Path) -> Kind:
 def facts(folder: Path) -> ModelFacts:
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     count, by_type = 0, Counter[str]()
-    for path in _weights(folder):
+    for path in weights(folder):
         for tensor in layout(path).values():
             count += prod(tensor.shape)
             by_type[tensor.dtype] += tensor.end - tensor.begin
@@ -102,11 +111,30 @@ def template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _weights(folder: Path) -> list[Path]:
-    found = sorted(folder.glob("*.safetensors"))
+def weights(folder: Path) -> list[Path]:
+    """The files that hold the model, as transformers chooses them: model.safetensors, else those that the index names,
+    else whatever is there. Raises Unreadable where there are none, and for one that is missing.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if whole.is_file():
+        return [whole]
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    wanted = set(found)
+    for name in found:
+        if part := _PART.match(name):
+            count = min(int(part["count"]), 99_999)
+            wanted |= {f"{part['stem']}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)}
+    if index.is_file():
+        named = read_json(index).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(n, str) and Path(n).name == n for n in named.values()):
+            raise Unreadable("models.config_broken", path=index, why="weight_map")
+        wanted = set(named.values())
+    missing = sorted(wanted - set(found))
+    if missing and found:
+        raise Unreadable("models.shard_missing", path=folder, missing=missing[0], n=len(missing), count=len(wanted))
     if not found:
         raise Unreadable("models.no_weights", path=folder)
-    return found
+    return [folder / name for name in sorted(wanted)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,26 +43,34 @@ _TYPES: dict[str, tuple[Any, Any]] = {
 """safetensors' type → how its bytes are read, and the type in the GGUF."""
 
 Config = dict[str, Any]
+CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Ways to begin that take what the adapter begins with out of the base."""
+Condition = tuple[str, Callable[[Config], Any]]
 
-REFUSED: tuple[tuple[str, Callable[[Config], Any]], ...] = (
+UNKNOWN: tuple[Condition, ...] = (
     ("peft_type", lambda c: c.get("peft_type", "LORA") != "LORA"),
-    ("use_dora", lambda c: c.get("use_dora")),
     ("use_qalora", lambda c: c.get("use_qalora")),
-    ("modules_to_save", lambda c: c.get("modules_to_save")),
     ("trainable_token_indices", lambda c: c.get("trainable_token_indices")),
     ("target_parameters", lambda c: c.get("target_parameters")),
-    ("bias", lambda c: c.get("bias", "none") != "none"),
     ("lora_bias", lambda c: c.get("lora_bias")),
-    ("fan_in_fan_out", lambda c: c.get("fan_in_fan_out")),
     ("layer_replication", lambda c: c.get("layer_replication")),
     ("alora_invocation_tokens", lambda c: c.get("alora_invocation_tokens") or c.get("invocation_string")),
+    # These change the base's own weights when they begin.
+    ("init_lora_weights", lambda c: str(c.get("init_lora_weights")).startswith(CHANGING)),
+)
+"""Fields of the configuration, and what they say when the adapter is none that is computed here in any way."""
+
+REFUSED: tuple[Condition, ...] = (
+    *UNKNOWN,
+    ("use_dora", lambda c: c.get("use_dora")),
+    ("modules_to_save", lambda c: c.get("modules_to_save")),
+    ("bias", lambda c: c.get("bias", "none") != "none"),
+    ("fan_in_fan_out", lambda c: c.get("fan_in_fan_out")),
     ("alpha_pattern", lambda c: c.get("alpha_pattern")),
     ("rank_pattern", lambda c: c.get("rank_pattern") and c.get("use_rslora")),
     ("lora_alpha", lambda c: not c["lora_alpha"]),  # llama.cpp takes 0 for "no alpha", and scales by 1
-    # These change the base's own weights when they begin.
-    ("init_lora_weights", lambda c: str(c.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq"))),
 )
-"""Fields of the configuration, and what they say when a GGUF adapter cannot hold it."""
+"""The same when a GGUF adapter cannot hold it."""
 
 
 @dataclass(frozen=True, slots=True)

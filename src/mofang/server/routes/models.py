@@ -94,7 +94,8 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     facts = backend.models.facts(ref)
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
-    return {**shapes.model(ref, facts, _loaded(backend)), **shapes.details(ref, facts, needed, context)}
+    shown = shapes.details(ref, facts, needed, context, backend.models.ancestry(ref))
+    return {**shapes.model(ref, facts, _loaded(backend)), **shown}
 
 
 @router.post("/v1/models/{name}/load")
