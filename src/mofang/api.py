@@ -693,7 +693,7 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
     }
     files |= {
         name: [str(path.absolute()) if (path := Path(one).expanduser()).exists() else one for one in texts]
-        for name in ("text",)  # which may be names of our own
+        for name in ("text", "calibration")  # which may be names of our own
         if (texts := getattr(found, name, None))
     }
     places = {
@@ -709,9 +709,10 @@ def recipe(kind: str, fields: Mapping[str, Any], overrides: Sequence[str] = ()) 
             str(Path(value).absolute()) if ("/" in value or "\\" in value) and Path(value).exists() else value
             for value in named
         ]
-    cutter = getattr(found, "tokenizer", "")
-    if cutter and Path(cutter).expanduser().exists():  # a folder here goes before a model's name
-        places["tokenizer"] = str(Path(cutter).expanduser().absolute())
+    for name in ("tokenizer", "types"):  # a folder here goes before a model's name
+        value = getattr(found, name, "")
+        if value and (path := Path(value).expanduser()).exists():
+            places[name] = str(path.absolute())
     return found.model_copy(update={**files, **places})
 
 
