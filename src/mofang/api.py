@@ -467,7 +467,7 @@ def gather_text(
     paragraphs that stood in an earlier document or place, "n_other": those in another language, "n_short": documents
     with nothing left to learn, "skipped": files of folders that are no documents, "unreadable": [[path, why]] of those
     that are broken}. Raises NotFound; Invalid for a language; Conflict where `out` exists; Unreadable for a file that
-    was named itself.
+    was named itself, and where nothing is left of all: no file is written then.
     """
     from mofang.data.gather import gather
     from mofang.errors import Conflict
@@ -505,7 +505,13 @@ def gather_text(
                 shape = {"stage": "read", "done": number, "total": len(found), "unit": "files", "rate": rate}
                 tell({**shape, "seconds_left": left, "detail": name})
 
-    return {**gather(documents(), out, language=language), "skipped": skipped, "unreadable": unreadable}
+    counts = gather(documents(), out, language=language)
+    if not counts["n_documents"]:
+        out.unlink()
+        raise Unreadable(
+            "data.nothing_left", n=len(found), language=language or "-", unreadable=len(unreadable), **counts
+        )
+    return {**counts, "skipped": skipped, "unreadable": unreadable}
 
 
 def _beneath(sources: Sequence[Path]) -> Iterator[tuple[Path, str, bool]]:

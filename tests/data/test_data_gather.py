@@ -93,12 +93,15 @@ def test_bad_sources_leave_nothing_behind(tmp_path: Path) -> None:
     broken = tmp_path / "坏.pdf"
     broken.write_bytes(b"%PDF-1.7 cut short")
     (tmp_path / "空").mkdir()
+    (tmp_path / "外").mkdir()
+    (tmp_path / "外" / "a.txt").write_text("Nothing but English is written in this file.", encoding="utf-8")
     for sources, language, fault, code in (
         ([tmp_path / "没有"], "", NotFound, "no_such_file"),
         ([tmp_path / "空"], "", Unreadable, "no_documents"),
         ([broken], "", Unreadable, ""),
         (["~/坏.pdf"], "", Unreadable, ""),
         ([tmp_path], "fr", Invalid, "no_language"),
+        ([tmp_path / "外"], "zh", Unreadable, "nothing_left"),
     ):
         with pytest.raises(fault) as caught:
             api.gather_text(sources, out, language=language)

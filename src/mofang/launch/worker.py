@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mofang import settings
+from mofang.data.readers import files_of
 from mofang.engine.llama import library
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digest
@@ -35,7 +36,12 @@ def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 def _with_trainable_base(recipe: Training, run: Run) -> Training:
-    """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now."""
+    """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now.
+
+    Raises NotFound, Unreadable for data that is not there: said before an import, which takes its time.
+    """
+    for path in (*recipe.data, *recipe.eval_data):
+        files_of(Path(path))
     if not recipe.base:
         return recipe
     store = ModelStore(settings.load())
