@@ -4,8 +4,8 @@ A matrix that is off by E moves its layer's answers by E x, and with them the mo
 divergence (nats a token) is ½ E[(gᵀ E x)²], x the input of the matrix at a token and g the gradient of log p(y) at its
 output, y drawn from the model's own probabilities: the Fisher information, with what the tokens of a text do together left
 out. One reading forwards and one backwards serve all matrices and all types; the layers of the network go by one at a time.
-The head's part needs no approximation: its logits are computed. Against the divergence of models that were really computed,
-matrix by matrix, see docs/log.md.
+Against
+the divergence of models that were really computed, matrix by matrix: docs/log.md.
 
 Shapes: n_sequences, length of the texts; T = sequences kept · length tokens are read backwards.
 Source: Martens, New insights and perspectives on the natural gradient method (https://arxiv.org/abs/1412.1193), 9.
@@ -29,6 +29,8 @@ KEPT_TOKENS = 2048
 """Tokens that are also read backwards."""
 ROWS = 256
 """Of a layer's matrix: so many stand for all, as the errors of its rows have nothing to do with one another."""
+HEAD_ROWS = 4096
+"""Of the head: those of the likeliest tokens, which stand for the others by their share of the probability."""
 STAGES = ("watch", "weigh")
 Tell = Callable[[str, int, int], None]
 """(stage, done, total) layers."""
@@ -136,36 +138,39 @@ def _squares(decoder: Decoder, index: int, layer: nn.Module, squares: dict[str, 
 def _head(
     decoder: Decoder, states: Tensor, types: Sequence[str], blocks: Blocks, seed: int
 ) -> tuple[Matrix, Tensor]:  # fmt: skip
-    """The head's matrix, and the gradients at `states` (n_kept, length, width), by which the layers are read back."""
+    """The head's matrix, and the gradients at `states` (n_kept, length, width), by which the layers are read back.
+
+    Its logits move by d = E x, and the divergence is half the variance of d under the model's probabilities.
+    """
     generator = torch.Generator().manual_seed(seed)
     gradients = torch.empty_like(states)
-    weight = decoder.tensor(f"{decoder.head_name}.weight").float()
-    given: list[Tensor] = []
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        given.append(inputs[0].detach())
-
+    whole, given = decoder.tensor(f"{decoder.head_name}.weight"), list[Tensor]()
+    mass = torch.zeros(len(whole))
+    head = decoder.model.get_output_embeddings()
     with decoder.head() as to_logits:
-        hook = decoder.model.get_output_embeddings().register_forward_pre_hook(watch)
+        hook = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()[0]))
         for row in range(len(states)):
             own = states[row : row + 1].to(decoder.on).requires_grad_(True)
             logits = to_logits(own)[0].float()
-            drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0].to(decoder.on)
+            expected = logits.detach().softmax(-1).cpu()
+            mass += expected.sum(0)
+            drawn = torch.multinomial(expected, 1, generator=generator)[:, 0].to(decoder.on)
             cross_entropy(logits, drawn, reduction="sum").backward()
             assert own.grad is not None
             gradients[row] = own.grad[0]
         hook.remove()
-    x = torch.cat([each.reshape(-1, each.shape[-1]) for each in given]).float()
-    importance = x.square().mean(0).cpu().numpy()
-    losses = dict.fromkeys((type for type in types if fits(type, weight.shape[1])), 0.0)
-    errors = {type: _error(type, weight, importance, blocks) for type in losses}
-    with torch.no_grad():
-        for part in x.split(states.shape[1]):
-            logprobs = (part @ weight.t().to(part)).log_softmax(-1)
-            for type, error in errors.items():
-                other = (logprobs + part @ error.t().to(part)).log_softmax(-1)
-                losses[type] += float((logprobs.exp() * (logprobs - other)).sum()) / len(x)
-    return Matrix(decoder.head_name, _shape(weight), importance, losses), gradients
+        rows = mass.topk(min(HEAD_ROWS, len(mass))).indices
+        with torch.no_grad():
+            likely = torch.cat([head(each).float().softmax(-1)[:, rows.to(decoder.on)] for each in given])
+    x, share = torch.cat(given).float(), float(mass[rows].sum() / mass.sum())
+    importance, weight = x.square().mean(0).cpu().numpy(), whole[rows].float()
+    losses = {}
+    for type in types:
+        if fits(type, weight.shape[1]):
+            moved = x @ _error(type, weight, importance, blocks).t().to(x)
+            variance = (likely * moved.square()).sum(-1) - (likely * moved).sum(-1).square()
+            losses[type] = 0.5 * float(variance.mean()) / share
+    return Matrix(decoder.head_name, _shape(whole), importance, losses), gradients
 
 
 def _layer(
