@@ -33,8 +33,10 @@ WORKERS = {
 KILLED = """
 import importlib, json, os, signal, sys
 sys.path[:0] = {paths!r}
+from mofang.engine.llama import library
 from mofang.models.store import ModelStore
 from mofang.runs import Reporter, Run
+library.mark_alone()
 worker = importlib.import_module({module!r})
 
 def die(*_, **__):
@@ -172,9 +174,11 @@ if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", home]).retu
 os.environ["MOFANG_HOME"] = home
 os.environ["HF_HUB_OFFLINE"] = "1"
 from mofang import settings
+from mofang.engine.llama import library
 from mofang.errors import NoSpace
 from mofang.models.store import ModelStore
 from mofang.models.sources import base
+library.mark_alone()
 from mofang.recipes import parse, recipe_class
 from mofang.runs import Runs
 store = ModelStore(settings.load())
