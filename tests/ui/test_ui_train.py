@@ -7,11 +7,12 @@ browser in process.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import fake_gateway
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 from streamlit.testing.v1 import AppTest
 from test_ui_app import go, text_of
 
@@ -292,6 +293,19 @@ def test_a_finished_training_is_exported_later(bench: Any, visit: Any, trains: s
     expect(page.get_by_role("combobox", name="模型")).to_have_value(re.compile("-q8_0$"))
 
 
+def pick(page: Page, box: str, option: str) -> None:
+    """Choose in a select box. What is typed while the page's script runs may be lost."""
+    for _ in range(6):
+        page.wait_for_timeout(1000)
+        page.locator(f"{box} input").click()
+        page.keyboard.type(option)
+        with suppress(TimeoutError):
+            page.get_by_role("option").first.click(timeout=3000)
+            return
+        page.keyboard.press("Escape")
+    pytest.fail(f"{option} cannot be chosen")
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1440])
 def test_the_whole_form_fits_and_a_launcher_is_chosen(bench: Any, visit: Any, trains: str, width: int) -> None:
@@ -304,9 +318,7 @@ def test_the_whole_form_fits_and_a_launcher_is_chosen(bench: Any, visit: Any, tr
     expect(labels.nth(25)).to_be_visible()  # they come one after another
     heights = labels.evaluate_all("all => all.map(label => label.getBoundingClientRect().height)")
     assert max(heights) < 30, "a label is one line"
-    page.locator(".st-key-train_launcher input").click()
-    page.keyboard.type("torchrun")
-    page.get_by_role("option").click()
+    pick(page, ".st-key-train_launcher", "torchrun")
     expect(page.locator(".st-key-train_launcher_torchrun_processes")).to_be_visible()
 
 
