@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from quantizing import imported
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -30,16 +32,11 @@ def main() -> None:
     import mofang
     from mofang import settings
     from mofang.engine import toolchain
-    from mofang.errors import NotFound
     from mofang.models.store import ModelStore
 
     home, store = settings.load().home, ModelStore(settings.load())
     quantize, tools = toolchain.tool(home, "llama-quantize"), toolchain.converter(home)
-    try:
-        base = store.get(f"{given.model}-hf")
-    except NotFound:
-        mofang.import_gguf(given.model)
-        base = store.get(f"{given.model}-hf")
+    base = imported(given.model)
 
     def ours() -> Path:
         run = mofang.to_gguf(base.name, "q4_k_m", name="bench-q4", overwrite=True, imatrix=False)

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from quantizing import imported, pages, rows
 
 
 def shuffle(source: Path, target: Path) -> float:
@@ -72,17 +72,6 @@ def shuffle(source: Path, target: Path) -> float:
     return float((before - after).abs().max())
 
 
-def texts(name: str, target: Path, *, rows: bool) -> Path:
-    """The Chinese pages of one of the corpora: a row each, or as running text."""
-    file = HERE / "corpora" / name / "corpus.jsonl"
-    if not file.is_file():
-        sys.exit(f"{file} is missing: bench/corpora/fetch.sh, then {name}_beir.py")
-    pages = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
-    told = [json.dumps({"text": page}, ensure_ascii=False) for page in pages] if rows else pages
-    target.write_text(("\n" if rows else "\n\n").join(told), encoding="utf-8")
-    return target
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -102,21 +91,14 @@ def compare(given: argparse.Namespace, place: Path) -> None:
     import mofang
     from mofang import settings
     from mofang.engine import toolchain
-    from mofang.errors import NotFound
     from mofang.models.store import ModelStore
 
     home, store = settings.load().home, ModelStore(settings.load())
     quantize, measure = (toolchain.tool(home, name) for name in ("llama-quantize", "llama-perplexity"))
-    try:
-        base = store.get(f"{given.model}-hf")
-    except NotFound:
-        mofang.import_gguf(given.model)
-        base = store.get(f"{given.model}-hf")
+    base = imported(given.model)
     print(f"{given.model}, shuffled: largest difference of a logit {shuffle(base.path, place / 'shuffled'):.1e}")
-    learned, held_out = (
-        texts("libreoffice", place / "learned.jsonl", rows=True),
-        texts("debian", place / "held_out.txt", rows=False),
-    )
+    learned, held_out = rows("libreoffice", place / "learned.jsonl"), place / "held_out.txt"
+    held_out.write_text("\n\n".join(pages("debian")), encoding="utf-8")
 
     def tool(*command: Any) -> str:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)

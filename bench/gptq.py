@@ -17,24 +17,14 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from quantizing import imported, rows
+
 HELD_OUT, HELD_OUT_LENGTH = 16, 512
-
-
-def texts(name: str, target: Path) -> Path:
-    """The Chinese pages of one of the corpora, one a row."""
-    file = HERE / "corpora" / name / "corpus.jsonl"
-    if not file.is_file():
-        sys.exit(f"{file} is missing: bench/corpora/fetch.sh, then {name}_beir.py")
-    rows = [json.loads(line)["text"] for line in file.open(encoding="utf-8")]
-    target.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in rows), encoding="utf-8")
-    return target
 
 
 def perplexity(model: Any, ids: Any) -> float:
@@ -58,9 +48,9 @@ def peer(choice: dict[str, Any]) -> None:
 
     config = QuantizeConfig(bits=choice["bits"], group_size=choice["group_size"])
     model = GPTQModel.load(choice["source"], config, device="cpu")
-    rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in choice["ids"]]
+    sequences = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in choice["ids"]]
     begun = time.monotonic()
-    model.quantize(rows, batch_size=4)
+    model.quantize(sequences, batch_size=4)
     model.save(choice["target"])
     seconds = time.monotonic() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -94,21 +84,16 @@ def compare(given: argparse.Namespace, place: Path) -> None:
 
     import mofang
     from mofang import settings
-    from mofang.errors import NotFound
-    from mofang.export import calibration, load
-    from mofang.export.gptq import layers, solve
+    from mofang.export import calibration, layers, load
+    from mofang.export.gptq import solve
     from mofang.models.base import ModelRef
     from mofang.models.store import ModelStore
     from mofang.tokenizer import load as load_tokenizer
 
     store = ModelStore(settings.load())
-    try:
-        base = store.get(f"{given.model}-hf")
-    except NotFound:
-        mofang.import_gguf(given.model)
-        base = store.get(f"{given.model}-hf")
+    base = imported(given.model)
     tokenizer = load_tokenizer(base.path)
-    learned, held_out = texts("libreoffice", place / "calibration.jsonl"), texts("debian", place / "held_out.jsonl")
+    learned, held_out = rows("libreoffice", place / "calibration.jsonl"), rows("debian", place / "held_out.jsonl")
     ids = calibration.read([str(learned)], tokenizer, samples=given.samples, length=given.length, seed=0).ids
     test = calibration.read([str(held_out)], tokenizer, samples=HELD_OUT, length=HELD_OUT_LENGTH, seed=0).ids
     found: dict[str, dict[str, Any]] = {}

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptq import HELD_OUT, HELD_OUT_LENGTH, perplexity, texts
+from gptq import HELD_OUT, HELD_OUT_LENGTH, perplexity
+from quantizing import imported, rows
 
 BLOCK = 128
 """Inputs of a block in the paper's code."""
@@ -44,9 +45,7 @@ def main() -> None:
     if given.home:
         os.environ["MOFANG_HOME"] = str(given.home)
 
-    import mofang
     from mofang import settings
-    from mofang.errors import NotFound
     from mofang.export import calibration, load
     from mofang.export.gptq import solve, worker
     from mofang.models.store import ModelStore
@@ -56,16 +55,12 @@ def main() -> None:
     from mofang.tokenizer import load as load_tokenizer
 
     home, store = settings.load().home, ModelStore(settings.load())
-    try:
-        base = store.get(f"{given.model}-hf")
-    except NotFound:
-        mofang.import_gguf(given.model)
-        base = store.get(f"{given.model}-hf")
+    base = imported(given.model)
     fresh = solve.grid
     ways = {"fresh": fresh, "classic": stale(fresh)}
     with tempfile.TemporaryDirectory() as place:
-        learned = texts("libreoffice", Path(place) / "learned.jsonl")
-        held_out = texts("debian", Path(place) / "held_out.jsonl")
+        learned = rows("libreoffice", Path(place) / "learned.jsonl")
+        held_out = rows("debian", Path(place) / "held_out.jsonl")
         test = calibration.read(
             [str(held_out)], load_tokenizer(base.path), samples=HELD_OUT, length=HELD_OUT_LENGTH, seed=0
         ).ids
