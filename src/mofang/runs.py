@@ -6,7 +6,7 @@
                   /metrics.jsonl   a line a step
                   /log.txt         what the worker said
                   /stop            there when somebody asked it to stop
-                  /out/            what it makes; /checkpoints/ to go on from
+                  /out/            what it makes; /checkpoints/, /measured/ to go on from
                   /report.md, /picture.png   for people, where it measured something
 
 The worker is a process of its own that outlives whoever started it: closing a terminal, a tab or the gateway ends no

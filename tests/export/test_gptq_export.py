@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 import tiny_llama
 from mofang.engine import ENGINES
 from mofang.errors import Invalid, Unreadable
-from mofang.export import calibration, gguf, imports, load
-from mofang.export.gptq import format, layers, worker
+from mofang.export import calibration, gguf, imports, layers, load
+from mofang.export.gptq import format, worker
 from mofang.messages import Message, Sampling
 from mofang.models.formats import gguf as headers
 from mofang.models.store import ModelStore

@@ -192,3 +192,14 @@ def test_the_fastest_within_the_limit_is_picked() -> None:
     slow, fast, far = (Path(name) for name in ("slow", "fast", "far"))
     tried = {slow: Tried(8, 80, 0.001, 1, 10), fast: Tried(6, 60, 0.02, 1, 20), far: Tried(4, 40, 0.2, 1, 30)}
     assert auto.pick(tried, 0.05) == fast and auto.pick(tried, 1) == far and auto.pick(tried, 1e-6) == slow
+
+
+def test_a_trainings_own_checkpoints_stay(
+    converter: Path, base: Path, store: ModelStore, start: Start, text: str
+) -> None:
+    """A training that ends with an export does it in its own run."""
+    run = start("gguf", model="tiny", bits=5.5, calibration=text, name="made", **FEW)
+    kept = run.checkpoints / "step-00001"
+    kept.mkdir(parents=True)
+    gguf.run(run.recipe(), run)
+    assert kept.is_dir() and not worker.place_of(run).exists()

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import tiny_llama
 from mofang import settings
 from mofang.engine.llama import library
-from mofang.export.gptq import layers
+from mofang.export import layers
 from mofang.export.mixed import sensitivity
 from mofang.export.mixed.blocks import Blocks
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mofang import __version__
+from mofang.engine.texts import beginning
 from mofang.errors import Invalid, MofangError, NotFound, Unreadable
 from mofang.export import answers, folder, picture, report
 from mofang.export.readers import READABLE, Reader, open_reader
@@ -194,20 +195,12 @@ def _read(
 
 
 def _sample(text: EvalSet, ours: Reader, theirs: Reader, n_tokens: int) -> Sample:
-    """The longest beginning of a text that is at most `n_tokens` of our tokens, found by halving: whole characters."""
-    ids = ours.encode(text.text)
-    low, high = 1, len(text.text)
-    while len(ids) > n_tokens and low < high:
-        middle = (low + high + 1) // 2
-        if len(ours.encode(text.text[:middle])) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    beginning = text.text if len(ids) <= n_tokens else text.text[:low]
-    ids, reference_ids = ours.encode(beginning), theirs.encode(beginning)
+    """The longest beginning of a text that is at most `n_tokens` of our tokens. Raises Unreadable for too few."""
+    begins, ids = beginning(text.text, n_tokens, ours.encode)
+    reference_ids = theirs.encode(begins)
     if min(len(ids), len(reference_ids)) < MIN_TOKENS:
         raise Unreadable("export.check_text_short", text=text.name, n=len(ids), least=MIN_TOKENS)
-    return Sample(text, beginning, ids, reference_ids)
+    return Sample(text, begins, ids, reference_ids)
 
 
 def _together(ours: Reader, theirs: Reader, one: Sample, step: Any) -> tuple[Forced, Forced, Agreement]:

@@ -113,7 +113,6 @@ def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
         told = (auto if kind == AUTO else mixed).make(recipe, run, source, whole, file, report)
         whole.unlink()
         made = _publish(recipe, run, source, file, told.pop("type"), **told)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
     return {**made, "bits_per_weight": told["bits_per_weight"], "predicted_kl": told.get("predicted_kl")}
 
 
@@ -187,6 +186,7 @@ def _publish(recipe: Gguf, run: Run, source: ModelRef, file: Path, kind: str, **
         recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks, tools=_tools(kind),
         **more,
     )  # fmt: skip
+    shutil.rmtree(mixed.place_of(run), ignore_errors=True)
     run.note(say("export.gguf_made", name=made.name, type=kind, size=f"{made.size_bytes / 1e6:.0f}"))
     return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "type": kind}
 

@@ -198,15 +198,18 @@ class _Paper:
         self.text((left + right) / 2, BOTTOM + 34, self.say("picture_size"), 13, PALE, "ma")
         if not heights:
             self.text((left + right) / 2, (TOP + BOTTOM) / 2, self.say("picture_none"), 13, PALE, "mm")
-        taken: list[tuple[float, float, float, float]] = []
-        for one, value in heights:
-            x = left + across.place(one.size_bytes / 1e6) * (right - left)
-            y = BOTTOM - min(1.0, max(0.0, up.place(value))) * (BOTTOM - TOP)
+        spots = [
+            (
+                left + across.place(one.size_bytes / 1e6) * (right - left),
+                BOTTOM - min(1.0, max(0.0, up.place(value))) * (BOTTOM - TOP),
+                one,
+            )
+            for one, value in heights
+        ]
+        taken = [(x - 7, y - 7, x + 7, y + 7) for x, y, _ in spots]
+        for x, y, one in spots:
             self._dot(x, y, one)
-            taken.append((x - 7, y - 7, x + 7, y + 7))
-        for one, value in heights:
-            x = left + across.place(one.size_bytes / 1e6) * (right - left)
-            y = BOTTOM - min(1.0, max(0.0, up.place(value))) * (BOTTOM - TOP)
+        for x, y, one in spots:
             self._label(x, y, one, sides, taken)
 
     def _label(

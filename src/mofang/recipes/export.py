@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from mofang.recipes.base import Recipe
-from mofang.recipes.fields import one_of, refused
+from mofang.recipes.fields import one_of, one_or_many, refused
 
 
 class _Export(Recipe):
@@ -54,10 +54,7 @@ class Merge(_Export):
     pickle: bool = False
     """Read pickled weights (.bin), as tensors only: a pickle may hold programs, which are not run."""
 
-    @field_validator("adapters", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    _one_or_many = field_validator("adapters", mode="before")(one_or_many)
 
     @field_validator("weights", mode="before")
     @classmethod
@@ -87,10 +84,7 @@ class Resize(_Export):
     texts: list[str] = Field(default_factory=list, validate_default=True)
     """For `init: focus`: text of the language, files or folders; what the tokenizer was extended by serves well."""
 
-    @field_validator("texts", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    _one_or_many = field_validator("texts", mode="before")(one_or_many)
 
     @field_validator("texts")
     @classmethod
@@ -113,10 +107,7 @@ class _Calibrated(_Export):
     seed: int = 0
     """Of the choice among calibration texts."""
 
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
+    _one_or_many = field_validator("calibration", mode="before")(one_or_many)
 
 
 class Gguf(_Calibrated):

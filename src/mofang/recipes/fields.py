@@ -12,11 +12,16 @@ def refused(why: str) -> PydanticCustomError:
     return PydanticCustomError(why, "does not go with another field")
 
 
+def one_or_many(value: object) -> object:
+    """A text where several may be given: a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
 def columns(value: object) -> object:
     """ "a=b", ["a=b"] and {"a": "b"} are the same."""
     if isinstance(value, dict):
         return [f"{field}={column}" for field, column in value.items()]
-    return [value] if isinstance(value, str) else value
+    return one_or_many(value)
 
 
 def named(value: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mofang.engine.llama import library
+from mofang.engine.texts import beginning
 from mofang.engine.worker.generate import Left
 from mofang.engine.worker.serve import main
 
@@ -33,7 +34,7 @@ class Reader:
 
     def _read(self, text: str, n_tokens: int, gone: Callable[[], bool]) -> Generator[dict[str, Any], None, None]:
         model = self._model
-        ids = self._beginning(text, n_tokens)
+        _, ids = beginning(text, n_tokens, model.tokenize)
         window = min(WINDOW, model.n_ctx_train or WINDOW)
         forced: list[float] = []
         n_bytes = 0
@@ -49,18 +50,6 @@ class Reader:
                 at += len(rows)
                 yield {"done": begin + min(at, len(part)), "total": len(ids)}
         yield {"forced": forced, "n_bytes": n_bytes}
-
-    def _beginning(self, text: str, n_tokens: int) -> list[int]:
-        """Ids of the longest beginning of `text` that is at most `n_tokens` tokens, found by halving: whole characters."""
-        ids = self._model.tokenize(text)
-        low, high = 1, len(text)
-        while len(ids) > n_tokens and low < high:
-            middle = (low + high + 1) // 2
-            if len(self._model.tokenize(text[:middle])) <= n_tokens:
-                low = middle
-            else:
-                high = middle - 1
-        return ids if len(ids) <= n_tokens else self._model.tokenize(text[:low])
 
 
 if __name__ == "__main__":

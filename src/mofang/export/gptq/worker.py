@@ -18,9 +18,9 @@ from torch import Tensor
 
 from mofang import __version__
 from mofang.errors import Invalid, Unreadable
-from mofang.export import calibration, folder, source
+from mofang.export import calibration, folder, layers, source
 from mofang.export import shards as files_of
-from mofang.export.gptq import format, layers, solve
+from mofang.export.gptq import format, solve
 from mofang.models.base import ModelRef
 from mofang.models.formats import hf
 from mofang.models.sources.base import need_disk

@@ -21,7 +21,6 @@ from mofang.export.mixed.blocks import Blocks
 from mofang.measure import load_text
 from mofang.measure.compare import Agreement, side_by_side
 from mofang.models.base import ModelRef
-from mofang.models.formats import gguf
 from mofang.recipes.export import Gguf
 from mofang.runs import Reporter, Run
 from mofang.strings import say
@@ -85,12 +84,10 @@ def pick(tried: dict[Path, Tried], max_kl: float) -> Path:
 
 
 def _choices(table: budget.Table, whole: Path, apart: int) -> Iterator[tuple[float, dict[str, budget.Option]]]:
-    header = gguf.read(whole)
-    parameters = sum(tensor.n_elements for tensor in header.tensors)
     low, high = budget.bounds(table)
     last = None
     for bits in BITS:
-        room = min(int(bits * parameters / 8) + header.data_offset - apart, high)
+        room = min(writer.average_bytes(whole, bits) - apart, high)
         if room >= low and (chosen := budget.choose(table, room)) != last:
             yield bits, chosen
             last = chosen

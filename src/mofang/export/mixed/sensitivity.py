@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from mofang.export.gptq.layers import BATCH_TOKENS, Decoder, linears
+from mofang.export.layers import BATCH_TOKENS, Decoder, linears
 from mofang.export.mixed.blocks import Blocks, fits
 
 KEPT_TOKENS = 2048

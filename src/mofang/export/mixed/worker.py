@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from mofang import settings
 from mofang.engine.llama import library
 from mofang.errors import Invalid, NotFound, Unreadable
-from mofang.export import calibration
-from mofang.export.gptq import layers
+from mofang.export import calibration, layers
 from mofang.export.mixed import budget, imatrix, names, sensitivity, writer
-from mofang.export.mixed.blocks import SIZES, TYPES, Blocks, fits, n_bytes
+from mofang.export.mixed.blocks import TYPES, Blocks, fits, n_bytes
 from mofang.export.mixed.sensitivity import Matrix
 from mofang.models.base import ModelRef
 from mofang.models.formats import gguf
@@ -105,17 +104,23 @@ def check(recipe: Gguf) -> None:
         raise NotFound("export.no_types_file", path=recipe.types)
 
 
+def place_of(run: Run) -> Path:
+    """Where a run keeps what was measured until its model has its name. Not among checkpoints: a training that ends with
+    an export has its own there."""
+    return run.folder / "measured"
+
+
 def _weighed(
     recipe: Gguf, run: Run, source: ModelRef, texts: calibration.Calibration, blocks: Blocks | None,
     report: Reporter,
 ) -> list[Matrix]:  # fmt: skip
     """What was measured for this model and these texts, now or before a stop; importances alone without `blocks`."""
-    kept, stamp = run.checkpoints / "weighed.npz", f"{digest(source)} {texts.digest} {recipe.seed} {blocks is not None}"
+    kept, stamp = place_of(run) / "weighed.npz", f"{digest(source)} {texts.digest} {recipe.seed} {blocks is not None}"
     if kept.is_file() and (found := _kept(kept, stamp)):
         return found
     on = layers.device()
     decoder = layers.Decoder(source.path, on, layers.dtype(on))
-    place = run.checkpoints / "states"
+    place = place_of(run) / "states"
 
     def tell(stage: str, done: int, total: int) -> None:
         report(stage, done, total, "layers")
@@ -160,10 +165,10 @@ def apart_of(matrices: Mapping[str, Matrix], whole: Path) -> int:
 
 def _choose(recipe: Gguf, matrices: Mapping[str, Matrix], whole: Path) -> dict[str, budget.Option]:
     table, apart = table_of(matrices), apart_of(matrices, whole)
-    parameters = sum(tensor.n_elements for tensor in gguf.read(whole).tensors)
     low, high = budget.bounds(table)
-    wanted = size_of(recipe.size) if recipe.size else int(recipe.bits * parameters / 8) + gguf.read(whole).data_offset
-    if not low + apart <= wanted:
+    wanted = size_of(recipe.size) if recipe.size else writer.average_bytes(whole, recipe.bits)
+    if wanted < low + apart:
+        parameters = sum(tensor.n_elements for tensor in gguf.read(whole).tensors)
         narrow = sorted({each.shape[1] for each in matrices.values() if not fits("Q4_K", each.shape[1])})
         raise Invalid(
             "export.size_impossible",
@@ -194,9 +199,7 @@ def bits_of(file: Path) -> float:
 
 
 def read_choice(path: Path, tensors: Mapping[str, gguf.Tensor]) -> dict[str, str]:
-    """Tensor → type, as `_choice` writes it. Raises NotFound, Unreadable with the line."""
-    if not path.is_file():
-        raise NotFound("export.no_types_file", path=path)
+    """Tensor → type, as `_choice` writes it. Raises Unreadable with the line."""
     found = {}
     for row, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -205,7 +208,7 @@ def read_choice(path: Path, tensors: Mapping[str, gguf.Tensor]) -> dict[str, str
         name, type = name.strip().removeprefix("^").removesuffix("$"), type.strip().upper()
         if name not in tensors:
             raise Unreadable("export.types_unknown_tensor", path=path, row=row, tensor=name)
-        if type not in SIZES or type not in TYPES:
+        if type not in TYPES:
             raise Unreadable("export.types_unknown_type", path=path, row=row, type=type, known=", ".join(TYPES))
         if not fits(type, tensors[name].shape[0]):
             raise Unreadable(

@@ -65,6 +65,12 @@ def file_bytes(source: Path, types: Mapping[str, str]) -> int:
     return header.data_offset + sum(size + -size % alignment for size in sizes)
 
 
+def average_bytes(source: Path, bits: float) -> int:
+    """Bytes of a file whose weights have so many bits on average."""
+    header = gguf.read(source)
+    return int(bits * sum(tensor.n_elements for tensor in header.tensors) / 8) + header.data_offset
+
+
 def _size(tensor: gguf.Tensor, types: Mapping[str, str]) -> int:
     if tensor.name not in types:
         return tensor.n_bytes
@@ -104,11 +110,11 @@ def _requantize(
     columns, rows = tensor.shape
     slab = max(1, SLAB_BYTES // (4 * columns))
     for begin in range(0, rows, slab):
-        weights = rows_of(read, tensor, min(slab, rows - begin))
+        weights = _rows(read, tensor, min(slab, rows - begin))
         out.write(blocks.encode(type, weights, importance).tobytes())
 
 
-def rows_of(read: BinaryIO, tensor: gguf.Tensor, n: int) -> NDArray[np.float32]:
+def _rows(read: BinaryIO, tensor: gguf.Tensor, n: int) -> NDArray[np.float32]:
     """The next n rows of a matrix, float32."""
     dtype = _WIDE[tensor.type]
     raw = np.frombuffer(read.read(n * tensor.shape[0] * dtype.itemsize), dtype).reshape(n, tensor.shape[0])
