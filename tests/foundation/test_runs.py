@@ -118,8 +118,8 @@ def test_a_real_process_fails_in_words(made: Run) -> None:
     with pytest.raises(Conflict):
         made.start()
     state = made.wait()
-    assert (state.status, state.error["code"]) == ("failed", "no_such_file")
-    assert "none.jsonl" in made.tail()
+    assert (state.status, state.error["code"]) == ("failed", "model_not_found")
+    assert "none" in made.tail()
     until = time.monotonic() + 10
     while platform.is_alive(state.pid):
         assert time.monotonic() < until

@@ -40,14 +40,14 @@ def _with_trainable_base(recipe: Training, run: Run) -> Training:
 
     Raises NotFound, Unreadable for data that is not there: said before an import, which takes its time.
     """
-    for path in (*recipe.data, *recipe.eval_data):
-        files_of(Path(path))
     if not recipe.base:
         return recipe
     store = ModelStore(settings.load())
     base = store.get_or_path(recipe.base)
     if base.format != "gguf":
         return recipe
+    for path in (*recipe.data, *recipe.eval_data):
+        files_of(Path(path))
     imported = [ref for ref in store.list() if ref.format == "hf" and _parent(ref).get("role") == "quantized"]
     base_sha256 = digest(base) if imported else ""
     for ref in imported:
