@@ -1,7 +1,7 @@
 """GPTQ on the same model and the same calibration ids: `mofang export gptq` against GPTQModel, and round-to-nearest.
 
     python bench/gptq.py [--model smollm2-135m-instruct] [--group-size 64] [--bits 4] [--samples 128] [--length 512]
-                         [--mse] [--peer PYTHON] [--home FOLDER] [--json FILE]
+                         [--plain] [--peer PYTHON] [--home FOLDER] [--json FILE]
 
 --model qwen2.5-coder-0.5b-instruct --group-size 128 is the second one. Both sides quantize the Hugging Face folder that
 `mofang models import` makes of the model's GGUF. Calibration is text of LibreOffice's Chinese help; perplexity is
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--mse", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="the paper's algorithm alone: --no-mse --no-refine")
     parser.add_argument("--peer", metavar="PYTHON")
     parser.add_argument("--home", type=Path, help="MOFANG_HOME of the trial; this machine's when not given")
     parser.add_argument("--json", type=Path)
@@ -108,7 +108,7 @@ def compare(given: argparse.Namespace, place: Path) -> None:
     print(f"{given.model}, {given.bits} bits, groups of {given.group_size}, calibration {ids.shape}", flush=True)
     model = load.causal_model(base)
     say("float32", perplexity=perplexity(model, test))
-    scheme = solve.Scheme(given.bits, given.group_size, search=given.mse)
+    scheme = solve.Scheme(given.bits, given.group_size)
     for layer in next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
         for name, module in layers.linears(layer):
             layers.replace(layer, name, solve.nearest(module.weight.data, scheme).weight())
@@ -117,7 +117,8 @@ def compare(given: argparse.Namespace, place: Path) -> None:
 
     begun = time.monotonic()
     run = mofang.to_gptq(
-        base.name, name="bench-gptq", overwrite=True, bits=given.bits, group_size=given.group_size, mse=given.mse,
+        base.name, name="bench-gptq", overwrite=True, bits=given.bits, group_size=given.group_size,
+        mse=not given.plain, refine=not given.plain,
         calibration=[str(learned)], samples=given.samples, length=given.length, seed=0,
     )  # fmt: skip
     seconds = time.monotonic() - begun

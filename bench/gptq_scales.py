@@ -4,7 +4,8 @@
 
 In the paper's code and in GPTQModel a group's grid is found from weights that lack the updates of their own block of 128
 inputs. Here both ways quantize the same model with the same texts, in one process, in turn; perplexity on other text (as
-in gptq.py), and the mean relative squared error of the matrices' answers.
+in gptq.py), and the mean relative squared error of the matrices' answers. "all" adds what the product does by default:
+the search for scales, and refining.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
     home, store = settings.load().home, ModelStore(settings.load())
     base = imported(given.model)
     fresh = solve.grid
-    ways = {"fresh": fresh, "classic": stale(fresh)}
+    ways = {"fresh": fresh, "classic": stale(fresh), "all": fresh}
     with tempfile.TemporaryDirectory() as place:
         learned = rows("libreoffice", Path(place) / "learned.jsonl")
         held_out = rows("debian", Path(place) / "held_out.jsonl")
@@ -71,7 +72,8 @@ def main() -> None:
                 recipe = parse(
                     Gptq,
                     {"model": base.name, "name": f"bench-{way}", "overwrite": True, "bits": bits,
-                     "group_size": given.group_size, "calibration": [str(learned)], "samples": given.samples},
+                     "group_size": given.group_size, "calibration": [str(learned)], "samples": given.samples,
+                     "mse": way == "all", "refine": way == "all"},
                 )  # fmt: skip
                 run = Runs(home).create(recipe)
                 result = worker.run(recipe, run)

@@ -22,6 +22,8 @@ from mofang.platform import has_fast_bfloat16
 
 BATCH_TOKENS = 4096
 """Tokens that a layer reads at a time; bounds memory."""
+STRIPES = 6
+"""A sum of x xᵀ is computed in this many stripes, of each of which only what is right of the diagonal: 7/12 of the work."""
 
 
 class _Enough(Exception):
@@ -54,15 +56,41 @@ def _take(path: Path, n_bytes: int) -> None:
 class _Once:
     """A module's forward that is computed once for each batch, from when its weights are final."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, last: "_Last | None") -> None:
         self.forward = module.forward
+        self.last = last
         self.batch = 0
         self.kept: dict[int, Any] = {}
 
     def __call__(self, *given: Any, **more: Any) -> Any:
         if self.batch not in self.kept:
-            self.kept[self.batch] = self.forward(*given, **more)
+            last = self.last if self.last and self.batch in self.last.inputs else None
+            self.kept[self.batch] = last.answer(self.batch) if last else self.forward(*given, **more)
         return self.kept[self.batch]
+
+
+class _Last:
+    """The linear module whose answer is that of the part of a layer which it belongs to, and its inputs of each batch."""
+
+    def __init__(self, module: nn.Linear, form: tuple[None, ...] | None) -> None:
+        self.module = module
+        self.form = form
+        """What stands behind the answer when the part returns a tuple."""
+        self.inputs: dict[int, Tensor] = {}
+        self.file: Hidden | None = None
+
+    def keep(self, part: slice, x: Tensor, hidden: Hidden) -> None:
+        """Keep the inputs (b, length, n_in) of a batch, in a file beside that of the states."""
+        if self.file is None:
+            path = hidden.path.with_name("inputs.bin")
+            self.file = Hidden(path, (*hidden.values.shape[:2], x.shape[-1]), x.dtype)
+            path.unlink()  # it lives for as long as it is mapped
+        self.file.values[part] = x
+        self.inputs[part.start] = self.file.values[part]
+
+    def answer(self, batch: int) -> Any:
+        made = self.module(self.inputs.pop(batch).to(self.module.weight.device))
+        return made if self.form is None else (made, *self.form)
 
 
 def device() -> torch.device:
@@ -101,6 +129,8 @@ class Decoder:
         """Whether the head is the embedding's matrix."""
         self.once: dict[str, _Once] = {}
         """Parts of the loaded layer whose outputs are kept."""
+        self.lasts: dict[str, tuple[str, _Last]] = {}
+        """Linear modules of the loaded layer that are the last of a part of it."""
         self.calls: list[dict[str, Any]] = []
         """What each layer is called with beside the states."""
         for index, layer in enumerate(self.layers):
@@ -224,16 +254,22 @@ class Decoder:
     def unload(self, index: int) -> None:
         for name in self.once:
             del self.layers[index].get_submodule(name).forward
-        self.once = {}
+        self.once, self.lasts = {}, {}
         self.layers[index].to("meta")
+
+    @property
+    def widest(self) -> int:
+        """Inputs of the widest linear module."""
+        return max(module.in_features for layer in self.layers for _, module in linears(layer))
 
     def keep_outputs(self, index: int, final: Collection[str]) -> None:
         """Compute parts of a layer no more than once from now on whose linear modules are all `final`."""
+        lasts = dict(self.lasts.values())
         names = [name for name, _ in linears(self.layers[index])]
         for part, module in self.layers[index].named_children():
             own = [name for name in names if name.startswith(f"{part}.")]
             if own and part not in self.once and all(name in final for name in own):
-                self.once[part] = module.forward = _Once(module)
+                self.once[part] = module.forward = _Once(module, lasts.get(part))
 
     def run(self, index: int, states: Tensor, batch: int = 0) -> Tensor:
         """What a layer makes of states (b, length, width), which are the batch of that number."""
@@ -246,16 +282,37 @@ class Decoder:
     def stages(self, index: int, hidden: Hidden) -> list[list[str]]:
         """Names of a layer's linear modules in the order of their calls; those that read the same input are together."""
         inputs: dict[int, list[str]] = {}
-        kept: list[Tensor] = []
+        answers: dict[int, str] = {}
+        kept: list[Tensor] = []  # an address may serve twice once its tensor is gone
 
         def seen(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-                kept.append(given[0])  # an address may serve twice once its tensor is gone
+                kept.append(given[0])
                 inputs.setdefault(given[0].data_ptr(), []).append(name)
 
             return hook
 
+        def answered(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+                kept.append(made)
+                if given[0].shape[:-1] == hidden.values[:1].shape[:-1]:
+                    answers[made.data_ptr()] = name
+
+            return hook
+
+        def ended(part: str) -> Callable[..., None]:
+            def hook(module: nn.Module, given: Any, made: Any) -> None:
+                first, *rest = made if isinstance(made, tuple) else (made,)
+                name = answers.get(first.data_ptr(), "") if isinstance(first, Tensor) else ""
+                if name.startswith(f"{part}.") and all(other is None for other in rest):
+                    linear = dict(linears(self.layers[index]))[name]
+                    self.lasts[name] = part, _Last(linear, tuple(rest) if isinstance(made, tuple) else None)
+
+            return hook
+
         hooks = [module.register_forward_pre_hook(seen(name)) for name, module in linears(self.layers[index])]
+        hooks += [module.register_forward_hook(answered(name)) for name, module in linears(self.layers[index])]
+        hooks += [module.register_forward_hook(ended(part)) for part, module in self.layers[index].named_children()]
         try:
             self.run(index, hidden.values[:1])
         finally:
@@ -267,7 +324,8 @@ class Decoder:
     def hessians(
         self, index: int, names: list[str], hidden: Hidden, tell: Callable[[int], None], *, only: bool
     ) -> dict[str, Tensor]:
-        """Σ x xᵀ over all states, (n_in, n_in) float32, for each of the named modules. With `only` a reading ends there.
+        """Σ x xᵀ over all states, (n_in, n_in) float32, for each of the named modules. With `only` a reading ends there,
+        and inputs are kept that spare the next readings what lies before them.
 
         Products are in the layers' type, as inputs are; their sum is float32.
         """
@@ -276,10 +334,15 @@ class Decoder:
             name: torch.zeros(modules[name].in_features, modules[name].in_features, device=self.on) for name in names
         }
 
+        read = slice(0)
+
         def adds(name: str) -> Callable[..., None]:
+            _, last = self.lasts.get(name, ("", None))
+
             def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-                x = given[0].reshape(-1, given[0].shape[-1])
-                sums[name] += x.t() @ x
+                _add_square(sums[name], given[0].reshape(-1, given[0].shape[-1]))
+                if only and last:
+                    last.keep(read, given[0], hidden)
                 if only and name == names[-1]:
                     raise _Enough
 
@@ -287,15 +350,17 @@ class Decoder:
 
         hooks = [modules[name].register_forward_pre_hook(adds(name)) for name in names]
         try:
-            for part, states in hidden.batches():
-                tell(part.start)
+            for read, states in hidden.batches():
+                tell(read.start)
                 try:
-                    self.run(index, states, part.start)
+                    self.run(index, states, read.start)
                 except _Enough:
                     continue
         finally:
             for hook in hooks:
                 hook.remove()
+        for total in sums.values():
+            total.copy_(total.triu() + total.triu(1).t())
         return sums
 
     @torch.no_grad()
@@ -306,6 +371,13 @@ class Decoder:
             tell(part.start)
             after.values[part] = self.run(index, states, part.start)
         return after
+
+
+def _add_square(total: Tensor, x: Tensor) -> None:
+    """Add xᵀ x for x (n, n_in) to total (n_in, n_in), on its diagonal and right of it."""
+    width = -(-len(total) // STRIPES)
+    for begin in range(0, len(total), width):
+        total[begin : begin + width, begin:] += x[:, begin : begin + width].t() @ x[:, begin:]
 
 
 def linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:

@@ -165,8 +165,10 @@ class Gptq(_Calibrated):
     """In which order a layer's inputs are quantized; "activation" (act-order) scatters groups over the inputs."""
     true_sequential: bool = True
     """Parts of a layer see what the parts before them became."""
-    mse: bool = False
-    """Search each group's scale for the smallest error instead of taking its largest weight's; slower."""
+    mse: bool = True
+    """Search each group's scale for the smallest error instead of taking its largest weight's."""
+    refine: bool = True
+    """Go through scales and codes once more when all are there: a closer result, some seconds longer."""
 
 
 class Check(Recipe):

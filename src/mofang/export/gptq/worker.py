@@ -100,11 +100,12 @@ def quantize(
     _begin(place, {"source": digest(base), "calibration": texts.digest})
     on = layers.device()
     decoder = layers.Decoder(base.path, on, layers.dtype(on))
-    scheme = solve.Scheme(recipe.bits, recipe.group_size, recipe.sym, recipe.order, recipe.mse)
+    scheme = solve.Scheme(recipe.bits, recipe.group_size, recipe.sym, recipe.order, recipe.mse, recipe.refine)
     ids = torch.from_numpy(texts.ids)
     done = _done(place)
     shape = (*ids.shape, decoder.prepare(ids))
-    need_disk(place, 2 * shape[0] * shape[1] * shape[2] * decoder.dtype.itemsize + base.size_bytes)
+    kept = (3 * shape[2] + decoder.widest) * shape[0] * shape[1] * decoder.dtype.itemsize
+    need_disk(place, kept + base.size_bytes)
     before = _states(place, done)
     hidden = layers.Hidden(before, shape, decoder.dtype) if done else decoder.begin(ids, before)
     for index in range(done, len(decoder)):
@@ -129,7 +130,7 @@ def quantize(
                 for name, part, error in _solved(decoder, index, group, sums.pop(group[0]), scheme):
                     layers.replace(layer, name, part.weight())
                     made[name], errors[name] = part, error
-            if number < len(passes) - 1:
+            if recipe.true_sequential:
                 decoder.keep_outputs(index, made)
         after = decoder.advance(index, hidden, _states(place, index + 1), tell("", len(passes)))
         _keep(decoder, index, made, errors, recipe, place)
@@ -274,6 +275,7 @@ def _assemble(base: ModelRef, recipe: Gptq, place: Path, target: Path) -> None:
             "static_groups": False,
             "act_group_aware": recipe.order == "group_aware",
             "mse": solve.NORM if recipe.mse else 0.0,
+            "refine": recipe.refine,
         },
     )
     _write(target / format.CONFIG, stated)
