@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mofang.errors import MofangError
-from mofang.export.gptq.solve import DAMP, Quantized, Scheme, grid, inverse_factor, nearest, quantize
+from mofang.export.gptq.solve import DAMP, Quantized, Scheme, fit, grid, inverse_factor, nearest, quantize, refine
 
 N_IN, N_OUT = 96, 16
 
@@ -42,6 +42,64 @@ def test_answers_are_nearer_than_after_rounding(bits: int, sym: bool, order: str
             assert made.g_idx.tolist() == [i // size if size > 0 else 0 for i in range(N_IN)]
         else:
             assert sorted(made.g_idx.tolist()) == [i // size if size > 0 else 0 for i in range(N_IN)]
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10_000),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    size=st.sampled_from([-1, 16, 64]),
+    sym=st.booleans(),
+    order=st.sampled_from(["none", "activation", "group_aware"]),
+    n_in=st.sampled_from([32, 80, 96]),
+)
+def test_looking_back_makes_it_nearer(seed: int, bits: int, size: int, sym: bool, order: str, n_in: int) -> None:
+    weight, hessian = problem(seed, n_in)
+    plain = quantize(weight, hessian, Scheme(bits, size, sym, order, search=True))
+    refined = quantize(weight, hessian, Scheme(bits, size, sym, order, search=True, refine=True))
+    assert missed(weight, refined, hessian) <= missed(weight, plain, hessian) * 1.002  # scales are float16
+    assert torch.equal(refined.zeros, plain.zeros) and torch.equal(refined.g_idx, plain.g_idx)
+    assert int(refined.codes.max()) < 2**bits and bool((refined.scales > 0).all())
+
+
+def test_looking_back_pays_at_three_bits() -> None:
+    weight, hessian = problem(1)
+    plain, refined = (quantize(weight, hessian, Scheme(3, 32, refine=refine)) for refine in (False, True))
+    assert missed(weight, refined, hessian) < 0.9 * missed(weight, plain, hessian)
+
+
+def test_fitted_scales_are_those_of_least_squares() -> None:
+    """In float64, one row at a time: the length of L (w - Σ s_g q_g) with H = Lᵀ L."""
+    weight, hessian = problem(2)
+    made = quantize(weight, hessian, Scheme(4, 32, order="none"))
+    steps = made.codes.float() - made.zeros.float()[made.g_idx.long()]
+    found = fit(steps, hessian, hessian @ weight.t(), made.scales.float(), 32)
+    root = torch.linalg.cholesky(hessian.double()).t()
+    for row in range(N_OUT):
+        parts = torch.block_diag(*(part[:, None] for part in steps[:, row].double().split(32)))
+        exact = torch.linalg.lstsq(root @ parts, (root @ weight[row].double())[:, None]).solution[:, 0]
+        assert torch.allclose(found[:, row].double(), exact, rtol=2e-3), "float16 holds 11 bits"
+
+
+def test_each_code_is_the_best_given_all_the_others() -> None:
+    """Against the plain loop in float64: every code tried, the error computed anew."""
+    weight, hessian = problem(3, n_in=40, n_out=4)
+    made = quantize(weight, hessian, Scheme(2, 16, sym=False, order="none"))
+    codes, zeros, scales = made.codes.clone(), made.zeros.float(), made.scales.float()
+    refine(weight.t().contiguous(), hessian, codes, scales, zeros, 16, 3)
+    groups = made.g_idx.long()
+    steps = made.codes.float() - zeros[groups]
+    fitted = fit(steps, hessian, hessian @ weight.t(), scales, 16).double()
+    expected = made.codes.clone().double()
+    for i in range(40):
+        errors = []
+        for code in range(4):
+            tried = expected.clone()
+            tried[i] = code
+            e = weight.t().double() - fitted[groups] * (tried - zeros.double()[groups])
+            errors.append((e * (hessian.double() @ e)).sum(0))
+        expected[i] = torch.stack(errors).argmin(0).double()
+    assert torch.equal(codes.double(), expected) and not torch.equal(codes, made.codes)
 
 
 def slowly(weight: Tensor, hessian: Tensor, scheme: Scheme) -> Tensor:
