@@ -17,6 +17,7 @@ PLACES: Final = {
     "chat": Place("mofang.ui.pages.chat", "", "chat_bubble"),
     "models": Place("mofang.ui.pages.models", "models", "deployed_code"),
     "train": Place("mofang.ui.pages.train", "train", "school"),
+    "quantize": Place("mofang.ui.pages.quantize", "quantize", "compress"),
     "knowledge": Place("mofang.ui.pages.knowledge", "knowledge", "menu_book"),
 }
 """In the sidebar's order. The first is the one at the address itself."""

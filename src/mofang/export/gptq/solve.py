@@ -130,7 +130,9 @@ def quantize(weight: Tensor, hessian: Tensor, scheme: Scheme) -> Quantized:
     return Quantized(codes[back], scales[named].half(), zeros[named].to(torch.uint8), g_idx[back].to(torch.int32))
 
 
-def refine(wanted: Tensor, hessian: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, size: int, top: int) -> Tensor:
+def refine(
+    wanted: Tensor, hessian: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, size: int, top: int
+) -> Tensor:
     """Better scales (G, n_out) for codes (n_in, n_out), which are bettered in place, towards wanted (n_in, n_out).
 
     Inputs are in the order of their turns, so that a group's stand together.
@@ -170,9 +172,7 @@ def fit(steps: Tensor, hessian: Tensor, reach: Tensor, scales: Tensor, size: int
     fitted = torch.empty_like(scales)
     for part in torch.arange(steps.shape[1], device=steps.device).split(max(1, FITTED // n_groups**2)):
         own, before = steps[:, part], scales[:, part].t()
-        products = [
-            by_group(own * (hessian[:, g : g + size] @ own[g : g + size])) for g in range(0, len(own), size)
-        ]
+        products = [by_group(own * (hessian[:, g : g + size] @ own[g : g + size])) for g in range(0, len(own), size)]
         left, right = torch.stack(products, -1), by_group(own * reach[:, part])
         hold = RIDGE * left.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True) + 1e-30
         left.diagonal(dim1=-2, dim2=-1).add_(hold)

@@ -22,7 +22,7 @@ def show(name: str, checks: Sequence[Mapping[str, Any]]) -> None:
         part = st.expander(f"{label} · {in_short(one)}", key=f"check_{name}_{number}", on_change="rerun")
         if part.open:
             with part:
-                _report(str(one["run"]))
+                report(str(one["run"]))
 
 
 def in_short(one: Mapping[str, Any]) -> str:
@@ -35,7 +35,7 @@ def in_short(one: Mapping[str, Any]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _report(run_id: str) -> None:
+def report(run_id: str) -> None:
     try:
         page = client().run_file(run_id, REPORT).decode()
     except ApiError as error:

@@ -1,11 +1,9 @@
 """训练: teach a model with examples, watch it learn, talk to what came of it.
 
-A training lives in a process of its own; this page reads everything from the gateway and may come and go. The run that
-is looked at stands in the URL (?run=…).
+A training lives in a process of its own; this page reads everything from the gateway and may come and go.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Final
@@ -15,12 +13,12 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import settings
-from mofang.ui.components.base import badges, flash, fragment, quiet, show_error, show_fault, show_flash
+from mofang.ui.components import runs
+from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash
 from mofang.ui.components.form import Schema, form
+from mofang.ui.components.runs import Run
 from mofang.ui.curve import Curve
-from mofang.ui.session import client, language, link_params, open_conversation, t, t_or
-from mofang.ui.watch import Task
+from mofang.ui.session import client, language, link_params, t, t_or
 
 TICK_S: Final = 1.0
 EXPORTED: Final = "q8_0"
@@ -47,58 +45,28 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {
     "machine": ("row_tokens", "dtype", "seed", "save_every", "keep_checkpoints", "packing"),
 }  # fmt: skip
 """How the fields of every method lie under "more"; what else a schema has is the method's own, and comes first."""
-TONES: Final = {"running": "live", "done": "good", "stopped": "warn", "interrupted": "warn", "failed": "bad"}
-STARTABLE: Final = ("created", "stopped", "failed", "interrupted")
 DATA_TYPES: Final = ["jsonl", "json", "csv", "tsv", "parquet", "txt", "md"]
 EXAMPLE: Final = """\
 {"instruction": "你是谁？", "input": "", "output": "我是小坊，一个在你自己的电脑上运行的助手。"}
 {"instruction": "把下面的话改得更礼貌", "input": "把文件发我", "output": "麻烦您方便时把文件发给我，谢谢。"}"""
 
-Run = dict[str, Any]
-
 
 def page() -> None:
     show_flash()
-    if (wanted := st.query_params.get("run")) and (run := _found(wanted)):
+    if run := runs.looked_at():
         _run(run)
         return
     st.html(f'<div class="mf-head"><h2>{escape(t("page_train"))}</h2><p>{escape(t("train_text"))}</p></div>')
-    runs = client().runs(training=True)
-    if not runs:
+    known = client().runs(training=True)
+    if not known:
         _welcome()
         _new(is_first=True)
         return
-    listed, new = st.tabs([t("runs_n", n=len(runs)), t("train_new")])
+    listed, new = st.tabs([t("runs_n", n=len(known)), t("train_new")])
     with listed:
-        (_listed if any(run["status"] == "running" for run in runs) else _list)()
+        runs.listed(known, training=True)
     with new:
         _new(is_first=False)
-
-
-def _found(run_id: str) -> Run | None:
-    try:
-        return client().run(run_id)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        _open(None)
-        show_error(error)
-        return None
-
-
-def _open(run_id: str | None) -> None:
-    """Look at this run, or at all of them."""
-    if run_id:
-        st.query_params["run"] = run_id
-    else:
-        st.query_params.pop("run", None)
-
-
-def _try(call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except MofangError as error:
-        flash(error)
 
 
 # ---- a new training ----
@@ -237,7 +205,7 @@ def _start(kind: str, recipe: dict[str, Any], launcher: dict[str, Any]) -> None:
     except MofangError as error:
         show_error(error)
         return
-    _open(run["id"])
+    runs.look_at(run["id"])
     st.rerun()
 
 
@@ -336,66 +304,16 @@ def _previewed(_client: Any, name: str, stamp: int, base: str, max_length: int |
     return shape
 
 
-# ---- all trainings ----
-
-
-def _draw_list() -> None:
-    runs = client().runs(training=True)
-    for run in runs:
-        with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"run_{run['id']}"):
-            st.html(
-                f'<div class="mf-card"><b>{escape(run["title"])}</b>{_chip(run)}</div>'
-                f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in _in_short(run))}</div>'
-            )
-            if st.button(t("run_open"), key=f"see_run_{run['id']}", icon=":material/monitoring:"):
-                _open(run["id"])
-                st.rerun()
-
-
-_list: Final = fragment()(_draw_list)
-_listed: Final = fragment(run_every=2.0)(_draw_list)
-
-
-def _chip(run: Run) -> str:
-    return badges((t_or(f"run_{run['status']}", run["status"]), TONES.get(run["status"], "")))
-
-
-def _in_short(run: Run) -> list[str]:
-    result = run.get("result") or {}
-    texts = [
-        figures.moment(run["created_at"]),
-        _told(run)[1] if run["status"] == "running" else "",
-        t("run_loss", first=f"{result['first_loss']:.3f}", last=f"{result['last_loss']:.3f}")
-        if "last_loss" in result
-        else "",
-        str(run.get("model") or ""),
-        str((run.get("error") or {}).get("message") or ""),
-    ]
-    return [text for text in texts if text]
-
-
-def _told(run: Run) -> tuple[float, str]:
-    """Its progress; a training's own detail (loss, speed) stands among the figures."""
-    shape = run.get("progress") or {}
-    return figures.progress(language(), {**shape, "detail": ""} if shape.get("unit") == "steps" else shape)
-
-
 # ---- one training ----
 
 
 def _run(run: Run) -> None:
     own = run["id"]
-    st.button(
-        t("all_runs"), key="all_runs", icon=":material/arrow_back:", type="tertiary", on_click=_open, args=(None,)
-    )
+    runs.way_back(t("all_runs"))
     export = _export_of(run)
     base, launcher = run["recipe"].get("base"), run["launcher"]["launcher"]
-    facts = [figures.moment(run["created_at"]), own, t("run_base", name=base) if base else ""]
-    facts.append(t_or(f"launcher_{launcher}", launcher) if launcher != USUAL_LAUNCHER else "")
-    st.html(
-        f'<div class="mf-head"><h2 class="mf-card">{escape(run["title"])}{_chip(run)}</h2>'
-        f'<div class="mf-figures">{"".join(f"<span>{escape(text)}</span>" for text in facts if text)}</div></div>'
-    )
+    elsewhere = t_or(f"launcher_{launcher}", launcher) if launcher != USUAL_LAUNCHER else ""
+    runs.head(run, t("run_base", name=base) if base else "", elsewhere)
     with st.container(horizontal=True, vertical_alignment="center", key="run_actions"):
         _actions(run, export)
     with st.container(key="run_faults"):  # places of their own: what stands below is not moved, and so not redrawn
@@ -421,8 +339,8 @@ def _statuses(run: Run, export: Run | None) -> tuple[str, ...]:
 def _actions(run: Run, export: Run | None) -> None:
     own, status = run["id"], run["status"]
     made = run.get("model") or (export or {}).get("model")
-    if made and st.button(t("run_chat"), key="run_chat", type="primary", icon=":material/chat_bubble:"):
-        _chat_with(made)
+    if made:
+        runs.chat_button(made)
     exporting = bool(export and export["status"] == "running")
     if status == "done" and not made and not exporting:
         st.button(
@@ -430,58 +348,11 @@ def _actions(run: Run, export: Run | None) -> None:
             key="run_export",
             type="primary",
             icon=":material/deployed_code:",
-            on_click=_try,
+            on_click=runs.attempt,
             args=(partial(client().start_run, "gguf", {"model": own, "type": EXPORTED}),),
         )
     running = own if status == "running" else (export or {}).get("id") if exporting else None
-    if running:
-        _stop_button(running)
-    if status in STARTABLE:
-        st.button(
-            t("run_resume" if run["started_at"] else "train_start"),
-            key="run_resume",
-            type="primary",
-            icon=":material/play_arrow:",
-            on_click=_try,
-            args=(partial(client().resume_run, own),),
-        )
-    if not running:
-        with st.popover(t("delete"), icon=":material/delete:", key="run_delete"):
-            st.write(t("run_delete_text"))
-            st.button(t("delete_sure"), key="run_delete_sure", type="primary", on_click=_remove, args=(own,))
-
-
-def _stop_button(run_id: str) -> None:
-    """Stopping waits until the run has saved what it has, so it is done beside the page."""
-    tasks: dict[str, Task] = st.session_state.setdefault("run_stops", {})
-    task = tasks.get(run_id)
-    if task and not task.is_running:
-        del tasks[run_id]
-        if task.error:
-            show_error(task.error)
-        task = None
-    st.button(
-        t("run_stopping") if task else t("stop"),
-        key="run_stop",
-        icon=":material/stop:",
-        disabled=task is not None,
-        on_click=lambda: tasks.__setitem__(run_id, Task(partial(client().stop_run, run_id))),
-    )
-
-
-def _remove(run_id: str) -> None:
-    try:
-        client().remove_run(run_id)
-    except MofangError as error:
-        flash(error)
-    else:
-        _open(None)
-
-
-def _chat_with(model: str) -> None:
-    settings.draft()["model"] = model
-    open_conversation(None)
-    st.switch_page(st.session_state["pages"]["chat"], query_params=link_params(c=None))
+    runs.handles(run, running, deletes=t("run_delete_text"))
 
 
 # ---- what changes while it runs ----
@@ -497,7 +368,7 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
     with st.container(key="run_progress"):
         for one in (run, export):
             if one and one["status"] == "running":
-                _progress(one)
+                runs.progress(one)
     curve = _curve(run)
     _figures(run, curve)
     _chart(curve)
@@ -506,10 +377,7 @@ def _watch(run_id: str, known: tuple[str, ...]) -> None:
     if run.get("samples"):
         with st.expander(t("run_samples"), icon=":material/chat:", key="run_samples"):
             _samples(run["samples"])
-    with st.expander(t("run_recipe"), icon=":material/description:", key="run_recipe"):
-        st.code(_as_yaml(run["recipe"]), language=None, wrap_lines=True)
-    with st.expander(t("run_log"), icon=":material/article:", key="run_log"):
-        st.code(run["log"] or t("run_log_empty"), language=None, wrap_lines=True)
+    runs.papers(run)
 
 
 _still: Final = fragment()(_watch)
@@ -524,20 +392,6 @@ def _samples(samples: Sequence[Mapping[str, Any]]) -> None:
             st.html(
                 f"<p><small>{escape(t('run_samples_step', step=sample['step']))}</small> {escape(sample['text'])}</p>"
             )
-
-
-def _as_yaml(recipe: Mapping[str, Any]) -> str:
-    """To read, and to copy into a file for `mofang train`: JSON values are YAML."""
-    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in recipe.items())
-
-
-def _progress(run: Run) -> None:
-    fraction, line = _told(run)
-    if fraction:
-        st.progress(fraction)
-        quiet(line)
-    else:
-        st.html(f'<div class="mf-state"><i></i>{escape(line)}</div>')
 
 
 def _curve(run: Run) -> Curve:
