@@ -108,6 +108,21 @@ class Client:
         """The machine, memory, versions, loaded engines."""
         return self.request("GET", "/v1/system")  # type: ignore[no-any-return]
 
+    def history(self, after: float = 0) -> list[dict[str, Any]]:
+        """The last hour, a row every few seconds; those later than `after`."""
+        return list(self.request("GET", "/v1/system/history", params={"after": after})["data"])
+
+    def doctor(self) -> list[dict[str, Any]]:
+        """What this machine has and lacks: name, status, found, cure."""
+        return list(self.request("GET", "/v1/doctor")["data"])
+
+    def logs(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", "/v1/logs")["data"])
+
+    def log(self, name: str, lines: int = 200) -> str:
+        """The last lines of one of them."""
+        return str(self.request("GET", f"/v1/logs/{quoted(name)}", params={"lines": lines})["text"])
+
     # ---- models ----
 
     def models(self) -> list[dict[str, Any]]:

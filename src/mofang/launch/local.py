@@ -107,6 +107,7 @@ def _let_finish(backend: "LocalBackend", grace_s: float) -> None:
 @contextmanager
 def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[Running]:
     """Own the home and serve it from a thread of this process for the length of the block."""
+    from mofang.launch.doctor import examine
     from mofang.server import create_app
     from mofang.server.backend import LocalBackend
 
@@ -116,7 +117,7 @@ def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[
         bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
         port = bound.getsockname()[1]
         settings = _with_owner(settings).model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
-        backend = LocalBackend(settings)
+        backend = LocalBackend(settings, doctor=examine)
         app = create_app(backend)
         server = uvicorn.Server(
             uvicorn.Config(

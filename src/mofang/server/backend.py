@@ -5,11 +5,12 @@ Under Ray another Backend holds a handle to Serve in place of the pool; the rout
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from mofang import platform
 from mofang.engine.base import Embedder, Engine, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
@@ -17,6 +18,7 @@ from mofang.server.access import Access, Guarded
 from mofang.server.files import Files
 from mofang.server.gate import Gate
 from mofang.server.generate import Generations
+from mofang.server.history import History
 from mofang.server.jobs import Jobs
 from mofang.server.journal import Journal
 from mofang.server.keys import Keys
@@ -44,6 +46,8 @@ class Backend(Rooms, Protocol):
     @property
     def metrics(self) -> Metrics: ...
     @property
+    def history(self) -> History: ...
+    @property
     def journal(self) -> Journal: ...
     @property
     def store(self) -> Store: ...
@@ -59,6 +63,9 @@ class Backend(Rooms, Protocol):
         ...
 
     def catalogue(self) -> Sequence[CatalogueEntry]: ...
+    def examine(self) -> Sequence[Any]:
+        """What this machine has and lacks (launch.doctor's findings), in the asker's language; blocks."""
+        ...
 
     async def pull(self, name: str, kind: Kind, source: str | None, progress: Report) -> ModelRef:
         """Bring a model; "auto": the default of `kind` whose source answers."""
@@ -82,6 +89,7 @@ class LocalBackend:
         models: Models | None = None,
         engines: Engines | None = None,
         library: Library | None = None,
+        doctor: Callable[[Settings], Sequence[Any]] = lambda settings: (),
     ) -> None:
         self.settings = settings
         self.uploads = settings.home / "uploads"
@@ -97,13 +105,17 @@ class LocalBackend:
         self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())
         self.metrics.watch(self.engines, self.engines.busy)
         self.generations = Generations(self, self.store)
+        self.history = History(self._standing)
+        self._doctor = doctor
 
     async def start(self) -> None:
+        self.history.start()
         await self.generations.start()
         await asyncio.to_thread(self.files.start)
         await asyncio.to_thread(shutil.rmtree, self.uploads, ignore_errors=True)  # what a killed process left
 
     async def close(self) -> None:
+        await self.history.close()
         await self.jobs.close()
         await self.generations.close()
         await self.engines.close()
@@ -115,6 +127,17 @@ class LocalBackend:
     def n_answering(self) -> int:
         """Answers under way, also those whose request has left."""
         return max(self.engines.n_open, self.generations.n_running)
+
+    def _standing(self) -> dict[str, float]:
+        return {
+            **self.metrics.totals(),
+            "running": self.n_answering,
+            "waiting": sum(self.engines.waiting().values()),
+            "memory_available_bytes": platform.memory().available,
+        }
+
+    def examine(self) -> Sequence[Any]:
+        return self._doctor(self.settings)
 
     def catalogue(self) -> Sequence[CatalogueEntry]:
         from mofang.models import catalogue

@@ -84,9 +84,18 @@ class Metrics:
         self.requests.labels(visit.method, visit.route, str(status)).inc()
         self.seconds.labels(visit.route).observe(time.perf_counter() - visit.began)
 
+    def totals(self) -> dict[str, float]:
+        """Tokens read and written and requests answered since the start, over all models and routes."""
+        counted = {"prompt_tokens": self.prompt, "completion_tokens": self.completion, "requests": self.requests}
+        return {name: _total(counter) for name, counter in counted.items()}
+
     def text(self) -> bytes:
         """Prometheus' text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _total(counter: Counter) -> float:
+    return sum(one.value for family in counter.collect() for one in family.samples if one.name.endswith("_total"))
 
 
 class _Loaded(Collector):

@@ -1,20 +1,27 @@
 """Whether we live, whether we can answer, what this machine is, and the way to the workbench."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
 from mofang import __version__
-from mofang.errors import MofangError
+from mofang.errors import MofangError, NotFound
 from mofang.server import shapes
 from mofang.server.auth import host_name
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.metrics import CONTENT_TYPE
-from mofang.server.routes.here import Here, Lang
+from mofang.server.routes.here import Here, Lang, Owner
+from mofang.strings import speaking
 
 router = APIRouter(tags=["system"])
+
+LOGS = (".log", ".jsonl")
+TAIL_BYTES = 1 << 20
+"""The most of a log that is read for its last lines."""
 
 
 @router.get("/", include_in_schema=False)
@@ -71,3 +78,45 @@ def system(backend: Here) -> dict[str, Any]:
         },
         "waiting": backend.engines.waiting(),
     }
+
+
+@router.get("/v1/system/history")
+def history(backend: Here, after: float = Query(default=0, ge=0)) -> dict[str, Any]:
+    """The last hour, a row every few seconds: tokens and requests a second, answers under way and waiting, free memory.
+    `after`: only rows later than that (seconds since 1970)."""
+    return {"object": "list", "data": backend.history.rows(after)}
+
+
+@router.get("/v1/doctor", dependencies=[Owner])
+def doctor(backend: Here, lang: Lang) -> dict[str, Any]:
+    """What `mofang doctor` finds: each line with its state (ok, note, missing) and what to type."""
+    with speaking(lang):
+        return {"object": "list", "data": [asdict(finding) for finding in backend.examine()]}
+
+
+@router.get("/v1/logs", dependencies=[Owner])
+def logs(backend: Here) -> dict[str, Any]:
+    """The logs of this gateway, of the workbench and of each model's engine, the newest first."""
+    found = sorted(_logs(backend).values(), key=lambda path: path.stat().st_mtime, reverse=True)
+    shapes_ = [{"name": path.name, "size_bytes": path.stat().st_size, "at": path.stat().st_mtime} for path in found]
+    return {"object": "list", "data": shapes_}
+
+
+@router.get("/v1/logs/{name}", dependencies=[Owner])
+def log(name: str, backend: Here, lines: int = Query(default=200, ge=1, le=10_000)) -> dict[str, Any]:
+    """The last lines of one."""
+    known = _logs(backend)
+    if name not in known:
+        raise NotFound("server.no_log", name=name, known=", ".join(sorted(known)) or "-")
+    with known[name].open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - TAIL_BYTES))
+        text = file.read().decode("utf-8", "replace")
+    return {"name": name, "text": "\n".join(text.splitlines()[-lines:])}
+
+
+def _logs(backend: Backend) -> dict[str, Path]:
+    """By name: only what lies in the folder of logs can be asked for."""
+    folder = backend.settings.home / "logs"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return {path.name: path for path in found if path.suffix in LOGS and path.is_file() and not path.is_symlink()}
