@@ -113,6 +113,8 @@ class State:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: dict[str, bytes] = field(default_factory=dict)
     step_s: float = 0.1
+    keys: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     can_train: bool = True
     """False: the training extra is not installed."""
     is_full: bool = False
@@ -167,6 +169,7 @@ def furnished() -> State:
     for step in range(STEPS + 1):
         measured(taught, step)
     finished(state, taught)
+    state.history = hour()
     return state
 
 
@@ -231,6 +234,7 @@ def create_app(state: State) -> FastAPI:
     _knowledge(app, state)
     _datasets(app, state)
     _runs(app, state)
+    _system(app, state)
     return app
 
 
@@ -828,6 +832,71 @@ def _runs(app: FastAPI, state: State) -> None:
     @app.delete("/v1/runs/{run_id}", status_code=204)
     async def _(run_id: str) -> None:
         state.runs.pop(find(run_id)["id"])
+
+
+FINDINGS = [
+    {"name": "memory", "status": "ok", "found": "24.0 GB，可用 18.0 GB", "cure": ""},
+    {"name": "huggingface", "status": "note", "found": "没有应答", "cure": "设置 HF_ENDPOINT"},
+    {"name": "libgomp", "status": "missing", "found": "没有 libgomp", "cure": "sudo apt-get install libgomp1"},
+]
+
+
+def hour() -> list[dict[str, Any]]:
+    """An hour with two busy spells."""
+    return [
+        {"at": 1_772_000_000 + 60 * n, "prompt_tokens_per_s": 80.0 * (n % 30 < 9), "requests_per_s": 0.2,
+         "completion_tokens_per_s": 24.0 * (n % 30 < 12), "running": 1, "waiting": 0, "memory_available_bytes": 18e9}
+        for n in range(60)
+    ]  # fmt: skip
+
+
+def _system(app: FastAPI, state: State) -> None:
+    @app.get("/v1/system")
+    async def _() -> Any:
+        engines = [
+            {"model": model["id"], "engine": "llama", "kind": model["kind"], "n_ctx": 8192, "n_slots": 4, "pid": 1, "provider": "llama.cpp b7000",
+             "memory_bytes": 1_003_000_000, "pinned": False, "running": 1, "waiting": 0, "idle_s": 0.0, "unloads_in_s": 240.0, "notices": []}
+            for model in state.models if model["loaded"]
+        ]  # fmt: skip
+        return {
+            "machine": {"system": "Linux 6.1", "machine": "x86_64", "python": "3.11.2", "cores": 2, "memory_bytes": 24_000_000_000},
+            "memory": {"total": 24_000_000_000, "available": 18_000_000_000}, "disk_free_bytes": 120_000_000_000,
+            "versions": {"mofang": "0.1.0", "streamlit": "1.51"}, "settings": {"n_ctx": 8192, "port": 8642}, "engines": engines,
+            "running": {"generations": len(engines), "jobs": 0}, "waiting": {},
+        }  # fmt: skip
+
+    @app.get("/v1/system/history")
+    async def _(after: float = 0) -> Any:
+        return {"data": [row for row in state.history if row["at"] > after]}
+
+    @app.get("/v1/doctor")
+    async def _() -> Any:
+        return {"data": FINDINGS}
+
+    @app.get("/v1/logs")
+    async def _() -> Any:
+        return {"data": [{"name": "gateway.log", "size_bytes": 2_048, "at": 1_772_000_000.0}]}
+
+    @app.get("/v1/logs/{name}")
+    async def _(name: str, lines: int = 200) -> Any:
+        return {"name": name, "text": f"{lines} 行里的最后一行 <b>"}
+
+    @app.get("/v1/keys")
+    async def _() -> Any:
+        return {"data": list(state.keys.values())}
+
+    @app.post("/v1/keys", status_code=201)
+    async def _(request: Request) -> Any:
+        body = await request.json()
+        limits = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrent", "last_used_at", "expires_at"))
+        own = state.id("key")
+        state.keys[own] = {"id": own, **limits, "models": [], "state": "active", **body}
+        return {**state.keys[own], "key": "mf-geheim"}
+
+    @app.delete("/v1/keys/{key_id}")
+    async def _(key_id: str) -> Any:
+        state.keys[key_id]["state"] = "revoked"
+        return state.keys[key_id]
 
 
 @contextmanager

@@ -19,5 +19,6 @@ PLACES: Final = {
     "train": Place("mofang.ui.pages.train", "train", "school"),
     "quantize": Place("mofang.ui.pages.quantize", "quantize", "compress"),
     "knowledge": Place("mofang.ui.pages.knowledge", "knowledge", "menu_book"),
+    "system": Place("mofang.ui.pages.system", "system", "monitor_heart"),
 }
 """In the sidebar's order. The first is the one at the address itself."""
