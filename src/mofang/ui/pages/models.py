@@ -9,6 +9,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
+from mofang.ui.ancestry import tree_html
 from mofang.ui.components import checks, jobs
 from mofang.ui.components.base import badges, flash, fragment, plain, quiet, show_error, show_flash
 from mofang.ui.session import client, language, t, t_or
@@ -156,6 +157,8 @@ def _details(name: str) -> None:
             if memory.get(part)
         ]
         quiet(t("memory_parts", parts=" + ".join(parts)))
+    if (model.get("lineage") or {}).get("parents"):
+        st.html(f'<h4 class="mf-group">{escape(t("ancestry"))}</h4>{tree_html(model["lineage"], lang)}')
     if against := ((model.get("manifest") or {}).get("checks") or {}).get("against"):
         checks.show(name, against)
     if model.get("chat_template"):
