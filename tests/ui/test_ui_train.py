@@ -12,6 +12,8 @@ from typing import Any
 
 import fake_gateway
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 from streamlit.testing.v1 import AppTest
 from test_ui_app import go, text_of
@@ -19,6 +21,7 @@ from test_ui_app import go, text_of
 from mofang.client import Client
 from mofang.recipes import METHODS, recipe_class
 from mofang.recipes.training import Training
+from mofang.ui.components import compare
 from mofang.ui.pages import train
 from mofang.ui.run import SCRIPT
 
@@ -177,6 +180,29 @@ def test_what_the_model_said_on_the_way_is_shown_newest_first(page: AppTest, sta
     text = text_of(page)
     assert any("你是谁？" in code.value for code in page.code) and "我是小坊，&lt;学了&gt; 20 步。" in text
     assert text.index("第 20 步") < text.index("第 10 步") < text.index("第 0 步")
+
+
+def test_trainings_are_compared_by_what_differs(page: AppTest, state: fake_gateway.State) -> None:
+    assert "比较" not in [tab.label for tab in page.tabs], "one training has nothing to be compared with"
+    first = next(iter(state.runs.values()))
+    second = fake_gateway.new_run(state, "sft", {**first["recipe"], "learning_rate": 1e-4, "name": "小坊"})
+    for step in range(11):
+        fake_gateway.measured(second, step)
+    fake_gateway.finished(state, second)
+    page.run()
+    assert "比较" in [tab.label for tab in page.tabs]
+    assert len(page.multiselect(key="compare_runs").value) == 2
+    table = page.dataframe[0].value
+    said = dict(zip(table["项目"], table.iloc[:, 1:].values.tolist(), strict=True))
+    assert sorted(said["学习率"]) == ["0.0001", "0.0002"] and "底座模型" not in said
+    assert len(set(table.columns)) == 3, "two trainings of one title are told apart"
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 2)), min_size=1, max_size=4))
+def test_what_differs(recipes: list[dict[str, int]]) -> None:
+    found = compare.differing(recipes)
+    for name in "abc":
+        assert (name in found) is (len({one.get(name) for one in recipes}) > 1)
 
 
 def test_an_export_that_fails_is_said_and_can_be_tried_again(page: AppTest, state: fake_gateway.State) -> None:

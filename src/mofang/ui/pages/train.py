@@ -13,7 +13,7 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import runs
+from mofang.ui.components import compare, runs
 from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash
 from mofang.ui.components.form import Schema, form
 from mofang.ui.components.runs import Run
@@ -62,11 +62,16 @@ def page() -> None:
         _welcome()
         _new(is_first=True)
         return
-    listed, new = st.tabs([t("runs_n", n=len(known)), t("train_new")])
+    compared = [run for run in known if run["status"] != "created"]
+    several = [t("compare")] if len(compared) > 1 else []
+    listed, new, *beside = st.tabs([t("runs_n", n=len(known)), t("train_new"), *several])
     with listed:
         runs.listed(known, training=True)
     with new:
         _new(is_first=False)
+    for tab in beside:
+        with tab:
+            compare.show(compared)
 
 
 # ---- a new training ----
