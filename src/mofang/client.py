@@ -344,19 +344,20 @@ class Client:
     def evaluate_knowledge(
         self,
         name: str,
-        files: Sequence[tuple[str, Path]],
+        files: Sequence[tuple[str, Path | BinaryIO]],
         *,
         split: str | None = None,
         answers: bool = False,
         model: str = "auto",
     ) -> dict[str, Any]:
-        """Start an evaluation on a set's files; the job's result holds the figures."""
+        """Start an evaluation on a set's files (paths, or open files); the job's result holds the figures."""
         params: dict[str, Any] = {"answers": answers, "model": model} | ({"split": split} if split else {})
         with ExitStack() as stack:
-            parts = [
-                ("files", (relative, stack.enter_context(path.open("rb")), "application/octet-stream"))
-                for relative, path in files
+            opened = [
+                (relative, stack.enter_context(file.open("rb")) if isinstance(file, Path) else file)
+                for relative, file in files
             ]
+            parts = [("files", (relative, file, "application/octet-stream")) for relative, file in opened]
             path = f"/v1/knowledge/{quoted(name)}/evaluate"
             return dict(self.request("POST", path, params=params, files=parts))
 

@@ -515,6 +515,15 @@ def _knowledge(app: FastAPI, state: State) -> None:
     async def _(name: str) -> Any:
         return {"data": state.documents[name]}
 
+    @app.post("/v1/knowledge/{name}/evaluate", status_code=202)
+    async def _(name: str, request: Request, answers: bool = False) -> Any:
+        files = (await request.form()).getlist("files")
+        job = start_job(state, "evaluate", name)
+        state.tasks.add(
+            asyncio.create_task(_evaluate(job, [file.filename for file in files if not isinstance(file, str)]))
+        )
+        return job
+
     @app.post("/v1/knowledge/{name}/documents", status_code=202)
     async def _(name: str, files: list[UploadFile]) -> Any:
         job = start_job(state, "ingest", name)
@@ -580,6 +589,24 @@ def _knowledge(app: FastAPI, state: State) -> None:
                 }
             )
         return {"data": hits[: body["k"]]}
+
+
+EVALUATION = {
+    "n_questions": 3, "notices": ["1 份文档不在知识库里：a.md"], "latency_ms": {"p50": 12.3, "p99": 20.1, "n": 3}, "answers": None,
+    "measures": {leg: {"recall@1": value, "mrr@10": value} for leg, value in (("bm25", 0.5), ("dense", 0.6), ("fused", 0.7))},
+    "questions": [
+        {"id": "1", "question": "找得到的 <b>", "ranks": {"bm25": None, "dense": 1, "fused": 2}},
+        {"id": "2", "question": "找不到的 <b>", "ranks": {"bm25": 3, "dense": None, "fused": 30}},
+        {"id": "3", "question": "没有答案的", "ranks": None},
+    ],
+}  # fmt: skip
+
+
+async def _evaluate(job: dict[str, Any], names: list[str]) -> None:
+    for done in range(3):
+        job["progress"] = {"stage": "search", "done": done, "total": 3, "unit": "questions", "rate": 2.0, "detail": ""}
+        await asyncio.sleep(0.3)
+    job.update(status="done", result={**EVALUATION, "files": names})
 
 
 async def _rebuild(job: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import document, jobs
+from mofang.ui.components import document, evaluation, jobs
 from mofang.ui.components.base import badges, fault, flash, quiet, show_error, show_fault, show_flash
 from mofang.ui.components.search import search
 from mofang.ui.session import client, t, t_or
@@ -45,7 +45,9 @@ def page() -> None:
         return
     _facts(base)
     _under_way(base["name"])
-    documents, test = st.tabs([t("documents_n", n=base.get("n_documents") or 0), t("search_test")])
+    documents, test, measured = st.tabs(
+        [t("documents_n", n=base.get("n_documents") or 0), t("search_test"), t("evaluation")]
+    )
     writable = base.get("writable", True)
     with documents:
         if writable:
@@ -55,6 +57,8 @@ def page() -> None:
         _documents(base["name"], writable)
     with test:
         search(base["name"], [kind for kind in TYPES if kind != ARCHIVE])
+    with measured:
+        evaluation.ask(base["name"])
 
 
 def _choose(bases: list[Base]) -> Base | None:
@@ -201,7 +205,7 @@ def _line(file: dict[str, Any]) -> str:
 def to_retry(sent: Sequence[Any], job: dict[str, Any]) -> Sequence[Any]:
     """The files of an upload that may go in when sent once more: the failed ones, and archives where a file of theirs
     failed (what went in already is passed over); all of them where the job itself came to nothing."""
-    if job["status"] != "done":
+    if not sent or job["status"] != "done":
         return sent
     failed = {file["name"] for file in job["result"]["files"] if file["status"] == "failed"}
     names = {unicodedata.normalize("NFC", file.name): file for file in sent}
@@ -209,7 +213,7 @@ def to_retry(sent: Sequence[Any], job: dict[str, Any]) -> Sequence[Any]:
     return [file for own, file in names.items() if own in failed or (inside and own.lower().endswith(f".{ARCHIVE}"))]
 
 
-REPORTS: Final = {"ingest": _ingested, "rebuild": _rebuilt}
+REPORTS: Final = {"ingest": _ingested, "rebuild": _rebuilt, "evaluate": evaluation.result}
 """A kind of job → what shows its result."""
 
 
