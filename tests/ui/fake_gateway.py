@@ -517,11 +517,10 @@ def _knowledge(app: FastAPI, state: State) -> None:
 
     @app.post("/v1/knowledge/{name}/evaluate", status_code=202)
     async def _(name: str, request: Request, answers: bool = False) -> Any:
-        files = (await request.form()).getlist("files")
+        async with request.form() as form:
+            names = [str(file.filename) for file in form.getlist("files") if not isinstance(file, str)]
         job = start_job(state, "evaluate", name)
-        state.tasks.add(
-            asyncio.create_task(_evaluate(job, [file.filename for file in files if not isinstance(file, str)]))
-        )
+        state.tasks.add(asyncio.create_task(_evaluate(job, names)))
         return job
 
     @app.post("/v1/knowledge/{name}/documents", status_code=202)
