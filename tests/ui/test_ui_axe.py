@@ -1,0 +1,30 @@
+"""Every page by axe-core: nothing serious for people who use a screen reader, a keyboard, or see little contrast."""
+
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from mofang.ui.places import PLACES
+
+SERIOUS = ("serious", "critical")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", [place.path for place in PLACES.values()])
+def test_no_serious_finding(bench: Any, visit: Any, path: str, scheme: str) -> None:
+    page = visit(f"{bench.url}/{path}", scheme=scheme)
+    page.wait_for_selector(".mf-hero, .mf-head, .mf-user")
+    page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
+    page.wait_for_timeout(1500)
+    seen = Axe().run(page).response
+    assert {"color-contrast", "button-name"} <= {one["id"] for one in seen["passes"]}, "the page was looked at"
+    found = seen["violations"]
+    told = [
+        f"{one['id']}: {one['help']}\n  "
+        + "\n  ".join(f"{node['target']} {node['html'][:200]}" for node in one["nodes"][:5])
+        for one in found
+        if one["impact"] in SERIOUS
+    ]
+    assert not told, "\n".join(told)
