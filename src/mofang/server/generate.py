@@ -46,11 +46,16 @@ class _Running:
 
     def message(self) -> dict[str, Any]:
         """What the store keeps of the answer."""
-        choice = self.answer.choice()
+        choice, info = self.answer.choice(), self.answer.info
+        extra = {
+            "tool_calls": choice.tool_calls or None,
+            "finish_reason": choice.finish_reason,
+            "n_ctx": info.n_ctx if info else None,
+        }
         return {
             "content": choice.content,
             "reasoning": choice.reasoning,
-            "extra": {"tool_calls": choice.tool_calls} if choice.tool_calls else {},
+            "extra": {name: value for name, value in extra.items() if value is not None},
             "sources": self.answer.cited_sources(),
             "usage": self.answer.usage,
             "timings": self.answer.timings_shape,

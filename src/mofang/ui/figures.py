@@ -92,6 +92,13 @@ def seconds_between(start: str, end: str) -> float:
     return max(0.0, (until - datetime.fromisoformat(start)).total_seconds())
 
 
+def context(message: dict[str, Any]) -> tuple[int, int] | None:
+    """Tokens of the model's context that an answer and all before it take, and tokens that there are; None: not told."""
+    usage, n_ctx = message.get("usage") or {}, message.get("n_ctx") or 0
+    used = (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0)
+    return (used, n_ctx) if used and n_ctx else None
+
+
 def speed_line(lang: str, message: dict[str, Any]) -> str:
     """What stands under an answer: tokens a second, time to the first token, token counts, model."""
     usage, timings = message.get("usage") or {}, message.get("timings") or {}
