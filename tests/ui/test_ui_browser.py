@@ -63,7 +63,7 @@ def test_clicks_elsewhere_keep_the_answer_and_are_answered_at_once(bench: Any, v
     ask(page, "慢慢说，我到处点")
     expect(page.locator(ANSWER).last).to_contain_text("这是一个")
     page.locator("[class*=st-key-settings_] button").first.click()
-    page.locator(".st-key-settings_body").get_by_text("创意").click()
+    page.locator(".st-key-settings_body").get_by_text("发散").click()
     expect(page.locator(".st-key-settings_body").get_by_text("1.10").first).to_be_visible()
     page.keyboard.press("Escape")
     waits = []

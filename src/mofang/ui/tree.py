@@ -48,9 +48,9 @@ def choices_to(messages: Iterable[Message], message_id: str) -> dict[str, str]:
     parents = {message["id"]: message.get("parent_id") for message in messages}
     choices: dict[str, str] = {}
     at: str | None = message_id
-    while at in parents and at not in choices.values():
-        parent = parents[at]
-        choices[parent if parent in parents else ""] = at
+    while at is not None and at in parents and at not in choices.values():
+        parent: str | None = parents[at]
+        choices[parent if parent is not None and parent in parents else ""] = at
         at = parent
     return choices
 
