@@ -139,6 +139,7 @@ def test_an_answer_begins_as_it_is_told(gateway: Gateway, engine: ScriptedEngine
         assert next(event["content"] for event in events if event["type"] == "delta") == "我叫小坊，"
         prompt, sampling = engine.asked[-1]
         assert prompt == "<system>简短<user>你是谁？我叫小坊，", "what the template makes of it, and on from there"
+        assert 0 < shape["first_token_ms"] < 10_000
         assert sampling.temperature == 0.5 and "chat_template_kwargs" not in sampling.options
         assert shape["usage"]["completion_tokens"] == 4, "what the model wrote"
 
@@ -165,7 +166,10 @@ def test_stopped_before_the_first_token_it_has_its_beginning(gateway: Gateway, e
         events = client.follow_generation(shape["id"])
         assert [next(events)["type"] for _ in range(2)] == ["queued", "delta"]
         client.stop_generation(shape["id"])
-        assert client.generation(shape["id"])["content"] == "答："
+        stopped = client.generation(shape["id"])
+        assert stopped["content"] == "答：" and "first_token_ms" not in stopped, (
+            "what was given is no word of the model's"
+        )
 
 
 def test_a_conversations_own_beginning_and_a_requests(gateway: Gateway, engine: ScriptedEngine) -> None:

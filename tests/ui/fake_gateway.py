@@ -381,7 +381,9 @@ def _conversations(app: FastAPI, state: State) -> None:
     async def _(request: Request) -> Any:
         fields = await request.json()
         greeting = fields.pop("greeting", "")
-        return keep(fields, [message(state, "assistant", None, content=greeting)] if greeting else [])
+        kept = keep(fields, [])
+        kept["messages"] += [message(state, "assistant", None, content=greeting)] if greeting else []
+        return kept
 
     @app.post("/v1/conversations/import", status_code=201)
     async def _(request: Request) -> Any:

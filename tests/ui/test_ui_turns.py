@@ -136,6 +136,29 @@ def test_conversations_are_found_and_opened_at_the_message(page: AppTest, state:
     assert "没有找到" in text_of(page)
 
 
+def test_conversations_come_in_from_a_file(gateway: str, state: fake_gateway.State) -> None:
+    def dialog() -> None:
+        import streamlit
+
+        from mofang.ui.components import sidebar
+
+        streamlit.session_state["first"] = sidebar.import_form()
+
+    def send(content: bytes) -> AppTest:
+        page = AppTest.from_function(dialog, default_timeout=20)
+        page.run()
+        page.file_uploader[0].set_value([("对话.json", content, "application/json")]).run()
+        assert not page.exception
+        return page
+
+    turns = [{"role": "user", "content": "一"}, {"role": "assistant", "content": "二"}]
+    page = send(json.dumps({"messages": turns}).encode())
+    first = page.session_state["first"]
+    assert [one["content"] for one in state.conversations[first]["messages"]] == ["一", "二"]
+    assert "不是 JSON" in text_of(send(b"{")) and "不是 JSON" in text_of(send(b"\xff\xfe"))
+    assert "不是认得的对话文件" in text_of(send(b"{}")) and len(state.conversations) == 1
+
+
 # ---- personas and presets ----
 
 
@@ -156,23 +179,25 @@ def test_a_persona_greets_and_answers(page: AppTest, state: fake_gateway.State) 
     assert "稿子呢？" not in text_of(page) and page.text_area(key="system_new_2").value == ""
 
 
-def test_personas_are_made_changed_and_deleted(page: AppTest, state: fake_gateway.State) -> None:
+def test_personas_are_made_changed_and_deleted(gateway: str, state: fake_gateway.State) -> None:
+    def dialog() -> None:
+        from mofang.ui.components import personas
+
+        personas.editor()
+
+    page = AppTest.from_function(dialog, default_timeout=20)
     page.run()
-    page.button(key="personas_manage").click().run()
     page.text_input(key="persona_name_new").set_value("木匠")
     page.text_area(key="persona_greeting_new").set_value("你好")
     page.button(key="persona_save_new").click().run()
     assert [(one["name"], one["greeting"]) for one in state.personas] == [("木匠", "你好")]
     own = state.personas[0]["id"]
-    page.button(key="personas_manage").click().run()
     page.text_area(key=f"persona_system_{own}").set_value("你是木匠")
     page.button(key=f"persona_save_{own}").click().run()
     assert state.personas[0]["system"] == "你是木匠"
-    page.button(key="personas_manage").click().run()
     card = json.dumps({"name": "小坊", "first_mes": "我是{{char}}", "description": ""}).encode()
     page.file_uploader[0].set_value([("卡.json", card, "application/json")]).run()
     assert [one["greeting"] for one in state.personas] == ["你好", "我是小坊"]
-    page.button(key="personas_manage").click().run()
     page.button(key=f"persona_delete_{own}").click().run()
     assert [one["name"] for one in state.personas] == ["小坊"]
 

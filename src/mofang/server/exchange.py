@@ -19,7 +19,7 @@ from mofang.wire import MANY_CHARS, ChatMessage, NewConversation, Part, Request,
 FORMAT, VERSION = "mofang.conversations", 1
 KEPT = ("title", "system", "model", "knowledge", "sampling", "prefix", "created_at")
 """What is told of a conversation beside its messages."""
-BESIDE = ("name", "tool_calls", "tool_call_id", "edits", "finish_reason", "n_ctx")
+BESIDE = ("name", "tool_calls", "tool_call_id", "edits", "finish_reason", "n_ctx", "first_token_ms")
 """Fields of a message that not every message has."""
 SPEAKERS: dict[Role, str] = {
     "user": "server.export_user",
@@ -63,6 +63,7 @@ class ExportedMessage(Request):
     edits: str | None = None
     finish_reason: str | None = None
     n_ctx: int | None = None
+    first_token_ms: float | None = None
 
 
 class ExportedConversation(NewConversation):

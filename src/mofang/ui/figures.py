@@ -105,8 +105,8 @@ def speed_line(lang: str, message: dict[str, Any]) -> str:
     parts = []
     if timings.get("predicted_per_second"):
         parts.append(word(lang, "speed", n=f"{timings['predicted_per_second']:.1f}"))
-    if timings.get("prompt_ms"):
-        parts.append(word(lang, "first_token", n=f"{timings['prompt_ms'] / 1000:.2f}"))
+    if first := message.get("first_token_ms") or timings.get("prompt_ms"):
+        parts.append(word(lang, "first_token", n=f"{first / 1000:.2f}"))
     if usage:
         parts.append(
             word(lang, "tokens", prompt=usage.get("prompt_tokens", 0), answer=usage.get("completion_tokens", 0))

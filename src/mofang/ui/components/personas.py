@@ -40,21 +40,19 @@ def choose(current: str | None, take: Callable[[Persona | None], None]) -> None:
             )
         quiet(t("persona_help"))
         if st.button(t("personas_manage"), key="personas_manage", icon=":material/edit:", type="tertiary"):
-            _manage(known)
+            st.dialog(t("personas_manage"), width="medium")(editor)()
 
 
-def _manage(known: list[Persona]) -> None:
-    @st.dialog(t("personas_manage"), width="medium")
-    @guarded
-    def manage() -> None:
-        for persona in known:
-            with st.expander(plain(persona["name"]), key=f"persona_edit_{persona['id']}"):
-                _form(persona)
-        with st.expander(t("persona_new"), icon=":material/add:", key="persona_edit_new", expanded=not known):
-            _form(None)
-        _import()
-
-    manage()
+@guarded
+def editor() -> None:
+    """Every persona as a form, a new one, and cards."""
+    known = client().personas()
+    for persona in known:
+        with st.expander(plain(persona["name"]), key=f"persona_edit_{persona['id']}"):
+            _form(persona)
+    with st.expander(t("persona_new"), icon=":material/add:", key="persona_edit_new", expanded=not known):
+        _form(None)
+    _import()
 
 
 def _form(persona: Persona | None) -> None:

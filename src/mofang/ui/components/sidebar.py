@@ -164,25 +164,31 @@ def _file_name(title: str) -> str:
 _ACTIONS: Final[dict[str, Callable[[str, str], None]]] = {"rename": _rename, "export": _export, "delete": _delete}
 
 
+def import_form() -> str | None:
+    """Conversations out of a file; the first of them, once they are in."""
+    quiet(t("import_help"))
+    file = st.file_uploader(t("import_file"), type=["json"], key="import_file")
+    if file is None:
+        return None
+    try:
+        made = client().import_conversations(json.loads(file.getvalue()))
+    except ValueError as error:  # also bytes that are no text
+        fault(t("import_not_json", why=str(error)))
+        return None
+    except MofangError as error:
+        show_error(error)
+        return None
+    if made["skipped_messages"]:
+        tell(t("import_skipped", n=made["skipped_messages"]))
+    return str(made["data"][0]["id"])
+
+
 def _import(chat_page: Any, is_chat: bool) -> None:
     @st.dialog(t("import_chats"))
     @guarded
     def ask() -> None:
-        quiet(t("import_help"))
-        file = st.file_uploader(t("import_file"), type=["json"], key="import_file")
-        if file is None:
-            return
-        try:
-            made = client().import_conversations(json.loads(file.getvalue()))
-        except ValueError as error:  # also bytes that are no text
-            fault(t("import_not_json", why=str(error)), t("import_help"))
-            return
-        except MofangError as error:
-            show_error(error)
-            return
-        if made["skipped_messages"]:
-            tell(t("import_skipped", n=made["skipped_messages"]))
-        _go(chat_page, made["data"][0]["id"], is_chat)
+        if first := import_form():
+            _go(chat_page, first, is_chat)
 
     ask()
 
