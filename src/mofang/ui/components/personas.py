@@ -11,6 +11,8 @@ from mofang.ui.session import client, t
 
 Persona = dict[str, Any]
 CARDS = ["png", "json", "yaml", "yml"]
+CARD_MB = 16
+"""What the gateway takes."""
 
 
 def choose(current: str | None, take: Callable[[Persona | None], None]) -> None:
@@ -20,11 +22,16 @@ def choose(current: str | None, take: Callable[[Persona | None], None]) -> None:
     chosen = by_id.get(current or "")
     key = f"persona_{current}_{len(known)}"
     label = str(chosen["name"]) if chosen else t("persona")
+    turn = st.session_state.setdefault("persona_round", 0)
+
+    def shut() -> None:  # a popover that is open would lie over the dialog: another key is another one, closed
+        st.session_state["persona_round"] = turn + 1
+
     with (
         st.popover(
             plain(label if len(label) <= 14 else label[:13] + "…"),
             icon=":material/face:",
-            key="persona_pop",
+            key=f"persona_pop_{turn}",
             type="primary" if chosen else "secondary",
         ),
         st.container(key="persona_body"),
@@ -39,8 +46,11 @@ def choose(current: str | None, take: Callable[[Persona | None], None]) -> None:
                 on_change=lambda: take(by_id.get(st.session_state[key] or "")),
             )
         quiet(t("persona_help"))
-        if st.button(t("personas_manage"), key="personas_manage", icon=":material/edit:", type="tertiary"):
-            st.dialog(t("personas_manage"), width="medium")(editor)()
+        manage = st.button(
+            t("personas_manage"), key="personas_manage", icon=":material/edit:", type="tertiary", on_click=shut
+        )
+    if manage:
+        st.dialog(t("personas_manage"), width="medium")(editor)()
 
 
 @guarded
@@ -91,7 +101,13 @@ def _form(persona: Persona | None) -> None:
 
 def _import() -> None:
     turn = st.session_state.setdefault("persona_import_round", 0)
-    file = st.file_uploader(t("persona_import"), type=CARDS, key=f"persona_file_{turn}", help=t("persona_import_help"))
+    file = st.file_uploader(
+        t("persona_import"),
+        type=CARDS,
+        key=f"persona_file_{turn}",
+        help=t("persona_import_help"),
+        max_upload_size=CARD_MB,
+    )
     if file is None:
         return
     try:

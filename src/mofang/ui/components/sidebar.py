@@ -15,6 +15,8 @@ from mofang.ui.tree import path
 
 SHOWN = 30
 """Conversations listed before "more" is asked for."""
+IMPORT_MB = 32
+"""The gateway's own bound, as it is where nobody changed it."""
 
 
 def sidebar(pages: Mapping[str, Any], current: Any, conversations: list[dict[str, Any]] | None) -> None:
@@ -167,7 +169,7 @@ _ACTIONS: Final[dict[str, Callable[[str, str], None]]] = {"rename": _rename, "ex
 def import_form() -> str | None:
     """Conversations out of a file; the first of them, once they are in."""
     quiet(t("import_help"))
-    file = st.file_uploader(t("import_file"), type=["json"], key="import_file")
+    file = st.file_uploader(t("import_file"), type=["json"], key="import_file", max_upload_size=IMPORT_MB)
     if file is None:
         return None
     try:

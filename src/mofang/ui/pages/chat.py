@@ -341,7 +341,6 @@ def _edit_button(message: Message) -> None:
         key=f"edit_{message['id']}",
         icon=":material/edit:",
         type="tertiary",
-        help=t("edit_turn_help" if is_turn else "edit_answer_help"),
         on_click=_edit,
         args=(message,),
     )
