@@ -277,8 +277,19 @@ class Client:
 
     # ---- conversations ----
 
-    def conversations(self) -> list[dict[str, Any]]:
-        return self.request("GET", "/v1/conversations")["data"]  # type: ignore[no-any-return]
+    def conversations(self, query: str = "") -> list[dict[str, Any]]:
+        """With a query those that hold its words, each with the message where ("hit")."""
+        params = {"query": query} if query else {}
+        return self.request("GET", "/v1/conversations", params=params)["data"]  # type: ignore[no-any-return]
+
+    def export_conversation(self, conversation_id: str, format: str = "json", leaf: str | None = None) -> bytes:
+        """A file: "json", the whole tree, or "markdown", the path down to `leaf`."""
+        params = {"format": format} | ({"leaf": leaf} if leaf else {})
+        return self.send("GET", f"/v1/conversations/{quoted(conversation_id)}/export", params=params).content
+
+    def import_conversations(self, data: Any) -> dict[str, Any]:
+        """{"data": the new conversations, "skipped_messages"} of the decoded JSON of an export."""
+        return dict(self.request("POST", "/v1/conversations/import", data))
 
     def create_conversation(self, **fields: Any) -> dict[str, Any]:
         return self.request("POST", "/v1/conversations", fields)  # type: ignore[no-any-return]
@@ -289,8 +300,41 @@ class Client:
     def change_conversation(self, conversation_id: str, **fields: Any) -> dict[str, Any]:
         return self.request("PATCH", f"/v1/conversations/{quoted(conversation_id)}", fields)  # type: ignore[no-any-return]
 
+    def add_message(self, conversation_id: str, content: str, **place: Any) -> dict[str, Any]:
+        """A message that nobody answers; `place`: role and parent_id, or edits. See wire.MessageRequest."""
+        path = f"/v1/conversations/{quoted(conversation_id)}/messages"
+        return dict(self.request("POST", path, {"content": content, **place}))
+
     def delete_conversation(self, conversation_id: str) -> None:
         self.request("DELETE", f"/v1/conversations/{quoted(conversation_id)}")
+
+    # ---- what conversations begin with ----
+
+    def personas(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", "/v1/personas")["data"])
+
+    def create_persona(self, **fields: Any) -> dict[str, Any]:
+        return dict(self.request("POST", "/v1/personas", fields))
+
+    def change_persona(self, persona_id: str, **fields: Any) -> dict[str, Any]:
+        return dict(self.request("PATCH", f"/v1/personas/{quoted(persona_id)}", fields))
+
+    def delete_persona(self, persona_id: str) -> None:
+        self.request("DELETE", f"/v1/personas/{quoted(persona_id)}")
+
+    def import_personas(self, content: bytes) -> list[dict[str, Any]]:
+        """Those of a file: a character card (JSON, PNG), YAML, our own JSON."""
+        answer = self.send("POST", "/v1/personas/import", content=content)
+        return list(answer.json()["data"])
+
+    def presets(self) -> list[dict[str, Any]]:
+        return list(self.request("GET", "/v1/presets")["data"])
+
+    def create_preset(self, name: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(self.request("POST", "/v1/presets", {"name": name, "sampling": dict(sampling)}))
+
+    def delete_preset(self, preset_id: str) -> None:
+        self.request("DELETE", f"/v1/presets/{quoted(preset_id)}")
 
     # ---- knowledge ----
 

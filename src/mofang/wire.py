@@ -38,6 +38,8 @@ class Reply(BaseModel):
 
 MANY = (1 << 31) - 1
 """What the engines count with: 32 bits, signed."""
+MANY_CHARS = 4_000_000
+"""Of a text that is kept; more than any model reads."""
 TokenId = Annotated[int, Field(ge=0, le=MANY)]
 Word = Annotated[str, StringConstraints(min_length=1)]
 Sampler = Literal[
@@ -482,18 +484,94 @@ class GenerationRequest(ChatRequest):
     parent_id: str | None = None
     system: str | None = None
     """System prompt put before the conversation; not stored as a turn."""
+    prefix: str | None = Field(default=None, max_length=MANY_CHARS)
+    """How the answer begins. The model goes on from there, and it is part of what is stored: the text of an answer that
+    was cut off continues it. "": nothing, also where the conversation keeps one."""
 
-    _handled: ClassVar[tuple[str, ...]] = (*ChatRequest._handled, "conversation_id", "parent_id", "system")
+    _handled: ClassVar[tuple[str, ...]] = (*ChatRequest._handled, "conversation_id", "parent_id", "system", "prefix")
+
+    @model_validator(mode="after")
+    def _prefix_fits(self) -> Self:
+        for name in ("tools", "response_format", "json_schema", "grammar", "logprobs"):
+            if self.prefix and getattr(self, name):
+                raise Invalid("server.either_field", param="prefix", field="prefix", other=name)
+        return self
 
 
 class ConversationRequest(Request):
-    """POST and PATCH /v1/conversations. Fields that are None are left as they are."""
+    """PATCH /v1/conversations/{id}. Fields that are None are left as they are."""
 
     title: str | None = Field(default=None, max_length=200)
     system: str | None = None
     model: str | None = None
     knowledge: list[str] | None = None
     sampling: dict[str, Any] | None = None
+    prefix: str | None = Field(default=None, max_length=10_000)
+    """How its answers begin."""
+
+
+class NewConversation(ConversationRequest):
+    """POST /v1/conversations."""
+
+    greeting: str | None = Field(default=None, max_length=MANY_CHARS)
+    """What the model says first: the conversation's first message."""
+
+
+class MessageRequest(Request):
+    """POST /v1/conversations/{id}/messages: a message that a person wrote, answered by nobody.
+
+    Either with `role` and `parent_id` (None: at the newest leaf, "root": a first turn), or with `edits`, the id of the
+    message whose new version this is: beside it, under the same parent, of the same role.
+    """
+
+    content: str = Field(min_length=1, max_length=MANY_CHARS)
+    role: Literal["user", "assistant"] | None = None
+    parent_id: str | None = None
+    edits: str | None = None
+
+    @model_validator(mode="after")
+    def _has_its_place(self) -> Self:
+        if self.edits is None and self.role is None:
+            raise Invalid("server.message_without_place", param="role")
+        for name in ("role", "parent_id"):
+            if self.edits is not None and getattr(self, name) is not None:
+                raise Invalid("server.either_field", param="edits", field="edits", other=name)
+        return self
+
+
+# ---- what conversations begin with (ours) ----
+
+
+class PersonaChange(Request):
+    """PATCH /v1/personas/{id}. Fields that are None are left as they are."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+    system: str | None = Field(default=None, max_length=MANY_CHARS)
+    """The system prompt."""
+    greeting: str | None = Field(default=None, max_length=MANY_CHARS)
+    """What it says first."""
+    model: str | None = None
+    sampling: dict[str, Any] | None = None
+
+
+class NewPersona(PersonaChange):
+    """POST /v1/personas."""
+
+    name: str = Field(min_length=1, max_length=100)
+
+
+class PresetChange(Request):
+    """PATCH /v1/presets/{id}. Fields that are None are left as they are."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+    sampling: dict[str, Any] | None = None
+
+
+class NewPreset(PresetChange):
+    """POST /v1/presets."""
+
+    name: str = Field(min_length=1, max_length=100)
+    sampling: dict[str, Any]
 
 
 # ---- models, knowledge ----

@@ -125,3 +125,25 @@ def test_what_is_counted_is_what_is_read(client: openai.OpenAI, real: Gateway) -
     assert answer.usage and answer.usage.prompt_tokens == counted == shown["input_tokens"]
     assert "get_weather" in shown["prompt"]
     assert wrong.status_code == 400 and wrong.json()["error"]["param"] == "n", "more answers than slots"
+
+
+def test_an_answer_begins_as_told_and_goes_on_where_it_was_cut(real: Gateway) -> None:
+    asked: Any = {
+        "model": "qwen",
+        "messages": [{"role": "user", "content": "从一数到二十，用汉字，用顿号隔开，不要说别的。"}],
+        "temperature": 0,
+    }
+
+    with real.client() as client:
+
+        def said(**fields: Any) -> dict[str, Any]:
+            shape = client.generate({**asked, **fields})
+            list(client.follow_generation(shape["id"]))
+            return client.generation(shape["id"])
+
+        whole, cut = said(max_tokens=30), said(max_tokens=12)
+        assert cut["finish_reason"] == "length" and whole["content"].startswith(cut["content"])
+        on = said(max_tokens=18, prefix=cut["content"])
+        assert on["content"] == whole["content"], "as if nothing had been cut"
+        assert on["usage"]["prompt_tokens"] == cut["usage"]["prompt_tokens"] + 12
+        assert said(max_tokens=8, prefix="二十、十九、")["content"].startswith("二十、十九、十八")

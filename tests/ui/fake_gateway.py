@@ -1,7 +1,7 @@
 """A small gateway for the workbench's tests: real HTTP, the API's shapes, scripted answers, everything in memory.
 
 Answers: a question with "错误" ends in an error, one with "慢" takes its time, any other gets a short Markdown answer;
-with a knowledge base it cites [1] and [2]. Recipes, their faults and files of examples are the product's own; a run is
+with a knowledge base it cites [1] and [2]; "太长" is cut off. Recipes, their faults and files of examples are the product's own; a run is
 scripted: its loss falls, step by step. `python tests/ui/fake_gateway.py PORT` runs it by hand.
 """
 
@@ -31,6 +31,8 @@ from PIL import Image
 from mofang.data.readers import Conversation, read
 from mofang.errors import MissingExtra, MofangError
 from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, launcher_of, parse, recipe_class
+from mofang.server import cards, exchange
+from mofang.server.shelf import builtin_presets
 
 ANSWER = (
     "**上下文窗口**是模型一次能看到的全部文字，按 token 计算。它包括系统提示词、之前的对话和正在生成的回答。\n\n"
@@ -107,6 +109,8 @@ class State:
     """Of every model, as its manifest keeps them."""
     run_files: dict[tuple[str, str], bytes] = field(default_factory=dict)
     conversations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    personas: list[dict[str, Any]] = field(default_factory=list)
+    presets: list[dict[str, Any]] = field(default_factory=list)
     generations: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, Log] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -231,6 +235,7 @@ def create_app(state: State) -> FastAPI:
 
     _models(app, state)
     _conversations(app, state)
+    _shelf(app, state)
     _generations(app, state)
     _jobs(app, state)
     _knowledge(app, state)
@@ -346,17 +351,72 @@ def _conversations(app: FastAPI, state: State) -> None:
             raise fault(404, "conversation_not_found", f"没有对话 {name}", "从侧栏里另选一个")
         return state.conversations[name]
 
+    def keep(fields: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
+        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}, "prefix": ""}
+        shape = {"id": state.id("conv"), **empty, "created_at": now(), **fields, "updated_at": now()}
+        state.conversations[shape["id"]] = {**shape, "running_generation_id": None, "messages": messages}
+        return state.conversations[shape["id"]]
+
+    def short(one: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in one.items() if key != "messages"}
+
     @app.get("/v1/conversations")
-    async def _() -> Any:
+    async def _(query: str = "") -> Any:
         newest = sorted(state.conversations.values(), key=lambda one: one["updated_at"], reverse=True)
-        return {"data": [{key: value for key, value in one.items() if key != "messages"} for one in newest]}
+        if not query.split():
+            return {"data": [short(one) for one in newest]}
+        found = []
+        for one in newest:
+            hits = [said for said in one["messages"] if query in said["content"]]
+            hit = (
+                {"message_id": hits[0]["id"], "role": hits[0]["role"], "text": hits[0]["content"][:60]}
+                if hits
+                else None
+            )
+            if hit or query in one["title"]:
+                found.append({**short(one), "hit": hit})
+        return {"data": found}
 
     @app.post("/v1/conversations", status_code=201)
     async def _(request: Request) -> Any:
-        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}}
-        shape = {"id": state.id("conv"), **empty, **(await request.json()), "created_at": now(), "updated_at": now()}
-        state.conversations[shape["id"]] = {**shape, "running_generation_id": None, "messages": []}
-        return state.conversations[shape["id"]]
+        fields = await request.json()
+        greeting = fields.pop("greeting", "")
+        kept = keep(fields, [])
+        kept["messages"] += [message(state, "assistant", None, content=greeting)] if greeting else []
+        return kept
+
+    @app.post("/v1/conversations/import", status_code=201)
+    async def _(request: Request) -> Any:
+        made, skipped = [], 0
+        try:
+            found = exchange.read(await request.json(), "zh")
+        except MofangError as error:
+            raise told(error, request) from error
+        for one in found:
+            ids: dict[Any, Any] = {None: None}
+            messages = []
+            for said in one.messages:
+                text, parent = said["content"], ids[said["parent_id"]]
+                messages.append(message(state, said["role"], parent, content=text, **said.get("extra", {})))
+                ids[said["id"]] = messages[-1]["id"]
+            made.append(short(keep(one.fields, messages)))
+            skipped += one.skipped
+        return {"data": made, "skipped_messages": skipped}
+
+    @app.get("/v1/conversations/{name}/export")
+    async def _(name: str, format: str = "json", leaf: str | None = None) -> Any:
+        one = find(name)
+        if format == "json":
+            return exchange.json_of([one])
+        return Response(exchange.markdown_of(one, exchange.path_to(one, leaf), "zh"), media_type="text/markdown")
+
+    @app.post("/v1/conversations/{name}/messages", status_code=201)
+    async def _(name: str, request: Request) -> Any:
+        body, one = await request.json(), find(name)
+        old = next(said for said in one["messages"] if said["id"] == body["edits"])
+        new = message(state, old["role"], old["parent_id"], content=body["content"], edits=old["id"])
+        one["messages"].append({**new, "sources": old["sources"]})
+        return new
 
     @app.get("/v1/conversations/{name}")
     async def _(name: str) -> Any:
@@ -370,6 +430,55 @@ def _conversations(app: FastAPI, state: State) -> None:
     @app.delete("/v1/conversations/{name}", status_code=204)
     async def _(name: str) -> None:
         state.conversations.pop(find(name)["id"])
+
+
+def _shelf(app: FastAPI, state: State) -> None:
+    def keep(fields: dict[str, Any]) -> dict[str, Any]:
+        empty = {"system": "", "greeting": "", "model": "auto", "sampling": {}}
+        state.personas.append({"id": state.id("persona"), **empty, **fields})
+        return state.personas[-1]
+
+    @app.get("/v1/personas")
+    async def _() -> Any:
+        return {"data": state.personas}
+
+    @app.post("/v1/personas", status_code=201)
+    async def _(request: Request) -> Any:
+        return keep(await request.json())
+
+    @app.post("/v1/personas/import", status_code=201)
+    async def _(request: Request) -> Any:
+        try:
+            return {"data": [keep(one) for one in cards.read(await request.body(), "zh")]}
+        except MofangError as error:
+            raise told(error, request) from error
+
+    @app.patch("/v1/personas/{name}")
+    async def _(name: str, request: Request) -> Any:
+        one = next(one for one in state.personas if one["id"] == name)
+        one.update(await request.json())
+        return one
+
+    @app.delete("/v1/personas/{name}", status_code=204)
+    async def _(name: str) -> None:
+        state.personas[:] = [one for one in state.personas if one["id"] != name]
+
+    @app.get("/v1/presets")
+    async def _(request: Request) -> Any:
+        lang = request.headers.get("accept-language") or "zh"
+        builtin = [
+            {**one, "id": name, "name": one["name"][lang], "builtin": True} for name, one in builtin_presets().items()
+        ]
+        return {"data": [*builtin, *state.presets]}
+
+    @app.post("/v1/presets", status_code=201)
+    async def _(request: Request) -> Any:
+        state.presets.append({"id": state.id("preset"), **(await request.json()), "builtin": False})
+        return state.presets[-1]
+
+    @app.delete("/v1/presets/{name}", status_code=204)
+    async def _(name: str) -> None:
+        state.presets[:] = [one for one in state.presets if one["id"] != name]
 
 
 def message(state: State, role: str, parent: str | None, **fields: Any) -> dict[str, Any]:
@@ -387,7 +496,9 @@ def _generations(app: FastAPI, state: State) -> None:
         if state.is_full:
             raise fault(429, "queue_full", "排队的请求已满", "请稍后再试")
         conversation = state.conversations[body["conversation_id"]]
-        parent = body.get("parent_id")
+        messages = conversation["messages"]
+        parent = body.get("parent_id") or (messages[-1]["id"] if messages else None)
+        parent = None if parent == "root" else parent
         for turn in body["messages"]:
             said = message(state, turn["role"], parent, content=turn["content"])
             conversation["messages"].append(said)
@@ -405,7 +516,11 @@ def _generations(app: FastAPI, state: State) -> None:
         state.generations[identity], state.logs[identity] = shape, Log()
         question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
         state.tasks.add(
-            asyncio.create_task(_answer(state, shape, conversation, answer, question, bool(body.get("knowledge"))))
+            asyncio.create_task(
+                _answer(
+                    state, shape, conversation, answer, question, bool(body.get("knowledge")), body.get("prefix") or ""
+                )
+            )
         )
         return shape
 
@@ -446,6 +561,7 @@ async def _answer(
     answer: dict[str, Any],
     question: str,
     grounded: bool,
+    prefix: str,
 ) -> None:
     log, identity = state.logs[shape["id"]], shape["id"]
     log.events += [{"type": "queued"}, {"type": "prompt", "done": 64, "total": 128}]
@@ -455,7 +571,9 @@ async def _answer(
         log.events.append({"type": "sources", "sources": [{**source, "cited": False} for source in sources]})
     text = CITED if grounded else SLOW if "慢" in question else ANSWER
     status, delay = "done", state.delay_s * (15 if "慢" in question else 1)
-    for index, letter in enumerate(text):
+    finish = "length" if "太长" in question and not prefix else "stop"
+    text = text.removeprefix(prefix)[: 20 if finish == "length" else None]
+    for index, letter in enumerate([prefix, *text] if prefix else text):
         if identity in state.stopped:
             status = "stopped"
             break
@@ -473,11 +591,11 @@ async def _answer(
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     timings = {"prompt_ms": 412.0, "predicted_ms": 1000.0, "prompt_per_second": 310.0, "predicted_per_second": 23.4}
-    answer.update(status=status, sources=sources, usage=usage, timings=timings)
+    answer.update(status=status, sources=sources, usage=usage, timings=timings, n_ctx=8192, finish_reason=finish)
     shape["status"] = status
     conversation["running_generation_id"] = None
     last: dict[str, Any] = {
-        "finish_reason": "stop",
+        "finish_reason": finish,
         "usage": usage,
         "timings": timings,
         "sources": sources,

@@ -63,7 +63,7 @@ def test_clicks_elsewhere_keep_the_answer_and_are_answered_at_once(bench: Any, v
     ask(page, "慢慢说，我到处点")
     expect(page.locator(ANSWER).last).to_contain_text("这是一个")
     page.locator("[class*=st-key-settings_] button").first.click()
-    page.locator(".st-key-settings_body").get_by_text("创意").click()
+    page.locator(".st-key-settings_body").get_by_text("发散").click()
     expect(page.locator(".st-key-settings_body").get_by_text("1.10").first).to_be_visible()
     page.keyboard.press("Escape")
     waits = []
@@ -323,9 +323,22 @@ def everything(page: Page, url: str, lang: str) -> Any:
     """Each state of each page, one after another."""
     settled(page)
     yield "chat"
+    page.locator("[class*=st-key-persona_pop] button").first.click()
+    page.wait_for_selector(".st-key-persona_body")
+    yield "personas"
+    page.locator(".st-key-personas_manage button").click()
+    page.wait_for_selector("[role=dialog] form, [role=dialog] [data-testid=stForm]")
+    yield "persona forms"
+    page.keyboard.press("Escape")
+    page.wait_for_selector("[role=dialog]", state="detached")
     ask(page, "写一段 Markdown" if lang == "zh" else "Some Markdown")
     page.wait_for_selector(".mf-copy")
     yield "answer"
+    page.locator("[class*=st-key-answer_] [class*=st-key-edit_] button").click()
+    page.wait_for_selector("[class*=st-key-editor_] textarea")
+    yield "editor"
+    page.locator("[class*=st-key-edit_cancel_] button").click()
+    page.wait_for_selector("[class*=st-key-editor_]", state="detached")
     page.locator("[class*=st-key-settings_] button").first.click()
     page.wait_for_selector(".st-key-settings_body")
     yield "settings"

@@ -170,17 +170,19 @@ def _message(identity: str, parent: str | None, role: str) -> dict[str, Any]:
     return {"id": identity, "parent_id": parent, "role": role}
 
 
-def test_the_newest_version_is_shown_unless_another_is_chosen() -> None:
+def test_the_newest_version_is_shown_unless_another_is_chosen_or_was_gone_on_from() -> None:
     messages = [
         _message("q", None, "user"),
         _message("a1", "q", "assistant"),
         _message("a2", "q", "assistant"),
-        _message("q2", "a1", "user"),
     ]
     shown = tree.path(messages, {})
     assert [turn.message["id"] for turn in shown] == ["q", "a2"]
     assert (shown[1].version, shown[1].versions) == (1, ("a1", "a2"))
-    assert [turn.message["id"] for turn in tree.path(messages, {"q": "a1"})] == ["q", "a1", "q2"]
+    assert [turn.message["id"] for turn in tree.path(messages, {"q": "a1"})] == ["q", "a1"]
+    messages.append(_message("q2", "a1", "user"))
+    assert [turn.message["id"] for turn in tree.path(messages, {})] == ["q", "a1", "q2"], "what was said last"
+    assert [turn.message["id"] for turn in tree.path(messages, {"q": "a2"})] == ["q", "a2"]
 
 
 @given(some.lists(some.integers(0, 30), max_size=30))
@@ -228,6 +230,12 @@ def test_an_image_is_never_fetched() -> None:
 def test_formulas_stay_and_prices_are_prices() -> None:
     assert prose.to_markdown(r"\[E=mc^2\] 与 \(x_1\)") == r"$$E=mc^2$$ 与 $x_1$"
     assert prose.to_markdown("从 $5 涨到 $10") == r"从 \$5 涨到 \$10"
+    assert prose.to_markdown("价 $5，且 $x^2$ 与 $2^n$、$a+b$、$n$") == r"价 \$5，且 $x^2$ 与 $2^n$、$a+b$、$n$"
+    assert prose.to_markdown(r"\(5\) 与 \( a:b[1] \)", {1}, "s-") == "$5$ 与 $a:b[1]$", "nothing is linked within"
+    assert prose.to_markdown("$5[1] 到 $6", {1}, "s-") == r"\$5[1](#s-1) 到 \$6"
+    assert prose.to_markdown("得\n\\[\n a^2\n = b \n\\]\n完") == "得\n$$\na^2\n= b\n$$\n完", "on lines of its own"
+    assert prose.to_markdown("1. 项\n   \\[x=1\\]") == "1. 项\n   $$\n   x=1\n   $$", "within its list"
+    assert prose.to_markdown(r"见 \[1\]") == r"见 \[1\]", "a bracket that was escaped"
     assert prose.to_markdown(":red[不是颜色] 10:30:15 http://a") == r"\:red[不是颜色] 10:30:15 http://a"
 
 

@@ -12,6 +12,7 @@ from mofang.errors import EngineFailed, Invalid
 from mofang.knowledge.answer import mark_cited, says_not_found
 from mofang.knowledge.cite import Citing
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
+from mofang.server.begun import continued
 from mofang.server.events import Event
 from mofang.server.rooms import Grounding, Rooms
 from mofang.server.sse import closing
@@ -35,6 +36,8 @@ class Question:
     """What happens to a conversation that is longer than the model's context."""
     top_logprobs: int | None = None
     """Alternatives to name beside each token, where log-probabilities were asked for."""
+    prefix: str = ""
+    """How the answer begins."""
 
 
 def question_of(body: ChatRequest) -> Question:
@@ -201,7 +204,13 @@ async def answering(
                 return
             messages = grounding.messages
         judge = _judge(rooms, question, answer)
-        async with closing(engine.chat(messages, sampling)) as deltas:
+        begins = question.prefix
+        source = await continued(engine, messages, sampling, begins) if begins else engine.chat(messages, sampling)
+        if begins:
+            begun = await judge(Delta(begins))
+            answer.add(begun)
+            yield begun
+        async with closing(source) as deltas:
             async for delta in deltas:
                 delta = await judge(delta)
                 if delta.logprobs and question.top_logprobs is not None:
@@ -268,6 +277,12 @@ def prompt_room(n_ctx: int, sampling: Sampling) -> int:
     return n_ctx - min(sampling.max_tokens or 0, n_ctx // 2)
 
 
+async def _room(question: Question, engine: ChatEngine, sampling: Sampling) -> int:
+    """The same without the tokens that the answer begins with."""
+    begun = len(await engine.tokenize(question.prefix)) if question.prefix else 0
+    return prompt_room(engine.info().n_ctx, sampling) - begun
+
+
 async def _fitting(
     question: Question, engine: ChatEngine, sampling: Sampling, answer: Answer, tell: Callable[[Event], None]
 ) -> Question:
@@ -278,7 +293,7 @@ async def _fitting(
         raise Invalid("server.no_images", param="messages", model=info.model)
     if question.truncation == "disabled":
         return question
-    room = prompt_room(info.n_ctx, sampling)
+    room = await _room(question, engine, sampling)
     cut = await cut_to(engine, question.messages, room, sampling.options)
     if cut.dropped_messages:
         answer.truncated = {"dropped_messages": cut.dropped_messages, "dropped_tokens": cut.dropped_tokens}
@@ -303,7 +318,7 @@ async def _ground(
     tell: Callable[[Event], None],
 ) -> Grounding:
     """The messages with the passages that belong to them."""
-    room = prompt_room(engine.info().n_ctx, sampling)
+    room = await _room(question, engine, sampling)
     grounding = await rooms.library.ground(
         list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
     )
@@ -322,7 +337,9 @@ async def _stored(rooms: Rooms, question: Question) -> Grounding | None:
 def _is_free(question: Question) -> bool:
     """Whether an answer may come from elsewhere than the model."""
     asked = question.sampling.options
-    written = question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
+    written = (
+        question.prefix or question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
+    )
     return not written and asked.get("n", 1) == 1
 
 

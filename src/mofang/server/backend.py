@@ -25,6 +25,7 @@ from mofang.server.keys import Keys
 from mofang.server.limits import Meter
 from mofang.server.metrics import Metrics
 from mofang.server.rooms import Engines, Library, Models, Report, Rooms
+from mofang.server.shelf import Presets, Shelf, shelves
 from mofang.server.store import Store
 from mofang.settings import Settings
 
@@ -51,6 +52,10 @@ class Backend(Rooms, Protocol):
     def journal(self) -> Journal: ...
     @property
     def store(self) -> Store: ...
+    @property
+    def personas(self) -> Shelf: ...
+    @property
+    def presets(self) -> Presets: ...
     @property
     def generations(self) -> Generations: ...
     @property
@@ -100,6 +105,7 @@ class LocalBackend:
         self.store = Store(settings.home / "server.db")
         self.library = Guarded(library or _library(settings, pool), Access(self.store.database))
         self.keys = Keys(self.store.database)
+        self.personas, self.presets = shelves(self.store.database)
         self.files = Files(settings.home / "files", self.store.database)
         self.metrics, self.journal = Metrics(), Journal()
         self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())

@@ -7,6 +7,7 @@ process loses at most that; at the next start, what was left running becomes an 
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,9 @@ class _Running:
     events: EventLog = field(default_factory=EventLog)
     task: "asyncio.Task[None] | None" = None
     stopped_by_user: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    first_token_ms: float | None = None
+    """From the request to the model's first word: waiting, loading and reading are in it."""
     ending: bool = False
     """The result is being stored; nothing may cut that short."""
 
@@ -46,11 +50,17 @@ class _Running:
 
     def message(self) -> dict[str, Any]:
         """What the store keeps of the answer."""
-        choice = self.answer.choice()
+        choice, info = self.answer.choice(), self.answer.info
+        extra = {
+            "tool_calls": choice.tool_calls or None,
+            "finish_reason": choice.finish_reason,
+            "n_ctx": info.n_ctx if info else None,
+            "first_token_ms": self.first_token_ms,
+        }
         return {
             "content": choice.content,
             "reasoning": choice.reasoning,
-            "extra": {"tool_calls": choice.tool_calls} if choice.tool_calls else {},
+            "extra": {name: value for name, value in extra.items() if value is not None},
             "sources": self.answer.cited_sources(),
             "usage": self.answer.usage,
             "timings": self.answer.timings_shape,
@@ -153,7 +163,12 @@ class Generations:
             async with self._saving(running):
                 source = answering(self._rooms, running.question, running.answer, on_this_loop(running.events.append))
                 async with aclosing(source) as deltas:
+                    given = bool(running.question.prefix)  # the first piece is then not the model's
                     async for delta in deltas:
+                        if delta.content or delta.reasoning or delta.tool_calls:
+                            if running.first_token_ms is None and not given:
+                                running.first_token_ms = round(1000 * (time.perf_counter() - running.began), 1)
+                            given = False
                         _tell(running.events, delta)
         except asyncio.CancelledError:
             status, error = ("stopped", None) if running.stopped_by_user else ("error", interrupted(running.lang))

@@ -92,14 +92,21 @@ def seconds_between(start: str, end: str) -> float:
     return max(0.0, (until - datetime.fromisoformat(start)).total_seconds())
 
 
+def context(message: dict[str, Any]) -> tuple[int, int] | None:
+    """Tokens of the model's context that an answer and all before it take, and tokens that there are; None: not told."""
+    usage, n_ctx = message.get("usage") or {}, message.get("n_ctx") or 0
+    used = (usage.get("prompt_tokens") or 0) + (usage.get("completion_tokens") or 0)
+    return (used, n_ctx) if used and n_ctx else None
+
+
 def speed_line(lang: str, message: dict[str, Any]) -> str:
     """What stands under an answer: tokens a second, time to the first token, token counts, model."""
     usage, timings = message.get("usage") or {}, message.get("timings") or {}
     parts = []
     if timings.get("predicted_per_second"):
         parts.append(word(lang, "speed", n=f"{timings['predicted_per_second']:.1f}"))
-    if timings.get("prompt_ms"):
-        parts.append(word(lang, "first_token", n=f"{timings['prompt_ms'] / 1000:.2f}"))
+    if first := message.get("first_token_ms") or timings.get("prompt_ms"):
+        parts.append(word(lang, "first_token", n=f"{first / 1000:.2f}"))
     if usage:
         parts.append(
             word(lang, "tokens", prompt=usage.get("prompt_tokens", 0), answer=usage.get("completion_tokens", 0))

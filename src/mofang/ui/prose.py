@@ -14,7 +14,12 @@ from mofang.strings import where
 _CODE = re.compile(r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)|\Z)|`[^`\n]+`)", re.S | re.M)
 _IMAGE = re.compile(r"!\[([^\]]*)\](?=[(\[])")
 _DIRECTIVE = re.compile(r":(?=[a-z_+-]+[\[/:])")
-_DOLLARS = re.compile(r"\\\$|\$\$.*?\$\$|\$([^$\n]+)\$|\$", re.S)
+_MATH = re.compile(
+    r"\\\[(?P<block>(?!\s*\d+\s*\\\]).+?)\\\]|\\\((?P<inline>[^\n]+?)\\\)"
+    r"|\$\$(?P<display>.+?)\$\$|\\\$|\$(?P<dollars>[^$\n]+)\$|\$",
+    re.S,
+)
+_FORMULA = re.compile(r"[\\^_={}]|^[A-Za-z](?:\s*[-+*/<>|,()]\s*[A-Za-z0-9]*)*$")
 _MARK = re.compile(r"[\[【](\d{1,2}(?:\s*[,，、]\s*\d{1,2})*)[\]】](?![(\[:])|[\[【](\d{1,2})[\]】](?=[\[【]\d)")
 
 
@@ -33,10 +38,17 @@ def anchor_of(message_id: str, number: int | str) -> str:
 
 
 def _prose(text: str, numbers: Container[int], anchor: str) -> str:
+    """Formulas stay as they are; the words between them are made safe and linked."""
     text = _IMAGE.sub(lambda found: f"[{found[1] or '🖼'}]", text)
-    text = re.sub(r"\\\[(.+?)\\\]", r"$$\1$$", text, flags=re.S)
-    text = re.sub(r"\\\((.+?)\\\)", r"$\1$", text)
-    text = _DOLLARS.sub(_dollar, text)
+    parts, at = [], 0
+    while math := _MATH.search(text, at):
+        shown, end = _formula(text, math)
+        parts += [_words(text[at : math.start()], numbers, anchor), shown]
+        at = end
+    return "".join([*parts, _words(text[at:], numbers, anchor)])
+
+
+def _words(text: str, numbers: Container[int], anchor: str) -> str:
     text = _DIRECTIVE.sub(r"\:", text)
 
     def link(found: re.Match[str]) -> str:
@@ -48,13 +60,24 @@ def _prose(text: str, numbers: Container[int], anchor: str) -> str:
     return _MARK.sub(link, text)
 
 
-def _dollar(found: re.Match[str]) -> str:
-    """Formulas stay formulas; prices stay prices."""
-    whole, inner = found.group(), found.group(1)
-    if whole.startswith(("$$", "\\")):
-        return whole
-    is_formula = inner and not inner[0].isspace() and (re.search(r"[\\^_={}]", inner) or len(inner) <= 2)
-    return whole if is_formula and not inner[0].isdigit() else whole.replace("$", r"\$")
+def _formula(text: str, found: re.Match[str]) -> tuple[str, int]:
+    """A formula as Streamlit reads it, and where it ends: between dollars, and what stands alone on lines of its own.
+    A dollar that begins none is a dollar."""
+    if inline := found["inline"]:
+        return f"${inline.strip()}$", found.end()
+    if block := found["block"] or found["display"]:
+        before = text[text.rfind("\n", 0, found.start()) + 1 : found.start()]
+        if before.strip() or text[found.end() :].partition("\n")[0].strip():
+            return f"$${' '.join(block.split())}$$", found.end()
+        lines = [before + line.strip() for line in block.splitlines() if line.strip()]  # a list keeps its indent
+        return "\n".join(["$$", *lines, f"{before}$$"]), found.end()
+    inner = found["dollars"] or ""
+    is_formula = (
+        inner and inner == inner.strip() and (_FORMULA.search(inner) or (len(inner) <= 2 and not inner.isdigit()))
+    )
+    if is_formula or found.group() == r"\$":
+        return found.group(), found.end()
+    return r"\$", found.start() + 1
 
 
 def place(source: Mapping[str, Any], lang: str) -> str:

@@ -21,9 +21,13 @@ class Turn:
 
 def path(messages: Iterable[Message], chosen: Mapping[str, str]) -> list[Turn]:
     """The path from the root; at a fork the child that `chosen` names for the parent's id ("" for the root), else the
-    newest. Messages whose parent is missing are roots: nothing that was said is hidden."""
+    one that leads to what was said last. Messages whose parent is missing are roots: nothing that was said is hidden."""
     listed = list(messages)
     ids = {message["id"] for message in listed}
+    latest = {message["id"]: place for place, message in enumerate(listed)}
+    for message in reversed(listed):  # a message stands after its parent
+        if (parent := message.get("parent_id")) in ids:
+            latest[parent] = max(latest[parent], latest[message["id"]])
     children: dict[str, list[Message]] = {}
     for message in listed:
         parent = message.get("parent_id")
@@ -31,11 +35,32 @@ def path(messages: Iterable[Message], chosen: Mapping[str, str]) -> list[Turn]:
     turns: list[Turn] = []
     at = ""
     while forks := children.pop(at, []):
-        here = next((message for message in forks if message["id"] == chosen.get(at)), forks[-1])
+        newest = max(forks, key=lambda message: latest[message["id"]])
+        here = next((message for message in forks if message["id"] == chosen.get(at)), newest)
         versions = tuple(message["id"] for message in forks if message["role"] == here["role"])
         turns.append(Turn(here, versions.index(here["id"]), versions))
         at = here["id"]
     return turns
+
+
+def choices_to(messages: Iterable[Message], message_id: str) -> dict[str, str]:
+    """What `path` must be told so that the message stands on it."""
+    parents = {message["id"]: message.get("parent_id") for message in messages}
+    choices: dict[str, str] = {}
+    at: str | None = message_id
+    while at is not None and at in parents and at not in choices.values():
+        parent: str | None = parents[at]
+        choices[parent if parent is not None and parent in parents else ""] = at
+        at = parent
+    return choices
+
+
+def words_of(message: Mapping[str, Any]) -> str:
+    """A message's text; of content in parts, that of its parts."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        return "\n\n".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
+    return str(content)
 
 
 def title_of(question: str, limit: int = 30) -> str:

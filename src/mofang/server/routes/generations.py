@@ -1,6 +1,7 @@
 """Answers that live in the server, whoever watches: start, look, follow, stop."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -26,7 +27,7 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
     request, system = await _with_defaults(body, backend, lang)
     await backend.engines.admit(request.model, "chat")  # a refusal is this request's answer, not an event of a lost one
     return await backend.generations.begin(
-        question_of(request),
+        replace(question_of(request), prefix=request.prefix or ""),
         turns=[message.to_message() for message in body.messages],
         system=system,
         conversation_id=body.conversation_id,
@@ -36,12 +37,13 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
 
 
 async def _with_defaults(body: GenerationRequest, backend: Backend, lang: str) -> tuple[GenerationRequest, str]:
-    """The request over its conversation's own choices of model, knowledge, sampling and system prompt."""
+    """The request over its conversation's own choices: model, knowledge, sampling, system prompt, prefix."""
     if body.conversation_id is None:
         return body, body.system or ""
     kept = await asyncio.to_thread(backend.store.conversation, body.conversation_id)
     given = body.model_dump(exclude_unset=True, exclude_none=True)
     defaults = {**kept["sampling"], "model": kept["model"], "knowledge": kept["knowledge"]}
+    defaults |= {"prefix": kept["prefix"]}
     merged = fit(GenerationRequest, {**defaults, **given}, field="sampling", lang=lang)
     return merged, kept["system"] if body.system is None else body.system
 

@@ -9,14 +9,16 @@ import secrets
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from mofang.engine.base import CALLER
 from mofang.errors import Conflict, Invalid, NotFound
-from mofang.messages import Message
+from mofang.messages import Message, Role
 from mofang.server.store.database import Database
+from mofang.server.store.search import search, words_of
 
 ROOT = "root"
 """As `parent_id`: a new first turn, beside the ones that are there."""
@@ -47,6 +49,20 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
+@dataclass
+class Read:
+    """A conversation that came in: its own fields, and its messages, each after its parent.
+
+    A message is {"id", "parent_id", "role", "content"} and, where they are known, "parts", "reasoning", "sources", "usage",
+    "timings", "model", "status", "created_at", "extra"; the ids mean something within this conversation only.
+    """
+
+    fields: dict[str, Any]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
+    """Messages that hold nothing we can show."""
+
+
 class Store:
     """The file `<home>/server.db`. Raises Conflict (core.newer_home) when a newer Mofang wrote it."""
 
@@ -58,9 +74,12 @@ class Store:
 
     # ---- conversations ----
 
-    def conversations(self) -> list[dict[str, Any]]:
-        """All of them without their messages, last touched first."""
+    def conversations(self, query: str = "") -> list[dict[str, Any]]:
+        """All of them without their messages, last touched first. With a query those that hold its words, each with
+        where: "hit" (store/search.py)."""
         with self._database.reading() as db:
+            if words_of(query):
+                return [{**_conversation(row, _running(db, row["id"])), "hit": hit} for row, hit in search(db, query)]
             rows = db.execute("SELECT * FROM conversations ORDER BY updated_at DESC, number DESC").fetchall()
             return [_conversation(row, _running(db, row["id"])) for row in rows if _seen(row)]
 
@@ -74,12 +93,32 @@ class Store:
             shape = _conversation(row, _running(db, conversation_id))
             return {**shape, "messages": [_message(message) for message in messages]}
 
-    def create_conversation(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def create_conversation(self, fields: Mapping[str, Any], greeting: str = "") -> dict[str, Any]:
+        """`greeting`: what the model says first."""
         values = {"id": new_id("conv"), "created_at": now(), "updated_at": now(), "owner": CALLER.get()}
         values |= _columns(fields)
         with self._database.transaction() as db:
             _insert(db, "conversations", values)
+            if greeting:
+                _add_turn(db, values["id"], None, Message("assistant", greeting), values["created_at"])
         return self.conversation(values["id"])
+
+    def import_conversations(self, conversations: Sequence[Read]) -> list[dict[str, Any]]:
+        """Keep what was read, all of it or nothing, under new ids; without the messages, in the order given."""
+        kept = []
+        with self._database.transaction() as db:
+            for one in conversations:
+                moment, home = now(), new_id("conv")
+                values = {"id": home, "created_at": moment, "updated_at": moment, "owner": CALLER.get()}
+                _insert(db, "conversations", values | _columns(one.fields))
+                ids: dict[str | None, str | None] = {None: None}
+                for message in one.messages:
+                    ids[message["id"]] = _add_read(db, home, message, ids, moment)
+                said = [Message(message["role"], message["content"]) for message in one.messages]
+                _touch(db, home, said)
+                kept.append(home)
+            rows = [_find_conversation(db, home) for home in kept]
+            return [_conversation(row, None) for row in rows]
 
     def change_conversation(self, conversation_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         with self._database.transaction() as db:
@@ -92,6 +131,36 @@ class Store:
         with self._database.transaction() as db:
             _find_conversation(db, conversation_id)
             db.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,))
+
+    def add_message(
+        self,
+        conversation_id: str,
+        *,
+        content: str,
+        role: Role | None = None,
+        parent_id: str | None = None,
+        edits: str | None = None,
+    ) -> dict[str, Any]:
+        """A message that a person wrote, placed as `begin` places a turn, or as a new version of the message `edits`.
+
+        A version of an answer keeps its sources. Raises NotFound; Conflict while the message or parent is being written.
+        """
+        with self._database.transaction() as db:
+            _find_conversation(db, conversation_id)
+            kept: dict[str, Any] = {}
+            if edits is None:
+                assert role is not None
+                parent, _ = _place(db, conversation_id, parent_id)
+            else:
+                old = _find_message(db, conversation_id, edits)
+                role, parent = old["role"], old["parent_id"]
+                kept = {"sources": old["sources"], "extra": _json({"edits": edits})}
+            turn = Message(role, content)
+            turn_id = _add_turn(db, conversation_id, parent, turn, now())
+            if kept:
+                _update(db, "messages", turn_id, kept)
+            _touch(db, conversation_id, [turn])
+            return _message(db.execute("SELECT * FROM messages WHERE id = ?", (turn_id,)).fetchone())
 
     # ---- answers ----
 
@@ -267,11 +336,11 @@ def _generation(db: sqlite3.Connection, generation_id: str) -> dict[str, Any]:
     return {
         "id": row["id"],
         "object": "generation",
+        **json.loads(row["extra"]),
         **{name: row[name] for name in plain},
         "content": row["content"],
         "reasoning": row["reasoning"],
         **{name: json.loads(row[name] or "null") for name in decoded},
-        **json.loads(row["extra"]),
     }
 
 
@@ -341,13 +410,9 @@ def _place(db: sqlite3.Connection, conversation_id: str, parent_id: str | None) 
         row = db.execute(query, key).fetchone()
         if row is None:
             return None, []
+        _check_written(row)
     else:
-        query = "SELECT * FROM messages WHERE id = ? AND conversation_id = ?"
-        row = db.execute(query, (parent_id, conversation_id)).fetchone()
-        if row is None:
-            raise NotFound("server.message_not_found", id=parent_id, conversation=conversation_id)
-    if row["status"] in RUNNING:
-        raise Conflict("server.still_answering", id=row["id"], generation=row["generation_id"])
+        row = _find_message(db, conversation_id, parent_id)
     path = db.execute(
         "WITH RECURSIVE up (id, depth) AS (SELECT ?, 0 UNION ALL"
         " SELECT m.parent_id, depth + 1 FROM up JOIN messages m ON m.id = up.id WHERE m.parent_id IS NOT NULL)"
@@ -355,6 +420,20 @@ def _place(db: sqlite3.Connection, conversation_id: str, parent_id: str | None) 
         (row["id"],),
     ).fetchall()
     return row["id"], [_to_message(step) for step in path]
+
+
+def _find_message(db: sqlite3.Connection, conversation_id: str, message_id: str) -> sqlite3.Row:
+    query = "SELECT * FROM messages WHERE id = ? AND conversation_id = ?"
+    row: sqlite3.Row | None = db.execute(query, (message_id, conversation_id)).fetchone()
+    if row is None:
+        raise NotFound("server.message_not_found", id=message_id, conversation=conversation_id)
+    _check_written(row)
+    return row
+
+
+def _check_written(row: sqlite3.Row) -> None:
+    if row["status"] in RUNNING:
+        raise Conflict("server.still_answering", id=row["id"], generation=row["generation_id"])
 
 
 def _add_turn(
@@ -382,6 +461,36 @@ def _add_turn(
         },
     )
     return turn_id
+
+
+def _add_read(
+    db: sqlite3.Connection,
+    conversation_id: str,
+    message: Mapping[str, Any],
+    ids: Mapping[str | None, str | None],
+    moment: str,
+) -> str:
+    """A message that was read in. `ids`: what the ids of those before it have become."""
+    extra = dict(message.get("extra") or {})
+    if "edits" in extra:  # of a message that is not there it says nothing
+        extra["edits"] = ids.get(extra["edits"], "")
+    values = {
+        "id": new_id("msg"),
+        "conversation_id": conversation_id,
+        "parent_id": ids[message["parent_id"]],
+        "role": message["role"],
+        "content": message["content"],
+        "reasoning": message.get("reasoning") or "",
+        "extra": _json(extra),
+        "sources": _json(message.get("sources") or []),
+        "usage": _json(message["usage"]) if message.get("usage") else None,
+        "timings": _json(message["timings"]) if message.get("timings") else None,
+        "model": message.get("model"),
+        "status": message.get("status") or "done",
+        "created_at": message.get("created_at") or moment,
+    }
+    _insert(db, "messages", values)
+    return str(values["id"])
 
 
 def _touch(db: sqlite3.Connection, conversation_id: str, turns: Sequence[Message]) -> None:

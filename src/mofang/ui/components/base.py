@@ -87,9 +87,16 @@ def flash(error: MofangError) -> None:
     st.session_state["flash"] = {"message": error.message(lang), "hint": error.hint(lang)}
 
 
+def tell(text: str) -> None:
+    """Keep something that went well for the run that follows."""
+    st.session_state["said"] = text
+
+
 def show_flash() -> None:
     if shape := st.session_state.pop("flash", None):
         show_fault(shape)
+    if text := st.session_state.pop("said", None):
+        quiet(text)
 
 
 def waiting() -> None:

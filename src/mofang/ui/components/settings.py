@@ -1,23 +1,30 @@
-"""How a conversation is answered: model, knowledge bases, system prompt, sampling. Kept with the conversation.
+"""How a conversation is answered: model, knowledge bases, persona, system prompt, sampling. Kept with the conversation.
 
 Before a conversation exists, the choices are a draft in this visitor's session; the first question turns them into the
 conversation's own.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import streamlit as st
 
 from mofang.errors import MofangError
+from mofang.ui.components import personas
 from mofang.ui.components.base import flash, plain, quiet
 from mofang.ui.session import client, t
 
-PRESETS: Final[dict[str, dict[str, float]]] = {
-    "precise": {"temperature": 0.1, "top_p": 0.9, "top_k": 20, "min_p": 0.05, "repeat_penalty": 1.05},
-    "balanced": {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repeat_penalty": 1.05},
-    "creative": {"temperature": 1.1, "top_p": 0.98, "top_k": 100, "min_p": 0.02, "repeat_penalty": 1.1},
+DEFAULT: Final = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.05,
+    "repeat_penalty": 1.05,
+    "max_tokens": 2048,
 }
-DEFAULT: Final = {**PRESETS["balanced"], "max_tokens": 2048}
+"""What a conversation begins with: the gateway's preset "balanced"."""
+OWN_FIELDS: Final = ("max_tokens", "seed")
+"""Of the sampling, what no preset decides."""
 RANGES: Final[dict[str, tuple[float, float, float]]] = {
     "temperature": (0.0, 2.0, 0.05),
     "top_p": (0.0, 1.0, 0.01),
@@ -27,31 +34,63 @@ RANGES: Final[dict[str, tuple[float, float, float]]] = {
 }
 
 Conversation = dict[str, Any]
+BLANK: Final[Conversation] = {"system": "", "prefix": "", "greeting": "", "persona": None, "knowledge": []}
+"""What of a draft does not outlive it."""
 
 
 def draft() -> Conversation:
     """The conversation that does not exist yet."""
-    shape: Conversation = st.session_state.setdefault(
-        "draft", {"id": None, "system": "", "model": "auto", "knowledge": [], "sampling": dict(DEFAULT), "messages": []}
-    )
+    fresh = {"id": None, "model": "auto", "sampling": dict(DEFAULT), "messages": [], **BLANK}
+    shape: Conversation = st.session_state.setdefault("draft", fresh)
     return shape
 
 
 def begin_anew() -> None:
     """The draft has become a conversation: the next one keeps its model and sampling, not its prompt and documents."""
-    draft().update(system="", knowledge=[])
+    draft().update(BLANK)
+    _renew("new")
+
+
+def take_persona(persona: dict[str, Any] | None) -> None:
+    """The draft is spoken by this persona from now on; None: by nobody in particular."""
+    chosen = persona or {}
+    fields = {"persona": chosen.get("id"), "system": chosen.get("system", ""), "greeting": chosen.get("greeting", "")}
+    if chosen.get("sampling"):
+        fields["sampling"] = {**DEFAULT, **chosen["sampling"]}
+    if chosen.get("model", "auto") != "auto":
+        fields["model"] = chosen["model"]
+    draft().update(fields)
+    _renew("new")
+
+
+def _round(own: str) -> int:
+    """A closed popover does not build its widgets in the browser, so a value set through the session would be missed:
+    every widget gets its value as an argument, and what changes values makes new widgets, the round in their keys."""
+    return int(st.session_state.setdefault(f"settings_round_{own}", 0))
+
+
+def _renew(own: str) -> None:
+    st.session_state[f"settings_round_{own}"] = _round(own) + 1
 
 
 def sampling_of(conversation: Conversation) -> dict[str, Any]:
     return {**DEFAULT, **(conversation.get("sampling") or {})}
 
 
-def preset_of(sampling: dict[str, Any]) -> str | None:
-    """The preset whose every value this sampling has; None when somebody chose their own."""
-    for name, values in PRESETS.items():
-        if all(abs(sampling[field] - value) < 1e-9 for field, value in values.items()):
-            return name
+def preset_of(sampling: dict[str, Any], presets: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The preset that this sampling is; None when somebody chose their own."""
+    chosen = {field: value for field, value in sampling.items() if field not in OWN_FIELDS}
+    for preset in presets:
+        wanted = {**{field: value for field, value in DEFAULT.items() if field not in OWN_FIELDS}, **preset["sampling"]}
+        wanted = {field: value for field, value in wanted.items() if field not in OWN_FIELDS}
+        if wanted.keys() == chosen.keys() and all(_same(chosen[field], value) for field, value in wanted.items()):
+            return preset
     return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    return abs(one - other) < 1e-9 if numbers else bool(one == other)
 
 
 def change(conversation: Conversation, **fields: Any) -> None:
@@ -70,6 +109,8 @@ def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[di
     own = conversation["id"] or "new"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chat_bar"):
         _model(conversation, models, own)
+        if conversation["id"] is None:
+            personas.choose(draft().get("persona"), take_persona)
         if bases:
             _knowledge(conversation, bases, own)
         with (
@@ -77,6 +118,7 @@ def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[di
             st.container(key="settings_body"),
         ):
             _system(conversation, own)
+            _prefix(conversation, own)
             _sampling(conversation, own)
 
 
@@ -86,7 +128,7 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
     current = conversation.get("model") or "auto"
     if current not in names:
         names.append(current)
-    key = f"model_{own}"
+    key = _key("model", own)
 
     labels = {name: f"{name} · {t('loaded')}" if name in loaded else name for name in names} | {"auto": t("model_auto")}
     st.selectbox(
@@ -127,8 +169,25 @@ def _knowledge(conversation: Conversation, bases: list[dict[str, Any]], own: str
         quiet(t("knowledge_help"))
 
 
+def _key(name: str, own: str) -> str:
+    turn = _round(own)
+    return f"{name}_{own}_{turn}" if turn else f"{name}_{own}"
+
+
+def _prefix(conversation: Conversation, own: str) -> None:
+    key = _key("prefix", own)
+    st.text_input(
+        t("prefix"),
+        value=conversation.get("prefix") or "",
+        placeholder=t("prefix_placeholder"),
+        key=key,
+        on_change=lambda: change(conversation, prefix=st.session_state[key]),
+        help=t("prefix_help"),
+    )
+
+
 def _system(conversation: Conversation, own: str) -> None:
-    key = f"system_{own}"
+    key = _key("system", own)
     st.text_area(
         t("system_prompt"),
         value=conversation.get("system") or "",
@@ -140,11 +199,13 @@ def _system(conversation: Conversation, own: str) -> None:
 
 
 def _sampling(conversation: Conversation, own: str) -> None:
-    # A closed popover does not build its widgets in the browser, so a value set through the session would be missed:
-    # every widget gets its value as an argument, and a preset makes new widgets (the round in their keys).
     values = sampling_of(conversation)
-    preset = preset_of(values)
-    turn = st.session_state.setdefault(f"sampling_round_{own}", 0)
+    presets = client().presets()
+    by_id = {preset["id"]: preset for preset in presets}
+    preset = preset_of(values, presets)
+    current = preset["id"] if preset else None
+    turn = _round(own)
+    pills = f"preset_{own}_{turn}_{current}"
     key = {field: f"{field}_{own}_{turn}" for field in (*RANGES, "max_tokens", "seed")}
 
     def store(**fields: Any) -> None:
@@ -152,21 +213,23 @@ def _sampling(conversation: Conversation, own: str) -> None:
         change(conversation, sampling={name: value for name, value in merged.items() if value is not None})
 
     def take_preset() -> None:
-        if chosen := st.session_state[f"preset_{own}_{turn}_{preset}"]:
-            st.session_state[f"sampling_round_{own}"] = turn + 1
-            store(**PRESETS[chosen])
+        if chosen := st.session_state[pills]:
+            _renew(own)
+            kept = {field: values[field] for field in OWN_FIELDS if values.get(field) is not None}
+            change(conversation, sampling={**kept, **by_id[chosen]["sampling"]})
 
     def take() -> None:
         store(**{field: st.session_state[name] for field, name in key.items()})
 
     st.pills(
         t("presets"),
-        list(PRESETS),
-        default=preset,
-        format_func={name: t(f"preset_{name}") for name in PRESETS}.__getitem__,
-        key=f"preset_{own}_{turn}_{preset}",
+        list(by_id),
+        default=current,
+        format_func={name: plain(one["name"]) for name, one in by_id.items()}.__getitem__,
+        key=pills,
         on_change=take_preset,
     )
+    _keep_preset(preset, values, own)
     for field, (low, high, step) in RANGES.items():
         kind = type(step)
         st.slider(
@@ -201,3 +264,39 @@ def _sampling(conversation: Conversation, own: str) -> None:
             placeholder=t("seed_random"),
             help=t("seed_help"),
         )
+
+
+def _keep_preset(preset: dict[str, Any] | None, values: dict[str, Any], own: str) -> None:
+    """What nobody has named yet gets a name; what somebody named can be put away."""
+    if preset and preset["builtin"]:
+        return
+    if preset:
+        st.button(
+            t("preset_delete", name=plain(preset["name"])),
+            key=f"preset_delete_{own}",
+            icon=":material/delete:",
+            type="tertiary",
+            on_click=_tried(client().delete_preset, preset["id"]),
+        )
+        return
+    key = f"preset_name_{own}"
+
+    def keep() -> None:
+        if name := st.session_state[key].strip():
+            chosen = {field: value for field, value in values.items() if field not in OWN_FIELDS}
+            _tried(client().create_preset, name, chosen)()
+            st.session_state[key] = ""
+
+    st.text_input(t("preset_keep"), placeholder=t("preset_keep_placeholder"), key=key, max_chars=100, on_change=keep)
+
+
+def _tried(call: Callable[..., Any], *args: Any) -> Callable[[], None]:
+    """A click's work; what goes wrong is told on the run that follows."""
+
+    def work() -> None:
+        try:
+            call(*args)
+        except MofangError as error:
+            flash(error)
+
+    return work

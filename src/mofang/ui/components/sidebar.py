@@ -1,18 +1,22 @@
-"""The sidebar: mark, pages, conversations (new, open, rename, delete), language."""
+"""The sidebar: mark, pages, conversations (new, find, open, rename, export, delete, import), language."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import streamlit as st
 
 from mofang.errors import MofangError
-from mofang.ui.components.base import mark, plain, show_error
+from mofang.ui.components.base import fault, guarded, mark, plain, quiet, show_error, tell
 from mofang.ui.places import PLACES
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, set_language, t
+from mofang.ui.tree import path
 
 SHOWN = 30
 """Conversations listed before "more" is asked for."""
+IMPORT_MB = 32
+"""The gateway's own bound, as it is where nobody changed it."""
 
 
 def sidebar(pages: Mapping[str, Any], current: Any, conversations: list[dict[str, Any]] | None) -> None:
@@ -36,6 +40,8 @@ def _conversations(conversations: list[dict[str, Any]], chat_page: Any, *, is_ch
     with st.container(key="conversations"):
         if st.button(t("new_chat"), key="new_chat", icon=":material/add:", width="stretch", shortcut="Ctrl+Shift+O"):
             _go(chat_page, None, is_chat)
+        if conversations:
+            conversations = _found(conversations)
         limit = st.session_state.get("conversations_shown", SHOWN)
         here = conversation_id() if is_chat else None
         for conversation in conversations[:limit]:
@@ -43,6 +49,26 @@ def _conversations(conversations: list[dict[str, Any]], chat_page: Any, *, is_ch
         if len(conversations) > limit and st.button(t("more"), key="more_conversations", type="tertiary"):
             st.session_state["conversations_shown"] = limit + SHOWN
             st.rerun()
+        if st.button(t("import_chats"), key="import_chats", icon=":material/upload:", type="tertiary"):
+            _import(chat_page, is_chat)
+
+
+def _found(conversations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All of them, or those that hold the words in the field."""
+    query = st.text_input(
+        t("find_chats"),
+        placeholder=t("find_chats"),
+        key="find_chats",
+        max_chars=200,
+        label_visibility="collapsed",
+        icon=":material/search:",
+    )
+    if not query or not query.strip():
+        return conversations
+    found = client().conversations(query)
+    if not found:
+        quiet(t("find_none"))
+    return found
 
 
 def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here: bool) -> None:
@@ -52,19 +78,20 @@ def _row(conversation: dict[str, Any], chat_page: Any, *, is_chat: bool, is_here
         title = conversation.get("title") or t("untitled")
         busy = " ·" if conversation.get("running_generation_id") else ""
         if st.button(f"{plain(title)}{busy}", key=f"open_{name}", type="tertiary", width="stretch"):
+            st.session_state["show_message"] = (conversation.get("hit") or {}).get("message_id")
             _go(chat_page, name, is_chat)
         chosen = st.menu_button(
             t("chat_actions"),
-            ("rename", "delete"),
+            ("rename", "export", "delete"),
             key=f"menu_{name}",
             icon=":material/more_horiz:",
             type="tertiary",
-            format_func={option: t(option) for option in ("rename", "delete")}.__getitem__,
+            format_func={option: t(option) for option in ("rename", "export", "delete")}.__getitem__,
         )
-    if chosen == "rename":
-        _rename(name, title)
-    elif chosen == "delete":
-        _delete(name, title)
+    if hit := conversation.get("hit"):
+        quiet(hit["text"])
+    if chosen in _ACTIONS:
+        _ACTIONS[chosen](name, title)
 
 
 def _go(chat_page: Any, conversation: str | None, is_chat: bool) -> None:
@@ -103,6 +130,67 @@ def _delete(name: str, title: str) -> None:
                 if conversation_id() == name:
                     open_conversation(None)
                 st.rerun()
+
+    ask()
+
+
+def _export(name: str, title: str) -> None:
+    """The files are made when the dialog opens: a download must not wait for a run of the page."""
+
+    @st.dialog(t("export_title"))
+    @guarded
+    def ask() -> None:
+        turns = path(client().conversation(name)["messages"], st.session_state.get(f"versions_{name}", {}))
+        leaf = turns[-1].message["id"] if turns else None
+        for form, suffix, kind in (("markdown", "md", "text/markdown"), ("json", "json", "application/json")):
+            st.download_button(
+                t(f"export_{form}"),
+                client().export_conversation(name, form, leaf if form == "markdown" else None),
+                f"{_file_name(title)}.{suffix}",
+                kind,
+                key=f"export_{form}",
+                icon=":material/download:",
+                on_click="ignore",
+                width="stretch",
+            )
+            quiet(t(f"export_{form}_help"))
+
+    ask()
+
+
+def _file_name(title: str) -> str:
+    """What every file system takes."""
+    return "".join(" " if letter in '\\/:*?"<>|\n\t' else letter for letter in title).strip(" .")[:80] or "mofang"
+
+
+_ACTIONS: Final[dict[str, Callable[[str, str], None]]] = {"rename": _rename, "export": _export, "delete": _delete}
+
+
+def import_form() -> str | None:
+    """Conversations out of a file; the first of them, once they are in."""
+    quiet(t("import_help"))
+    file = st.file_uploader(t("import_file"), type=["json"], key="import_file", max_upload_size=IMPORT_MB)
+    if file is None:
+        return None
+    try:
+        made = client().import_conversations(json.loads(file.getvalue()))
+    except ValueError as error:  # also bytes that are no text
+        fault(t("import_not_json", why=str(error)))
+        return None
+    except MofangError as error:
+        show_error(error)
+        return None
+    if made["skipped_messages"]:
+        tell(t("import_skipped", n=made["skipped_messages"]))
+    return str(made["data"][0]["id"])
+
+
+def _import(chat_page: Any, is_chat: bool) -> None:
+    @st.dialog(t("import_chats"))
+    @guarded
+    def ask() -> None:
+        if first := import_form():
+            _go(chat_page, first, is_chat)
 
     ask()
 

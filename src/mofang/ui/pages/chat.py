@@ -17,7 +17,7 @@ from mofang.ui.components import document, jobs, settings
 from mofang.ui.components.base import flash, fragment, mark, plain, quiet, show_fault, show_flash
 from mofang.ui.prose import anchor_of, sources_html, to_markdown
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
-from mofang.ui.tree import Message, Turn, path, title_of
+from mofang.ui.tree import Message, Turn, choices_to, path, title_of, words_of
 from mofang.ui.watch import Answer
 
 TICK_S: Final = 0.2
@@ -32,11 +32,15 @@ def page() -> None:
     models = [model for model in client().models() if model.get("kind") == "chat" and model.get("runnable", True)]
     bases = client().knowledge()
     conversation = _conversation()
+    _show_wanted(conversation)
     turns = path(conversation["messages"], _chosen(conversation))
     running = conversation.get("running_generation_id")
     settings.bar(conversation, models, bases)
     if not models and not turns:
         _first_run()
+    elif not turns and not running and conversation.get("greeting"):
+        with st.container(key="answer_greeting"):
+            _content(conversation["greeting"], [], "greeting")
     elif not turns and not running:
         _invite(conversation, bases)
     for turn in turns:
@@ -62,6 +66,12 @@ def _conversation() -> Conversation:
         open_conversation(None)
         flash(error)
         return settings.draft()
+
+
+def _show_wanted(conversation: Conversation) -> None:
+    """A message that was found in the sidebar is on the path that is shown."""
+    if wanted := st.session_state.pop("show_message", None):
+        _chosen(conversation).update(choices_to(conversation["messages"], wanted))
 
 
 def _chosen(conversation: Conversation) -> dict[str, str]:
@@ -95,7 +105,8 @@ def _ask(conversation: Conversation, turns: list[Turn], question: str) -> None:
     """Store the question and start its answer. What fails is shown on the next run, with nothing of ours lost."""
     try:
         if conversation["id"] is None:
-            kept = {name: conversation[name] for name in ("system", "model", "knowledge", "sampling")}
+            names = ("system", "model", "knowledge", "sampling", "prefix", "greeting")
+            kept = {name: conversation[name] for name in names if conversation[name]}
             conversation = client().create_conversation(title=title_of(question), **kept)
             open_conversation(conversation["id"])
             settings.begin_anew()
@@ -134,13 +145,60 @@ def _unanswered(conversation: Conversation, turns: list[Turn], running: str | No
         )
 
 
-def _regenerate(conversation: Conversation, message: Message) -> None:
+def _regenerate(conversation: Conversation, message: Message, *, prefix: str | None = None) -> None:
+    """Another answer beside this one; with `prefix`, its text, one that goes on where this one was cut off."""
+    body = {**_request(conversation, parent_id=message["parent_id"]), "messages": []}
     try:
-        client().generate({**_request(conversation, parent_id=message["parent_id"]), "messages": []})
+        client().generate(body if prefix is None else {**body, "prefix": prefix})
     except MofangError as error:
         flash(error)
     else:
         _chosen(conversation).pop(message["parent_id"], None)
+
+
+# ---- changing what was said ----
+
+
+def _edit(message: Message | None) -> None:
+    st.session_state["editing"] = message["id"] if message else None
+
+
+def _editor(conversation: Conversation, message: Message) -> None:
+    """A turn or an answer as a field; what is saved stands beside it as another version."""
+    own, is_turn = message["id"], message["role"] == "user"
+    with st.container(key=f"editor_{own}"), st.form(f"edit_form_{own}", border=False):
+        text = st.text_area(
+            t("edit_turn" if is_turn else "edit_answer"),
+            words_of(message),
+            key=f"edit_text_{own}",
+            height="content",
+            label_visibility="collapsed",
+        )
+        with st.container(horizontal=True, horizontal_alignment="right"):
+            left = st.form_submit_button(t("cancel"), key=f"edit_cancel_{own}")
+            saved = st.form_submit_button(
+                t("save_and_ask" if is_turn else "save"), type="primary", key=f"edit_save_{own}"
+            )
+        quiet(t("edit_turn_help" if is_turn else "edit_answer_help"))
+    if saved and text.strip() and text != words_of(message):
+        _save(conversation, message, text)
+    if left or saved:
+        _edit(None)
+        st.rerun()
+
+
+def _save(conversation: Conversation, message: Message, text: str) -> None:
+    parent = message.get("parent_id")
+    try:
+        if message["role"] == "user":
+            body = _request(conversation, parent_id=parent or "root")
+            client().generate({**body, "messages": [{"role": "user", "content": text}]})
+        else:
+            client().add_message(conversation["id"], text, edits=message["id"])
+    except MofangError as error:
+        flash(error)
+    else:
+        _chosen(conversation).pop(parent or "", None)
 
 
 def _request(conversation: Conversation, parent_id: str | None) -> dict[str, Any]:
@@ -169,9 +227,13 @@ def _stop(generation: str) -> None:
 
 def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str | None) -> None:
     message = turn.message
+    if st.session_state.get("editing") == message["id"] and not running:
+        _editor(conversation, message)
+        return
     if message["role"] == "user":
         with st.container(key=f"user_{message['id']}"):
-            st.html(f'<div class="mf-user">{escape(str(message["content"] or ""))}</div>')
+            st.html(f'<div class="mf-user">{escape(words_of(message))}</div>')
+            _under_turn(conversation, turn, is_free=running is None)
         return
     with st.container(key=f"answer_{message['id']}"):
         if running and message.get("generation_id") == running:
@@ -184,7 +246,7 @@ def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str
 def _said(message: Message) -> None:
     _reasoning(message.get("reasoning"), message["id"])
     sources = message.get("sources") or []
-    _content(message.get("content") or "", sources, message["id"])
+    _content(words_of(message), sources, message["id"])
     if message["status"] == "error":
         answer = (
             watches().of(client(), message["generation_id"]).settle(LOG_WAIT_S)
@@ -194,6 +256,8 @@ def _said(message: Message) -> None:
         show_fault(answer.error if answer else None)
     elif message["status"] == "stopped":
         quiet(t("was_stopped"))
+    elif message.get("finish_reason") == "length":
+        quiet(t("was_cut"))
     if sources:
         st.html(_sources(sources, message["id"]))
         _originals(sources, message["id"])
@@ -253,32 +317,74 @@ def _context(_client: Any, knowledge: str, document: str, start: int, end: int) 
     return shape
 
 
+def _under_turn(conversation: Conversation, turn: Turn, *, is_free: bool) -> None:
+    """The row below a question: versions and the way to change it."""
+    own = turn.message["id"]
+    if not is_free and len(turn.versions) < 2:
+        return
+    with st.container(
+        horizontal=True,
+        vertical_alignment="center",
+        horizontal_alignment="right",
+        gap="small",
+        key=f"under_turn_{own}",
+    ):
+        _versions(conversation, turn)
+        if is_free:
+            _edit_button(turn.message)
+
+
+def _edit_button(message: Message) -> None:
+    is_turn = message["role"] == "user"
+    st.button(
+        t("edit_turn" if is_turn else "edit_answer"),
+        key=f"edit_{message['id']}",
+        icon=":material/edit:",
+        type="tertiary",
+        on_click=_edit,
+        args=(message,),
+    )
+
+
+def _versions(conversation: Conversation, turn: Turn) -> None:
+    """The way from this version to the one before and after it."""
+    if len(turn.versions) < 2:
+        return
+    own, chosen, parent = turn.message["id"], _chosen(conversation), turn.message.get("parent_id") or ""
+    with st.container(horizontal=True, vertical_alignment="center", gap=None, width="content", key=f"versions_{own}"):
+        for step, icon, word in ((-1, "chevron_left", "previous"), (1, "chevron_right", "next")):
+            if step == 1:
+                st.html(f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content")
+            at = turn.version + step
+            st.button(
+                t(f"{word}_version"),
+                key=f"{word}_{own}",
+                icon=f":material/{icon}:",
+                type="tertiary",
+                disabled=not 0 <= at < len(turn.versions),
+                on_click=chosen.__setitem__,
+                args=(parent, turn.versions[max(0, min(at, len(turn.versions) - 1))]),
+            )
+
+
 def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bool) -> None:
-    """The row below an answer: versions, again, copy, and the figures."""
+    """The row below an answer: versions, on, again, edit, copy, and the figures."""
     message = turn.message
-    own = message["id"]
+    own, text = message["id"], words_of(message)
+    was_cut = message["status"] in ("stopped", "error") or message.get("finish_reason") == "length"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"under_{own}"):
-        if len(turn.versions) > 1:
-            chosen, parent = _chosen(conversation), message.get("parent_id") or ""
-            with st.container(
-                horizontal=True, vertical_alignment="center", gap=None, width="content", key=f"versions_{own}"
-            ):
-                for step, icon, word in ((-1, "chevron_left", "previous"), (1, "chevron_right", "next")):
-                    if step == 1:
-                        st.html(
-                            f'<span class="mf-quiet">{turn.version + 1}/{len(turn.versions)}</span>', width="content"
-                        )
-                    at = turn.version + step
-                    st.button(
-                        t(f"{word}_version"),
-                        key=f"{word}_{own}",
-                        icon=f":material/{icon}:",
-                        type="tertiary",
-                        disabled=not 0 <= at < len(turn.versions),
-                        on_click=chosen.__setitem__,
-                        args=(parent, turn.versions[max(0, min(at, len(turn.versions) - 1))]),
-                    )
-        if is_free and message.get("parent_id") and (is_last or message["status"] != "done"):
+        _versions(conversation, turn)
+        if is_free and was_cut and text and message.get("parent_id"):
+            st.button(
+                t("continue_answer"),
+                key=f"continue_{own}",
+                icon=":material/resume:",
+                type="tertiary",
+                on_click=_regenerate,
+                args=(conversation, message),
+                kwargs={"prefix": text},
+            )
+        if is_free and message.get("parent_id"):
             st.button(
                 t("again"),
                 key=f"again_{own}",
@@ -288,13 +394,30 @@ def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bo
                 args=(conversation, message),
                 shortcut="Ctrl+Shift+Enter" if is_last else None,
             )
-        if message.get("content"):
+        if is_free and text:
+            _edit_button(message)
+        if text:
             st.html(
                 f'<button type="button" class="mf-copy">{escape(t("copy"))}</button>'
-                f'<span class="mf-raw">{escape(message["content"])}</span>',
+                f'<span class="mf-raw">{escape(text)}</span>',
                 width="content",
             )
-        st.html(f'<span class="mf-quiet">{escape(figures.speed_line(language(), message))}</span>', width="content")
+        line = t("edited") if message.get("edits") is not None else figures.speed_line(language(), message)
+        st.html(f'<span class="mf-quiet">{escape(line)}</span>{_gauge(message)}', width="content")
+
+
+def _gauge(message: Message) -> str:
+    """How full the model's context is after this answer, as HTML; "" where it is not told."""
+    if (found := figures.context(message)) is None:
+        return ""
+    used, n_ctx = found
+    share = min(1.0, used / n_ctx)
+    label = t("context_used", used=f"{used:,}", n_ctx=f"{n_ctx:,}", share=f"{100 * share:.0f}")
+    tone = " full" if share > 0.85 else ""
+    return (
+        f'<span class="mf-context" title="{escape(label)}"><span class="mf-gauge{tone}" aria-hidden="true">'
+        f'<i style="width:{100 * share:.1f}%"></i></span><span class="mf-quiet">{escape(label)}</span></span>'
+    )
 
 
 # ---- the answer under way ----
