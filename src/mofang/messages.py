@@ -103,6 +103,8 @@ class Candidate:
     token_id: int
     text: str
     logprob: float
+    bytes: tuple[int, ...] = ()
+    """What it stands for, which may be part of a character; empty where the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,22 @@
 """Below the text: how it is cut into tokens, what prompt a chat becomes, and which token a model expects next."""
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 
-from mofang.engine.base import ChatEngine, Engine
+from mofang.engine.base import ALL_TOKENS, ChatEngine, Engine
+from mofang.engine.worker.sample import Choices, chances
+from mofang.messages import NextToken
 from mofang.server import sse
 from mofang.server.answer import Question, question_of
 from mofang.server.backend import Backend
 from mofang.server.routes.here import Here
-from mofang.wire import ChatRequest, DetokenizeRequest, NextTokenRequest, TokenizeRequest
+from mofang.server.shapes import whole
+from mofang.wire import ChatRequest, DetokenizeRequest, NextSampling, NextTokenRequest, TokenizeRequest
 
 router = APIRouter(tags=["tokens"])
 
@@ -28,21 +33,13 @@ async def tokenize(body: TokenizeRequest, request: Request, backend: Here) -> di
             tokens = await engine.tokenize(body.text, **choices)
             return {"model": model, "count": len(tokens), "tokens": tokens}
         pieces = await engine.pieces(body.text, **choices)
-        shown = [{"id": token, "piece": _whole(raw), "bytes": list(raw)} for token, raw in pieces]
+        shown = [{"id": token, "piece": whole(raw), "bytes": list(raw)} for token, raw in pieces]
         return {"model": model, "count": len(pieces), "tokens": [token for token, _ in pieces], "pieces": shown}
 
 
 def _use(wish: Any, backend: Backend) -> AbstractAsyncContextManager[Engine]:
     """The model of a request or a question, kept as long as that says."""
     return backend.engines.use(wish.model, "chat", keep_alive=wish.keep_alive)
-
-
-def _whole(raw: bytes) -> str | None:
-    """The text of a token's bytes; None where they end within a character."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 @router.post("/v1/detokenize")
@@ -80,8 +77,22 @@ async def counted(question: Question, request: Request, backend: Backend) -> int
 
 @router.post("/v1/next_token")
 async def next_token(body: NextTokenRequest, request: Request, backend: Here) -> dict[str, Any]:
-    """The likeliest next tokens with the logarithms of their probabilities, before any sampler."""
+    """The likeliest next tokens with the logarithms of their probabilities, before any sampler; with `sampling`, also the
+    probability (`sampled`) that each is drawn with after top_k, top_p, min_p and temperature, in llama.cpp's order."""
+    wanted = Choices(**body.sampling.model_dump(exclude_none=True)) if body.sampling else None
+    # Without a top_k every token of the vocabulary counts, however few are shown.
+    n_needed = max(body.n_top, wanted.top_k or ALL_TOKENS) if wanted else body.n_top
     async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
-        found = await engine.next_token(body.prompt, forced=body.forced, n_top=body.n_top)
-        return {"model": engine.info().model, **asdict(found)}
+        found = await engine.next_token(body.prompt, forced=body.forced, n_top=n_needed)
+        shape = {"model": engine.info().model, **asdict(replace(found, top=found.top[: body.n_top]))}
+    return {**shape, **_sampled(shape["top"], found, wanted)} if wanted else shape
+
+
+def _sampled(shown: Sequence[dict[str, Any]], found: NextToken, wanted: Choices) -> dict[str, Any]:
+    """How many tokens the samplers leave, and what was shown with the probability of each."""
+    kept, odds = chances(np.array([one.logprob for one in found.top], np.float32), wanted)
+    after = dict(zip(kept.tolist(), odds.tolist(), strict=True))
+    used = {name: getattr(wanted, name) for name in NextSampling.model_fields}
+    top = [{**one, "sampled": after.get(place, 0.0)} for place, one in enumerate(shown)]
+    return {"top": top, "n_kept": len(kept), "sampling": used}
