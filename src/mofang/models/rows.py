@@ -44,7 +44,8 @@ class Rows:
 
     def row(self, number: int) -> Floats:
         """One of them, (n_columns,)."""
-        return self._read(number, 1)[0]
+        row: Floats = self._read(number, 1)[0]
+        return row
 
     def blocks(self, n_rows: int | None = None) -> Iterator[Floats]:
         """The first `n_rows` (None: all), some rows at a time."""

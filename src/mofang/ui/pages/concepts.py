@@ -30,9 +30,9 @@ def page() -> None:
     models = client().models()
     with st.container(key="concept_fields"):
         sentence = st.text_input(t("concept_sentence"), key=keep("concept_text", t("concept_example")))
-        model = model_of(models, WRITERS, "concept_model")
+        model = model_of(models, WRITERS, "concept_asked")
     for number, (name, panel) in enumerate(CONCEPTS.items(), 1):
-        with st.container(key=f"concept_{name}"):
+        with st.container(key=f"about_{name}"):
             lines = t(f"concept_{name}").strip().splitlines()
             st.html(
                 f'<div class="mf-concept"><h3><i>{number}</i>{escape(t(f"concept_{name}_title"))}</h3>'
