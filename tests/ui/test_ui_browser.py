@@ -432,3 +432,50 @@ def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:
     page.reload()
     expect(page.locator(".mf-head h2")).to_have_text("Models")
     assert page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_a_text_branches_under_the_microscope(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/lens")
+    page.get_by_label("文字").first.fill("从前")
+    page.locator(".st-key-write button").click()
+    tokens = page.locator("button.mf-token")
+    expect(tokens).to_have_count(len(fake_gateway.STORY))
+    assert "概率 62.0%" in (tokens.nth(2).get_attribute("title") or "")
+    tokens.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    options = page.locator(".st-key-options")
+    expect(options).to_contain_text("第 3 个 token：老")
+    expect(tokens.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(options.get_by_role("button", name="⟨E9 BE⟩")).to_be_disabled()
+    options.get_by_role("button", name="␣the").click()
+    expect(page.get_by_label("文字").first).to_have_value("从前有个 the")
+    expect(tokens).to_have_count(len(fake_gateway.STORY))
+    page.get_by_role("tab", name="向量地图").click()
+    page.locator(".st-key-map_draw button").click()
+    expect(page.locator(".mf-dot")).to_have_count(8)
+    page.get_by_role("tab", name="下一个 token").click()
+    page.locator(".st-key-next_look button").click()
+    expect(page.locator(".mf-bar.after").first).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_microscope_and_the_concepts_fit(bench: Any, visit: Any, width: int, scheme: str) -> None:
+    page = visit(f"{bench.url}/lens", width=width, scheme=scheme)
+    for tab, button, there in (
+        ("续写", "write", "button.mf-token"),
+        ("下一个 token", "next_look", ".mf-odds"),
+        ("切词对照", "cut_look", ".mf-piece"),
+        ("向量地图", "map_draw", ".mf-map"),
+        ("相近的 token", "near_look", ".st-key-near_walks"),
+    ):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.locator(f".st-key-{button} button").click()
+        page.locator(there).first.wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
+    page.goto(f"{bench.url}/concepts")
+    page.locator("[class*=st-key-show_quantization] summary").click()
+    expect(page.get_by_text("约 670 MB")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
