@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 CHROMIUM = "/usr/bin/chromium"
 LENS = (
     ("writing", "write", "button.mf-token"),
-    ("next", "next_look", ".mf-odds"),
+    ("next", "odds_look", ".mf-bar.after"),
     ("cuts", "cut_look", ".mf-piece"),
     ("map", "map_draw", ".mf-map"),
     ("near", "near_look", ".st-key-near_walks"),

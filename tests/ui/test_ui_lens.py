@@ -232,7 +232,7 @@ def test_an_error_of_the_model_is_told(page: AppTest) -> None:
 
 
 def test_the_next_token_before_and_after_the_samplers(page: AppTest, state: fake_gateway.State) -> None:
-    page.button(key="next_look").click().run()
+    page.button(key="odds_look").click().run()
     run_until(page, lambda: "采样设置留下 5 个候选" in text_of(page))
     assert asked(state, "/next_token")[-1]["sampling"] == {
         "top_k": 40,
@@ -240,7 +240,7 @@ def test_the_next_token_before_and_after_the_samplers(page: AppTest, state: fake
         "min_p": 0.05,
         "temperature": 0.8,
     }
-    page.slider(key="next_top_k").set_value(2).run()
+    page.slider(key="odds_top_k").set_value(2).run()
     run_until(page, lambda: "采样设置留下 2 个候选" in text_of(page))
     said = text_of(page)
     assert "62.0%" in said and "75.6%" in said and said.count("去掉") >= 3, "0.62 of 0.62 + 0.20"

@@ -25,7 +25,7 @@ def cuts(models: list[dict[str, Any]]) -> None:
         first = model_of(models, WRITERS, "cut_first")
         if first is None:
             return
-        second = model_of(models, WRITERS, "cut_second", place=1)
+        second = model_of(models, WRITERS, "cut_second", label=t("cut_second"), place=1)
     st.button(t("cut_look"), key="cut_look", type="primary", icon=":material/content_cut:", on_click=_look)
     if not st.session_state.get("cut_on") or not text:
         return

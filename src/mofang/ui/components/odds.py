@@ -63,23 +63,23 @@ def odds(found: Mapping[str, Any]) -> None:
 @fragment()
 def expected(models: list[dict[str, Any]]) -> None:
     """The panel: a text, the samplers, and what comes next before and after them."""
-    text = st.text_area(t("lens_text"), key=keep("next_text", t("next_example")), height=100)
-    model = model_of(models, WRITERS, "next_model")
+    text = st.text_area(t("lens_text"), key=keep("odds_text", t("next_example")), height=100)
+    model = model_of(models, WRITERS, "odds_model")
     if model is None:
         return
-    with st.container(key="next_fields"):
-        chosen = sliders(CHAIN, DEFAULTS, key="next")
+    with st.container(key="odds_fields"):
+        chosen = sliders(CHAIN, DEFAULTS, key="odds")
     quiet(t("next_chain"))
-    st.button(t("next_look"), key="next_look", type="primary", icon=":material/query_stats:", on_click=_look)
-    if not st.session_state.get("next_on"):
+    st.button(t("next_look"), key="odds_look", type="primary", icon=":material/query_stats:", on_click=_look)
+    if not st.session_state.get("odds_on"):
         return
     question = (model, text, tuple(chosen.items()))
     call = partial(client().next_token, text, model, n_top=SHOWN, sampling=chosen)
-    if found := ask("next", question, call):
+    if found := ask("odds", question, call):
         quiet(t("next_kept", n=found["n_kept"]))
         odds(found)
         quiet(t("next_help"))
 
 
 def _look() -> None:
-    st.session_state["next_on"] = True
+    st.session_state["odds_on"] = True

@@ -54,9 +54,9 @@ def _show(lines: Sequence[str], vectors: Sequence[Sequence[float]]) -> None:
     found, likeness = flat(vectors), cosines(vectors)
     st.html(figure(lines, found.points))
     quiet(t("map_kept", kept=f"{found.kept:.0%}", n=len(vectors[0])))
-    st.html(f"<h4>{escape(t('map_pairs'))}</h4>{_pairs(lines, likeness)}")
+    st.html(f'<h4 class="mf-part">{escape(t("map_pairs"))}</h4>{_pairs(lines, likeness)}')
     if len(lines) <= TABLE:
-        st.html(f"<h4>{escape(t('map_table'))}</h4>{_table(lines, likeness)}")
+        st.html(f'<h4 class="mf-part">{escape(t("map_table"))}</h4>{_table(lines, likeness)}')
     else:
         st.html(f'<ol class="mf-lines">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ol>')
 

@@ -60,7 +60,9 @@ def keep(key: str, default: Any) -> str:
     return key
 
 
-def model_of(models: list[dict[str, Any]], kinds: tuple[str, ...], key: str, *, place: int = 0) -> str | None:
+def model_of(
+    models: list[dict[str, Any]], kinds: tuple[str, ...], key: str, *, label: str = "", place: int = 0
+) -> str | None:
     """The model to ask, of these kinds: those in memory first. None where there is none: it is said how to get one."""
     usable = [one for one in models if one["kind"] in kinds and one.get("runnable", True)]
     usable.sort(key=lambda one: not one.get("loaded"))
@@ -74,7 +76,7 @@ def model_of(models: list[dict[str, Any]], kinds: tuple[str, ...], key: str, *, 
         st.session_state.setdefault("kept", {}).pop(key, None)
         st.session_state.pop(key, None)
     chosen = st.selectbox(
-        t("model"), names, key=keep(key, names[min(place, len(names) - 1)]), format_func=labels.__getitem__
+        label or t("model"), names, key=keep(key, names[min(place, len(names) - 1)]), format_func=labels.__getitem__
     )
     return str(chosen)
 

@@ -175,7 +175,7 @@ def _options(run: Continuation, written: Written, at: int) -> None:
         for one in listed
     ]
     with st.container(key="options"):
-        st.html(f"<h4>{escape(t('options_of', n=at + 1, text=legible(token.data)))}</h4>")
+        st.html(f'<h4 class="mf-part">{escape(t("options_of", n=at + 1, text=legible(token.data)))}</h4>')
         table([t("odds_token"), t("odds_id"), t("odds_before")], rows, t("options_caption"))
         st.html(f'<div class="mf-label">{escape(t("branch_to"))}</div>')
         with st.container(horizontal=True, gap="small", key="branches"):

@@ -218,8 +218,8 @@ def _quantization(sentence: str, model: str, models: Models) -> None:
     sizes = {kind: sums.size_in(kind, n) for kind in sums.BITS}
     largest = max(sizes.values())
     for kind, n_bytes in sizes.items():
-        told = t("concept_quantization_row", size=figures.size(n_bytes), bits=f"{sums.BITS[kind]:g}")
-        st.html(f'<div class="mf-likely">{bar(n_bytes / largest, told)}<span><code>{kind}</code></span></div>')
+        told = t("concept_quantization_row", kind=kind, size=figures.size(n_bytes), bits=f"{sums.BITS[kind]:g}")
+        st.html(bar(n_bytes / largest, told))
     now = facts.get("size_bytes")
     if now:
         told = t(
