@@ -305,6 +305,22 @@ def test_what_was_typed_is_there_after_a_walk_to_another_page(page: AppTest) -> 
     assert page.text_area(key="writing_text").value == "留住我"
 
 
+def test_an_example_follows_the_language_and_what_was_typed_stays(page: AppTest) -> None:
+    page.text_area(key="odds_text").set_value("我写的").run()
+    page.segmented_control(key="language_switch").set_value("en").run()
+    assert page.text_area(key="writing_text").value == words.word("en", "writing_example")
+    assert page.text_area(key="odds_text").value == "我写的"
+
+
+def test_a_model_that_is_gone_is_no_longer_chosen(page: AppTest, state: fake_gateway.State) -> None:
+    state.models.append(fake_gateway.chat_model("other"))
+    page.run()
+    page.selectbox(key="odds_model").set_value("other").run()
+    state.models.pop()
+    page.run()
+    assert not page.exception and page.selectbox(key="odds_model").value == CHAT
+
+
 # ---- concepts ----
 
 

@@ -1,6 +1,7 @@
 """The tokens whose embedding rows are most like that of one token, and from them on to theirs."""
 
 from functools import partial
+from html import escape
 from typing import Any, Final
 
 import streamlit as st
@@ -57,7 +58,7 @@ def _show(model: str, found: dict[str, Any]) -> None:
         for one in found["data"]
     ]
     table([t("odds_token"), t("odds_id"), t("near_cosine")], rows, t("near_caption"))
-    st.html(f'<div class="mf-label">{t("near_walk")}</div>')
+    st.html(f'<div class="mf-label">{escape(t("near_walk"))}</div>')
     with st.container(horizontal=True, gap="small", key="near_walks"):
         for one in found["data"][:10]:
             label = plain(legible(bytes(one["bytes"])))

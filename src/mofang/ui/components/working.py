@@ -51,12 +51,16 @@ def _look(slot: str) -> None:
 
 
 def keep(key: str, default: Any) -> str:
-    """The key of a widget whose value outlives a walk to another page; `default` before the first."""
-    kept: dict[str, Any] = st.session_state.setdefault("kept", {})
-    if key in st.session_state:
-        kept[key] = st.session_state[key]
-    else:
-        st.session_state[key] = kept.setdefault(key, default)
+    """The key of a widget whose value outlives a walk to another page. `default` before the first, and again where
+    nobody changed it: an example follows the language."""
+    kept: dict[str, tuple[Any, Any]] = st.session_state.setdefault("kept", {})
+    held, was = kept.get(key, (default, default))
+    value = st.session_state.get(key, held)
+    if value == was:
+        value = default
+    kept[key] = value, default
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
     return key
 
 
@@ -72,12 +76,11 @@ def model_of(
         return None
     loaded = {one["id"] for one in usable if one.get("loaded")}
     labels = {name: f"{name} · {t('loaded')}" if name in loaded else name for name in names}
-    if st.session_state.get("kept", {}).get(key) not in names:
-        st.session_state.setdefault("kept", {}).pop(key, None)
-        st.session_state.pop(key, None)
-    chosen = st.selectbox(
-        label or t("model"), names, key=keep(key, names[min(place, len(names) - 1)]), format_func=labels.__getitem__
-    )
+    held = st.session_state.get(key) or st.session_state.get("kept", {}).get(key, (None,))[0]
+    if held not in names:
+        st.session_state.get("kept", {}).pop(key, None)
+        held = st.session_state[key] = names[min(place, len(names) - 1)]
+    chosen = st.selectbox(label or t("model"), names, key=keep(key, held), format_func=labels.__getitem__)
     return str(chosen)
 
 
