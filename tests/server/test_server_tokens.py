@@ -21,9 +21,9 @@ from mofang.server.routes.tokens import _sampled
 
 
 class Knowing(ScriptedEngine):
-    """Expects 300 tokens, each less than the one before."""
+    """Expects 1,500 tokens, each less than the one before; 1.6 % of the probability is beyond the first thousand."""
 
-    odds = tuple(math.exp(-0.02 * place) for place in range(300))
+    odds = tuple(math.exp(-0.004 * place) for place in range(1500))
 
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
         self.asked.append((prompt, Sampling(options={"n_top": n_top})))
@@ -53,11 +53,21 @@ def after(odds: Sequence[float], temperature: float, top_k: int, top_p: float, m
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p", "min_p"),
-    [(1.0, 0, 1.0, 0.0), (0.7, 40, 0.901, 0.05), (1.5, 0, 0.5005, 0.0), (0.3, 200, 1.0, 0.101), (0.0, 40, 0.9, 0.05)],
+    ("temperature", "top_k", "top_p", "min_p", "n_asked"),
+    [
+        (1.0, 0, 1.0, 0.0, ALL_TOKENS),
+        (1.0, 0, 0.9905, 0.0, ALL_TOKENS),
+        (1.5, 0, 0.5005, 0.0, 1000),
+        (0.9, 0, 1.0, 0.0501, 1000),
+        (0.9, 0, 0.9905, 0.0501, 1000),
+        (0.7, 40, 0.901, 0.05, 60),
+        (0.3, 200, 1.0, 0.101, 200),
+        (0.0, 40, 0.9, 0.05, 60),
+        (0.0, 0, 0.9, 0.0, 1000),
+    ],
 )
 def test_the_samplers_are_worked_out_exactly(
-    gateway: Gateway, engine: Knowing, temperature: float, top_k: int, top_p: float, min_p: float
+    gateway: Gateway, engine: Knowing, temperature: float, top_k: int, top_p: float, min_p: float, n_asked: int
 ) -> None:
     wanted = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     with gateway.client() as client:
@@ -66,7 +76,7 @@ def test_the_samplers_are_worked_out_exactly(
     assert len(found["top"]) == 60 and found["sampling"] == wanted
     assert [one["sampled"] for one in found["top"]] == pytest.approx(expected[:60], abs=1e-6)
     assert found["n_kept"] == sum(one > 0 for one in expected)
-    assert engine.asked[-1][1].options == {"n_top": max(60, top_k or ALL_TOKENS)}
+    assert engine.asked[-1][1].options == {"n_top": n_asked}, "no more is asked than decides"
 
 
 @given(

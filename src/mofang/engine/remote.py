@@ -271,7 +271,7 @@ class RemoteChat(_Remote):
         found = await self._try("/next_token", {**body, **({} if forced is None else {"forced": forced})})
         if found is None:
             raise self._has_no("next_token")
-        return NextToken(found["forced"], tuple(map(_candidate, found["top"])))
+        return NextToken(found["forced"], tuple(map(Candidate.read, found["top"])))
 
     async def pieces(
         self, text: str, *, add_special: bool = False, parse_special: bool = True
@@ -396,10 +396,6 @@ class RemoteEmbedder(_Remote):
 
 def _shapes(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.to_openai() for message in messages]
-
-
-def _candidate(entry: dict[str, Any]) -> Candidate:
-    return Candidate(**{**entry, "bytes": tuple(entry.get("bytes") or ())})
 
 
 def _usage(counts: dict[str, Any] | None) -> Usage | None:

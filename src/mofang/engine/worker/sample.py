@@ -121,15 +121,15 @@ class Sampler:
         scores[tokens] = found - times * wanted.frequency_penalty - wanted.presence_penalty
 
 
-def chances(scores: Logits, wanted: Choices) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def chances(scores: Logits, wanted: Choices, *, rest: float = 0.0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The ids that can be drawn, the likeliest first, and with which probability: what top_k, top_p and min_p leave, at
-    the temperature. Of the `top_k` best scores alone, the rest need not be there."""
+    the temperature. `rest` is the probability of tokens that are not among `scores`; with a top_k, they do not count."""
     if wanted.temperature <= 0:
         return np.array([scores.argmax()], np.int64), np.ones(1)
     n_kept = min(wanted.top_k or scores.size, scores.size)
     kept = np.argpartition(-scores, n_kept - 1)[:n_kept] if n_kept < scores.size else np.arange(scores.size)
     kept = kept[np.lexsort((kept, -scores[kept]))]
-    before = _softmax(scores[kept])
+    before = _softmax(scores[kept]) * (1.0 - rest)
     n_within: int = int(np.searchsorted(before.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else len(kept)
     n_likely = int((before >= wanted.min_p * before[0]).sum())
     kept = np.asarray(kept[: max(1, min(n_within, n_likely))], np.int64)

@@ -1,5 +1,6 @@
 """Below the text: how it is cut into tokens, what prompt a chat becomes, and which token a model expects next."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, replace
@@ -19,6 +20,9 @@ from mofang.server.shapes import whole
 from mofang.wire import ChatRequest, DetokenizeRequest, NextSampling, NextTokenRequest, TokenizeRequest
 
 router = APIRouter(tags=["tokens"])
+
+ENOUGH = 1000
+"""Candidates that are looked at first where no top_k says how many: all of a vocabulary are slow to tell."""
 
 
 @router.post("/v1/tokenize")
@@ -80,18 +84,28 @@ async def next_token(body: NextTokenRequest, request: Request, backend: Here) ->
     """The likeliest next tokens with the logarithms of their probabilities, before any sampler; with `sampling`, also the
     probability (`sampled`) that each is drawn with after top_k, top_p, min_p and temperature, in llama.cpp's order."""
     wanted = Choices(**body.sampling.model_dump(exclude_none=True)) if body.sampling else None
-    # Without a top_k every token of the vocabulary counts, however few are shown.
-    n_needed = max(body.n_top, wanted.top_k or ALL_TOKENS) if wanted else body.n_top
+    n_needed = max(body.n_top, wanted.top_k or ENOUGH) if wanted else body.n_top
     async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
         found = await engine.next_token(body.prompt, forced=body.forced, n_top=n_needed)
+        if wanted and len(found.top) == n_needed and not _settled(found, wanted):
+            found = await engine.next_token(body.prompt, forced=body.forced, n_top=ALL_TOKENS)
         shape = {"model": engine.info().model, **asdict(replace(found, top=found.top[: body.n_top]))}
     return {**shape, **_sampled(shape["top"], found, wanted)} if wanted else shape
 
 
+def _settled(found: NextToken, wanted: Choices) -> bool:
+    """Whether everything that the samplers leave is listed."""
+    odds = [math.exp(one.logprob) for one in found.top]
+    is_within = wanted.top_p < 1 and sum(odds) >= wanted.top_p
+    return bool(wanted.top_k or not wanted.temperature or is_within or odds[-1] < wanted.min_p * odds[0])
+
+
 def _sampled(shown: Sequence[dict[str, Any]], found: NextToken, wanted: Choices) -> dict[str, Any]:
     """How many tokens the samplers leave, and what was shown with the probability of each."""
-    kept, odds = chances(np.array([one.logprob for one in found.top], np.float32), wanted)
+    logprobs = [one.logprob for one in found.top]
+    rest = 0.0 if wanted.top_k else max(0.0, 1.0 - sum(map(math.exp, logprobs)))
+    kept, odds = chances(np.array(logprobs, np.float32), wanted, rest=rest)
     after = dict(zip(kept.tolist(), odds.tolist(), strict=True))
     used = {name: getattr(wanted, name) for name in NextSampling.model_fields}
     top = [{**one, "sampled": after.get(place, 0.0)} for place, one in enumerate(shown)]
