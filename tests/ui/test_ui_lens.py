@@ -247,6 +247,10 @@ def test_the_next_token_before_and_after_the_samplers(page: AppTest, state: fake
     n = len(asked(state, "/next_token"))
     page.run()
     assert len(asked(state, "/next_token")) == n, "the same question is not asked twice"
+    assert not any("⟨" in button.label for button in page.button if str(button.key).startswith("append_"))
+    next(button for button in page.button if button.label.startswith("北")).click().run()
+    assert page.text_area(key="odds_text").value == words.word("zh", "next_example") + "北"
+    run_until(page, lambda: asked(state, "/next_token")[-1]["prompt"].endswith("是北"))
 
 
 def test_two_tokenizers_side_by_side(gateway: str, state: fake_gateway.State) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from html import escape
 from typing import Any, Final
 
 import streamlit as st
 
-from mofang.ui.components.base import fragment, quiet
+from mofang.ui.components.base import fragment, plain, quiet
 from mofang.ui.components.settings import RANGES
 from mofang.ui.components.tokens import bar, chip, table
 from mofang.ui.components.working import WRITERS, ask, keep, model_of
 from mofang.ui.session import client, t
-from mofang.ui.tokens import Option, percent
+from mofang.ui.tokens import Option, legible, percent
 
 CHAIN: Final = ("top_k", "top_p", "min_p", "temperature")
 """In the order in which llama.cpp applies them."""
@@ -19,6 +20,8 @@ DEFAULTS: Final = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05
 """llama.cpp's own."""
 SHOWN: Final = 20
 """Tokens of the table."""
+APPENDED: Final = 8
+"""Of them, those that the text can go on with."""
 
 
 def sliders(names: Sequence[str], defaults: Mapping[str, float], *, key: str) -> dict[str, Any]:
@@ -78,8 +81,23 @@ def expected(models: list[dict[str, Any]]) -> None:
     if found := ask("odds", question, call):
         quiet(t("next_kept", n=found["n_kept"]))
         odds(found)
+        _append(text, [option_of(row) for row in found["top"]])
         quiet(t("next_help"))
 
 
 def _look() -> None:
     st.session_state["odds_on"] = True
+
+
+def _append(text: str, options: Sequence[Option]) -> None:
+    """Buttons that put one of the likeliest behind the text, to look at what comes after that."""
+    st.html(f'<div class="mf-label">{escape(t("next_append"))}</div>')
+    with st.container(horizontal=True, gap="small", key="appends"):
+        for one in options[:APPENDED]:
+            if one.text:
+                label = f"{plain(legible(one.data))} {percent(one.probability)}"
+                st.button(label, key=f"append_{one.id}", on_click=_take, args=(text + one.text,))
+
+
+def _take(text: str) -> None:
+    st.session_state["odds_text"] = text
