@@ -970,7 +970,7 @@ class OverGateway:
         from mofang.messages import Candidate
 
         found = await asyncio.to_thread(self.client.next_token, prompt, self.name, forced=forced, n_top=n_top)
-        return NextToken(found["forced"], tuple(Candidate(**candidate) for candidate in found["top"]))
+        return NextToken(found["forced"], tuple(map(Candidate.read, found["top"])))
 
     async def answer(self, messages: Sequence[Message], *, max_tokens: int) -> str:
         talk = [message.to_openai() for message in messages]

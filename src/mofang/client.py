@@ -270,10 +270,42 @@ class Client:
         return list(self.request("POST", "/v1/tokenize", {"model": model, "text": text})["tokens"])
 
     def next_token(
-        self, prompt: str | list[int], model: str = "auto", *, forced: int | None = None, n_top: int = 20
+        self,
+        prompt: str | list[int],
+        model: str = "auto",
+        *,
+        forced: int | None = None,
+        n_top: int = 20,
+        sampling: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
+        """`sampling`: the samplers to tell the probabilities after, see wire.NextSampling."""
         body = {"model": model, "prompt": prompt, "forced": forced, "n_top": n_top}
-        return dict(self.request("POST", "/v1/next_token", body))
+        more = {} if sampling is None else {"sampling": dict(sampling)}
+        return dict(self.request("POST", "/v1/next_token", {**body, **more}))
+
+    def pieces(self, text: str, model: str = "auto", *, parse_special: bool = True) -> list[dict[str, Any]]:
+        """The tokens of a text: {"id", "piece", "bytes"}; "piece" is None for a part of a character."""
+        body = {"model": model, "text": text, "with_pieces": True, "parse_special": parse_special}
+        return list(self.request("POST", "/v1/tokenize", body)["pieces"])
+
+    def neighbours(self, name: str, token: str | int, n: int = 10) -> dict[str, Any]:
+        """The tokens whose embedding rows are nearest to that of `token`, its text or its id."""
+        params: dict[str, Any] = {"id" if isinstance(token, int) else "token": token, "n": n}
+        return dict(self.request("GET", f"/v1/models/{quoted(name)}/neighbours", params=params))
+
+    def embeddings(
+        self, texts: Sequence[str], model: str = "auto", *, input_type: str = "passage"
+    ) -> list[list[float]]:
+        """One vector a text, in their order."""
+        body = {"model": model, "input": list(texts), "input_type": input_type}
+        return [list(one["embedding"]) for one in self.request("POST", "/v1/embeddings", body)["data"]]
+
+    @contextmanager
+    def completion_stream(self, body: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
+        """POST /v1/completions, streamed. Leaving the block stops the generation."""
+        shape = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with self.stream("POST", "/v1/completions", shape) as events:
+            yield (data for _, data in events)
 
     # ---- conversations ----
 

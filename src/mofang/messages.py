@@ -1,7 +1,8 @@
 """The words that every room shares: a message, how to sample, a piece of an answer. Standard library only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 
@@ -103,6 +104,13 @@ class Candidate:
     token_id: int
     text: str
     logprob: float
+    bytes: tuple[int, ...] = ()
+    """What it stands for, which may be part of a character; empty where the engine does not say."""
+
+    @classmethod
+    def read(cls, entry: Mapping[str, Any]) -> Self:
+        """From the JSON of /v1/next_token."""
+        return cls(**{**entry, "bytes": tuple(entry.get("bytes") or ())})
 
 
 @dataclass(frozen=True, slots=True)

@@ -413,6 +413,15 @@ class DetokenizeRequest(Request):
     keep_alive: KeepAlive | None = None
 
 
+class NextSampling(Request):
+    """The samplers that depend on the next token's probabilities alone; what is left out is llama.cpp's default."""
+
+    temperature: float | None = Field(default=None, ge=0, le=5)
+    top_k: int | None = Field(default=None, ge=0, le=MANY)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+
+
 class NextTokenRequest(Request):
     """POST /v1/next_token: what a model expects after `prompt`, from its raw logits."""
 
@@ -421,6 +430,8 @@ class NextTokenRequest(Request):
     forced: TokenId | None = None
     """A token id to be told the log-probability of, whether or not it is among the likeliest."""
     n_top: int = Field(default=20, ge=1, le=1000)
+    sampling: NextSampling | None = None
+    """Also tell how probable each becomes with these samplers."""
     keep_alive: KeepAlive | None = None
 
 

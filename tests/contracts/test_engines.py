@@ -221,6 +221,8 @@ async def test_next_token_lists_the_likeliest_and_knows_the_one_asked_about(chat
     assert step.forced is not None and step.forced <= 0
     logprobs = [candidate.logprob for candidate in step.top]
     assert 1 <= len(logprobs) <= 5 and logprobs == sorted(logprobs, reverse=True)
+    for one in step.top:
+        assert bytes(one.bytes).decode(errors="ignore") == one.text.replace("\ufffd", "")
     best = step.top[0]
     again = await chat.next_token(ids[:-1], forced=best.token_id, n_top=1)
     assert again.forced == pytest.approx(best.logprob, abs=1e-3)

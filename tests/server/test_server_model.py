@@ -1,5 +1,6 @@
 """A real model behind the real HTTP layer: calls that must be made, schemas, stop words, tokens, both new APIs."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,3 +148,47 @@ def test_an_answer_begins_as_told_and_goes_on_where_it_was_cut(real: Gateway) ->
         assert on["content"] == whole["content"], "as if nothing had been cut"
         assert on["usage"]["prompt_tokens"] == cut["usage"]["prompt_tokens"] + 12
         assert said(max_tokens=8, prefix="二十、十九、")["content"].startswith("二十、十九、十八")
+
+
+def test_probabilities_after_the_samplers_are_llama_cpps(real: Gateway) -> None:
+    """What our arithmetic says, held against what llama.cpp's own chain of samplers leaves."""
+    prompt = "中国的首都是"
+    for wanted in (
+        {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "min_p": 0.02},
+        {"temperature": 1.6, "top_k": 0, "top_p": 0.6, "min_p": 0.0},
+        {"temperature": 0.4, "top_k": 5, "top_p": 1.0, "min_p": 0.0},
+    ):
+
+        async def theirs(wanted: dict[str, Any] = wanted) -> Any:
+            asked = {"prompt": prompt, "n_predict": 1, "n_probs": 10, "post_sampling_probs": True, **wanted}
+            async with real.backend.engines.use("qwen", "chat") as engine:
+                return await engine._post("/completion", asked)
+
+        answer = asyncio.run_coroutine_threadsafe(theirs(), real.loop).result(120)
+        reference = {one["id"]: one["prob"] for one in answer["completion_probabilities"][0]["top_probs"]}
+        with real.client() as client:
+            found = client.next_token(prompt, "qwen", n_top=10, sampling=wanted)
+        ours = {one["token_id"]: one["sampled"] for one in found["top"] if one["sampled"]}
+        assert ours.keys() <= reference.keys() and len(ours) == min(10, found["n_kept"])
+        assert {token: reference[token] for token in ours} == pytest.approx(ours, abs=2e-3)
+        assert sum(reference.values()) == pytest.approx(sum(ours.values()), abs=5e-3)
+
+
+def test_a_continuation_tells_ids_and_bytes(real: Gateway) -> None:
+    with real.http() as http:
+        body = {"model": "qwen", "prompt": "从前有座山，", "max_tokens": 12, "temperature": 0, "logprobs": 5}
+        whole = http.post("/v1/completions", json=body, timeout=120).json()["choices"][0]
+        first = http.post("/v1/next_token", json={"model": "qwen", "prompt": body["prompt"], "n_top": 5}).json()["top"]
+    content = whole["logprobs"]["content"]
+    assert b"".join(bytes(one["bytes"]) for one in content).decode() == whole["text"]
+    assert [one["id"] for one in content[0]["top_logprobs"]] == [one["token_id"] for one in first]
+    assert (
+        content[0]["logprob"] == pytest.approx(first[0]["logprob"], abs=1e-2) and len(content[0]["top_logprobs"]) == 5
+    )
+
+
+def test_neighbours_of_a_real_vocabulary(real: Gateway) -> None:
+    with real.client() as client:
+        near = [one["piece"] for one in client.neighbours("qwen", "北京", 8)["data"]]
+        assert {"上海", "北京市"} <= set(near)
+        assert " queen" in [one["piece"] for one in client.neighbours("smollm2", " king", 8)["data"]]

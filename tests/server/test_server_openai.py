@@ -103,6 +103,7 @@ def test_logprobs_have_the_old_shape(client: openai.OpenAI, engine: ScriptedEngi
         "tokens": [],
         "token_logprobs": [],
         "top_logprobs": [],
+        "content": [],
         "text_offset": [],
     }
 

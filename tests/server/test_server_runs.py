@@ -185,7 +185,7 @@ def test_below_the_text(gateway: Gateway) -> None:
     with gateway.client() as client:
         assert client.tokenize("你好", "echo") == [ord("你"), ord("好")]
         found = client.next_token("x", "echo", forced=5, n_top=1)
-        assert found["forced"] == -2.0 and found["top"] == [{"token_id": 65, "text": "A", "logprob": -0.5}]
+        assert found["forced"] == -2.0 and found["top"] == [{"token_id": 65, "text": "A", "logprob": -0.5, "bytes": []}]
         with pytest.raises(ApiError):
             client.next_token("", "echo")
     assert json.dumps(found)

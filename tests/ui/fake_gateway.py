@@ -130,6 +130,9 @@ class State:
     uploads: list[dict[str, bytes]] = field(default_factory=list)
     pages: list[tuple[str, int, int, int]] = field(default_factory=list)
     """Pictures that were asked for: document, page, span."""
+    token_requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """What was asked below the text: path and body."""
+    token_s: float = 0.01
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/generations, newest last."""
     languages: list[str] = field(default_factory=list)
@@ -242,6 +245,7 @@ def create_app(state: State) -> FastAPI:
     _datasets(app, state)
     _runs(app, state)
     _system(app, state)
+    _tokens(app, state)
     return app
 
 
@@ -271,7 +275,7 @@ def _models(app: FastAPI, state: State) -> None:
     @app.get("/v1/models/{name}")
     async def _(name: str) -> Any:
         return {
-            **find(name), "architecture": "qwen2", "parameters": 630_167_424, "n_layers": 24, "n_ctx_train": 32768, "n_vocab": 151_936, "n_embd": 896,
+            **find(name), "architecture": "qwen2", "metadata": {"qwen2.feed_forward_length": 4864}, "n_head": 14, "n_head_kv": 2, "parameters": 630_167_424, "n_layers": 24, "n_ctx_train": 32768, "n_vocab": 151_936, "n_embd": 896,
             "tokenizer": "gpt2", "chat_template": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}",
             "memory": {"weights": 491_400_064, "kv_cache": 201_326_592, "compute": 311_000_000, "total": 1_003_726_656, "n_ctx": 8192},
             "path": f"/home/mofang/.mofang/models/{name}/model-q4_k_m.gguf", "sha256": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
@@ -765,6 +769,114 @@ async def _ingest(state: State, job: dict[str, Any], name: str, names: list[str]
         )
     state.bases[name]["n_documents"] = len(state.documents[name])
     job.update(status="done", result={"files": reports, "seconds": 1.0})
+
+
+# ---- below the text ----
+
+STORY = "有个老和尚，\n在讲 story。"
+"""What every text goes on with, a character a token."""
+CHANCES = (0.62, 0.2, 0.08, 0.04)
+"""Of the token at each place, and of three others."""
+OTHERS = ("小", " the", "龘")
+
+
+def _entry(text: str, chance: float) -> dict[str, Any]:
+    return {"id": ord(text[-1]), "token": text, "bytes": list(text.encode()), "logprob": math.log(chance)}
+
+
+def _half() -> dict[str, Any]:
+    return {"id": 77, "token": "", "bytes": [0xE9, 0xBE], "logprob": math.log(0.01)}
+
+
+def _written(letter: str) -> dict[str, Any]:
+    listed = [_entry(letter, CHANCES[0]), *(_entry(*one) for one in zip(OTHERS, CHANCES[1:], strict=True)), _half()]
+    return {**listed[0], "top_logprobs": listed}
+
+
+def _tokens(app: FastAPI, state: State) -> None:
+    async def asked(request: Request) -> Any:
+        body = await request.json()
+        state.token_requests.append((request.url.path, body))
+        if "错误" in str(body.get("prompt")):
+            raise HTTPException(500, ERROR)
+        return body
+
+    @app.post("/v1/completions")
+    async def _(request: Request) -> Any:
+        body = await asked(request)
+        letters = (STORY * 20 if "慢" in body["prompt"] else STORY)[: body["max_tokens"]]
+        usage = {"usage": {"completion_tokens": len(letters)}, "timings": {"predicted_per_second": 23.4}}
+        if not body.get("stream"):
+            logprobs = {"content": [_written(letter) for letter in letters]}
+            return {"choices": [{"text": letters, "logprobs": logprobs, "finish_reason": "length"}], **usage}
+
+        async def chunks() -> AsyncIterator[str]:
+            for letter in letters:
+                await asyncio.sleep(state.token_s)
+                choice = {"text": letter, "logprobs": {"content": [_written(letter)]}, "finish_reason": None}
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n"
+            end = {"choices": [{"text": "", "logprobs": None, "finish_reason": "length"}]}
+            yield f"data: {json.dumps(end)}\n\ndata: {json.dumps({'choices': [], **usage})}\n\ndata: [DONE]\n\n"
+
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    @app.post("/v1/next_token")
+    async def _(request: Request) -> Any:
+        body = await asked(request)
+        listed = [_entry("北", CHANCES[0]), *(_entry(*one) for one in zip(OTHERS, CHANCES[1:], strict=True)), _half()]
+        top = [
+            {"token_id": one["id"], "text": one["token"], "logprob": one["logprob"], "bytes": one["bytes"]}
+            for one in listed
+        ][: body["n_top"]]
+        if (sampling := body.get("sampling")) is None:
+            return {"model": body["model"], "forced": None, "top": top}
+        kept = [math.exp(one["logprob"]) for one in top][: sampling["top_k"] or None]
+        for place, one in enumerate(top):
+            one["sampled"] = kept[place] / sum(kept) if place < len(kept) else 0.0
+        return {"model": body["model"], "forced": None, "top": top, "n_kept": len(kept), "sampling": sampling}
+
+    @app.post("/v1/tokenize")
+    async def _(request: Request) -> Any:
+        """The small model cuts characters into bytes, any other leaves them whole."""
+        body = await asked(request)
+        cut = [bytes([one]) for one in body["text"].encode()] if "small" in body["model"] else [
+            letter.encode() for letter in body["text"]
+        ]  # fmt: skip
+        pieces = []
+        for number, raw in enumerate(cut):
+            text = raw.decode(errors="replace")
+            pieces.append({"id": number, "piece": None if "\ufffd" in text else text, "bytes": list(raw)})
+        return {"model": body["model"], "count": len(cut), "tokens": [*range(len(cut))], "pieces": pieces}
+
+    @app.post("/v1/embeddings")
+    async def _(request: Request) -> Any:
+        """Eight numbers a text: how many of its characters have each remainder by eight."""
+        body = await asked(request)
+        rows = []
+        for text in body["input"]:
+            counts = [0.0] * 8
+            for letter in text:
+                counts[ord(letter) % 8] += 1
+            length = math.sqrt(sum(count * count for count in counts))
+            rows.append({"embedding": [count / length for count in counts]})
+        return {"data": rows}
+
+    @app.get("/v1/models/{name}/neighbours")
+    async def _(request: Request, name: str, token: str | None = None, id: int | None = None, n: int = 10) -> Any:
+        state.token_requests.append((request.url.path, dict(request.query_params)))
+        if token is not None and len(token) > 2:
+            message = f"{token!r} 在模型 {name} 里不是一个 token，而是 {len(token)} 个"
+            raise fault(400, "not_one_token", message, "请给出其中一个 token 的文字，或用 id= 指定编号")
+        text = token if token is not None else chr(int(id or 0))
+        near = [{**_piece(one), "cosine": 0.6 - place / 10} for place, one in enumerate(("上海", " Beijing", "城"))]
+        return {
+            "object": "list", "model": name, "token": _piece(text), "data": near[:n], "n_vocab": 151_643,
+            "dimensions": 896, "type": "Q8_0",
+        }  # fmt: skip
+
+
+def _piece(text: str) -> dict[str, Any]:
+    return {"id": ord(text[-1]), "piece": text, "bytes": list(text.encode())}
 
 
 # ---- trainings ----

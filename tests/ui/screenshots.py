@@ -10,6 +10,14 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
+LENS = (
+    ("writing", "write", "button.mf-token"),
+    ("next", "odds_look", ".mf-bar.after"),
+    ("cuts", "cut_look", ".mf-piece"),
+    ("map", "map_draw", ".mf-map"),
+    ("near", "near_look", ".st-key-near_walks"),
+)
+"""The microscope's tabs: what is pressed in each, and what comes of it."""
 
 
 def open_page(browser: Browser, url: str, *, lang: str, scheme: str, width: int) -> Page:
@@ -68,6 +76,24 @@ def walk(page: Page, url: str, lang: str, ask: bool, name: str, folder: Path) ->
         shot("train-run")
     else:
         shot("train-new")
+    page.goto(f"{url}/lens?lang={lang}")
+    settle(page)
+    for number, (panel, button, there) in enumerate(LENS):
+        page.get_by_role("tab").nth(number).click()
+        page.locator(f".st-key-{button} button").click()
+        page.locator(there).first.wait_for(timeout=300_000)
+        if panel == "writing":
+            page.locator("button.mf-token").nth(1).click()
+            page.wait_for_selector(".st-key-options")
+        settle(page)
+        page.screenshot(path=folder / f"lens-{panel}.{name}.png", full_page=True)
+    page.goto(f"{url}/concepts?lang={lang}")
+    shot("concepts")
+    for summary in page.locator("[class*=st-key-show_] summary").all():
+        summary.click()
+        page.wait_for_timeout(1_500)
+    settle(page)
+    page.screenshot(path=folder / f"concepts-open.{name}.png", full_page=True)
     page.goto(f"{url}/knowledge?lang={lang}")
     shot("knowledge-documents")
     page.get_by_role("tab").nth(1).click()

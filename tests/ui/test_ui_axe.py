@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from test_ui_browser import PANELS, unfold
 
 from mofang.ui.places import PLACES
 
@@ -18,6 +19,29 @@ def test_no_serious_finding(bench: Any, visit: Any, path: str, scheme: str) -> N
     page.wait_for_selector(".mf-hero, .mf-head, .mf-user")
     page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
     page.wait_for_timeout(1500)
+    check(page)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_finding_in_what_the_microscope_shows(bench: Any, visit: Any, scheme: str) -> None:
+    page = visit(f"{bench.url}/lens", scheme=scheme)
+    for number, (button, there) in enumerate(PANELS.values()):
+        page.get_by_role("tab").nth(number).click()
+        page.locator(f".st-key-{button} button").click()
+        page.locator(there).first.wait_for()
+        page.wait_for_timeout(500)
+        check(page)
+    page.goto(f"{bench.url}/concepts")
+    shown = page.locator("[class*=st-key-show_]")
+    shown.last.wait_for()
+    for number in range(shown.count()):
+        unfold(shown.nth(number))
+    page.wait_for_timeout(1500)
+    check(page)
+
+
+def check(page: Any) -> None:
     seen = Axe().run(page).response
     assert {"color-contrast", "button-name"} <= {one["id"] for one in seen["passes"]}, "the page was looked at"
     found = seen["violations"]

@@ -319,6 +319,16 @@ def unfold(one: Any) -> None:
     pytest.fail("the expander does not open")
 
 
+PANELS = {
+    "writing": ("write", "button.mf-token"),
+    "next": ("odds_look", ".mf-bar.after"),
+    "cuts": ("cut_look", ".mf-piece"),
+    "map": ("map_draw", ".mf-map"),
+    "near": ("near_look", ".st-key-near_walks"),
+}
+"""The microscope's tabs: what is pressed in each, and what comes of it."""
+
+
 def everything(page: Page, url: str, lang: str) -> Any:
     """Each state of each page, one after another."""
     settled(page)
@@ -389,6 +399,23 @@ def everything(page: Page, url: str, lang: str) -> Any:
     page.locator(".st-key-rebuild_base button").first.click()
     page.wait_for_selector(".st-key-rebuild_start")
     yield "rebuild"
+    page.goto(f"{url}/lens?lang={lang}")
+    settled(page)
+    for number, (name, (button, there)) in enumerate(PANELS.items()):
+        page.get_by_role("tab").nth(number).click()
+        page.locator(f".st-key-{button} button").click()
+        page.locator(there).first.wait_for()
+        if name == "writing":
+            page.locator("button.mf-token").nth(1).click()
+            page.wait_for_selector(".st-key-options")
+        yield f"lens {name}"
+    page.goto(f"{url}/concepts?lang={lang}")
+    settled(page)
+    for number in range(page.locator("[class*=st-key-show_]").count()):
+        unfold(page.locator("[class*=st-key-show_]").nth(number))
+    page.wait_for_selector(".st-key-show_lora .mf-bar")
+    settled(page)
+    yield "concepts"
 
 
 @pytest.mark.parametrize("lang", words.LANGUAGES)
@@ -445,3 +472,29 @@ def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:
     page.reload()
     expect(page.locator(".mf-head h2")).to_have_text("Models")
     assert page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_a_text_branches_under_the_microscope(bench: Any, visit: Any) -> None:
+    page = visit(f"{bench.url}/lens")
+    page.get_by_label("文字").first.fill("从前")
+    page.locator(".st-key-write button").click()
+    tokens = page.locator("button.mf-token")
+    expect(tokens).to_have_count(len(fake_gateway.STORY))
+    assert "概率 62.0%" in (tokens.nth(2).get_attribute("title") or "")
+    tokens.nth(0).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    options = page.locator(".st-key-options")
+    expect(options).to_contain_text("第 3 个 token：老")
+    expect(tokens.nth(2)).to_have_attribute("aria-pressed", "true")
+    expect(options.get_by_role("button", name="⟨E9 BE⟩")).to_be_disabled()
+    options.get_by_role("button", name="␣the").click()
+    expect(page.get_by_label("文字").first).to_have_value("从前有个 the")
+    expect(tokens).to_have_count(len(fake_gateway.STORY))
+    page.get_by_role("tab", name="向量地图").click()
+    page.locator(".st-key-map_draw button").click()
+    expect(page.locator(".mf-dot")).to_have_count(8)
+    page.get_by_role("tab", name="下一个 token").click()
+    page.locator(".st-key-odds_look button").click()
+    expect(page.locator(".mf-bar.after").first).to_be_visible()

@@ -70,6 +70,9 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "doctor_",
         "evaluate_leg_",
         "key_",
+        "lens_",
+        "concept_",
+        "finish_",
     )
     spoken = set(re.findall(r"""['\"]([a-z0-9_]+)['\"]""", code))
     fields = {*spoken, *(f"{name}_help" for name in spoken), *(f"{name}_version" for name in spoken)}
@@ -342,7 +345,7 @@ def _contrast(one: str, other: str) -> float:
 
 
 def _variables(css: str) -> dict[str, str]:
-    return dict(re.findall(r"--mf-([a-z-]+): (#[0-9a-f]{6})", css))
+    return dict(re.findall(r"--mf-([a-z0-9-]+): (#[0-9a-f]{6})", css))
 
 
 @pytest.mark.parametrize("colours", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
@@ -362,6 +365,8 @@ def test_text_is_readable(colours: dict[str, Any]) -> None:
         ("ink", "bad-soft"),
         ("ink", "mark"),
         ("ink", "tint"),
+        *(("ink", f"{kind}{step}") for kind in "st" for step in range(5)),
+        ("quiet", "tint"),
     ]
     for text, background in pairs:
         assert _contrast(own[text], own[background]) >= 4.5, (text, background)

@@ -18,6 +18,9 @@ Kind = Literal["chat", "embedding", "reranker"]
 Purpose = Literal["query", "passage"]
 Vectors = NDArray[np.float32]
 
+ALL_TOKENS = 1 << 24
+"""For `n_top`: more candidates than any vocabulary has."""
+
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """On whose behalf this task runs: the id of an API key, "" for the machine's own user. The pool serves callers in turn;
 tasks started on the way inherit it."""

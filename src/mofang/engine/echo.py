@@ -79,7 +79,7 @@ class EchoEngine:
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
         """Certain of the prompt's first character, and of nothing else."""
         text = prompt if isinstance(prompt, str) else "".join(map(_character, prompt))
-        first = Candidate(ord(text[0]), text[0], 0.0)
+        first = Candidate(ord(text[0]), text[0], 0.0, tuple(text[0].encode()))
         return NextToken((0.0 if forced == first.token_id else -100.0) if forced is not None else None, (first,))
 
     async def _say(self, text: str, n_prompt: int, sampling: Sampling) -> AsyncIterator[Delta]:

@@ -271,7 +271,7 @@ class RemoteChat(_Remote):
         found = await self._try("/next_token", {**body, **({} if forced is None else {"forced": forced})})
         if found is None:
             raise self._has_no("next_token")
-        return NextToken(found["forced"], tuple(Candidate(**entry) for entry in found["top"]))
+        return NextToken(found["forced"], tuple(map(Candidate.read, found["top"])))
 
     async def pieces(
         self, text: str, *, add_special: bool = False, parse_special: bool = True

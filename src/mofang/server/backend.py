@@ -24,6 +24,7 @@ from mofang.server.journal import Journal
 from mofang.server.keys import Keys
 from mofang.server.limits import Meter
 from mofang.server.metrics import Metrics
+from mofang.server.neighbours import Neighbours
 from mofang.server.rooms import Engines, Library, Models, Report, Rooms
 from mofang.server.shelf import Presets, Shelf, shelves
 from mofang.server.store import Store
@@ -63,6 +64,8 @@ class Backend(Rooms, Protocol):
     @property
     def jobs(self) -> Jobs: ...
     @property
+    def neighbours(self) -> Neighbours: ...
+    @property
     def uploads(self) -> Path:
         """Folder of files on their way into a knowledge base."""
         ...
@@ -99,6 +102,7 @@ class LocalBackend:
         self.settings = settings
         self.uploads = settings.home / "uploads"
         self.jobs = Jobs(settings)
+        self.neighbours = Neighbours()
         self.leaving = False
         self.models = models or _models(settings)
         pool = engines or _engines(settings, self.models)

@@ -102,3 +102,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def whole(raw: bytes) -> str | None:
+    """The text of a token's bytes; None where they begin or end within a character."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return None

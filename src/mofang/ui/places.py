@@ -19,6 +19,8 @@ PLACES: Final = {
     "train": Place("mofang.ui.pages.train", "train", "school"),
     "quantize": Place("mofang.ui.pages.quantize", "quantize", "compress"),
     "knowledge": Place("mofang.ui.pages.knowledge", "knowledge", "menu_book"),
+    "lens": Place("mofang.ui.pages.lens", "lens", "biotech"),
+    "concepts": Place("mofang.ui.pages.concepts", "concepts", "lightbulb"),
     "system": Place("mofang.ui.pages.system", "system", "monitor_heart"),
 }
 """In the sidebar's order. The first is the one at the address itself."""

@@ -129,10 +129,11 @@ class Watches:
 
 
 class Task:
-    """One slow call (loading a model), made in a thread so that the page stays awake."""
+    """One slow call (loading a model), made in a thread so that the page stays awake; then `result` or `error`."""
 
     def __init__(self, call: Any) -> None:
         self.error: MofangError | None = None
+        self.result: Any = None
         self._thread = threading.Thread(target=self._run, args=(call,), name="task", daemon=True)
         self._thread.start()
 
@@ -140,8 +141,12 @@ class Task:
     def is_running(self) -> bool:
         return self._thread.is_alive()
 
+    def settle(self, timeout_s: float) -> None:
+        """Wait for its end, `timeout_s` at most: a quick answer needs no second look."""
+        self._thread.join(timeout_s)
+
     def _run(self, call: Any) -> None:
         try:
-            call()
+            self.result = call()
         except MofangError as error:
             self.error = error

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mofang.engine import children
-from mofang.engine.base import Engine, EngineInfo, Kind, Purpose, Vectors
+from mofang.engine.base import ALL_TOKENS, Engine, EngineInfo, Kind, Purpose, Vectors
 from mofang.engine.llama import slots
 from mofang.engine.llama.answer import Answer, as_bytes
 from mofang.engine.llama.forced import as_calls, forcing, is_forced
@@ -44,8 +44,6 @@ CALLERS_FAULT = ("invalid_request_error", "not_supported_error")
 """llama.cpp's types of errors that another request would not have met."""
 DECODER_BATCH = 512
 """Embedders that are decoders read a long text in pieces of so many tokens, llama.cpp's default."""
-ALL_TOKENS = 1 << 24
-"""More candidates than any vocabulary has."""
 TEXTS_A_REQUEST = 16
 """Enough to keep every slot busy, few enough for progress and for stopping soon."""
 
@@ -481,7 +479,9 @@ _KINDS: dict[str, type[_LlamaEngine]] = {"chat": LlamaChat, "embedding": LlamaEm
 
 
 def _candidates(listed: list[dict[str, Any]]) -> tuple[Candidate, ...]:
-    return tuple(Candidate(int(item["id"]), str(item["token"]), float(item["logprob"])) for item in listed)
+    return tuple(
+        Candidate(int(item["id"]), str(item["token"]), float(item["logprob"]), tuple(item["bytes"])) for item in listed
+    )
 
 
 def _is_encoder(facts: ModelFacts) -> bool:

@@ -83,8 +83,8 @@ class ChatCalls:
         logprobs, forced = log_softmax(logits), call["forced"]
         if forced is not None and not 0 <= forced < logprobs.size:
             raise Invalid("engine.no_such_token", param="forced", token=forced, n_vocab=logprobs.size)
+        listed = ((token, self.core.piece(token)) for token in likeliest(logits, call["n_top"]))
         top = [
-            (token, self.core.piece(token).decode("utf-8", errors="replace"), float(logprobs[token]))
-            for token in likeliest(logits, call["n_top"])
+            (token, raw.decode("utf-8", errors="replace"), float(logprobs[token]), list(raw)) for token, raw in listed
         ]
         return {"forced": None if forced is None else float(logprobs[forced]), "top": top}

@@ -115,7 +115,8 @@ class WorkerChat:
 
     async def next_token(self, prompt: str | list[int], *, forced: int | None = None, n_top: int = 20) -> NextToken:
         found = await self._process.call("next_token", prompt=prompt, forced=forced, n_top=n_top)
-        return NextToken(found["forced"], tuple(Candidate(*entry) for entry in found["top"]))
+        top = (Candidate(token, text, logprob, tuple(raw)) for token, text, logprob, raw in found["top"])
+        return NextToken(found["forced"], tuple(top))
 
     async def _generate(self, asked: dict[str, Any], sampling: Sampling) -> AsyncGenerator[Delta, None]:
         """What nobody chose is left to the child."""

@@ -102,11 +102,8 @@ class Sampler:
             if token < scores.size:
                 scores[token] += amount
         self._penalise(scores, before)
-        if self._wanted.temperature <= 0:
-            return int(scores.argmax())
-        kept = self._cut(scores)
-        chances = _softmax(scores[kept] / np.float32(self._wanted.temperature))
-        drawn = int(np.searchsorted(chances.cumsum(), self._random.random()))
+        kept, odds = chances(scores, self._wanted)
+        drawn = int(np.searchsorted(odds.cumsum(), self._random.random()))
         return int(kept[min(drawn, kept.size - 1)])
 
     def _penalise(self, scores: Logits, before: Sequence[int]) -> None:
@@ -123,17 +120,20 @@ class Sampler:
         found = np.where(found > 0, found / wanted.repeat_penalty, found * wanted.repeat_penalty)
         scores[tokens] = found - times * wanted.frequency_penalty - wanted.presence_penalty
 
-    def _cut(self, scores: Logits) -> NDArray[np.int64]:
-        """Ids that stay, the likeliest first; at least one."""
-        wanted = self._wanted
-        n_kept = min(wanted.top_k or scores.size, scores.size)
-        kept = np.argpartition(-scores, n_kept - 1)[:n_kept] if n_kept < scores.size else np.arange(scores.size)
-        kept = kept[np.lexsort((kept, -scores[kept]))]
-        chances = _softmax(scores[kept])
-        n_within: int = int(np.searchsorted(chances.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else len(kept)
-        n_likely = int((chances >= wanted.min_p * chances[0]).sum())
-        n_kept = max(1, min(n_within, n_likely))
-        return np.asarray(kept[:n_kept], np.int64)
+
+def chances(scores: Logits, wanted: Choices, *, rest: float = 0.0) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The ids that can be drawn, the likeliest first, and with which probability: what top_k, top_p and min_p leave, at
+    the temperature. `rest` is the probability of tokens that are not among `scores`; with a top_k, they do not count."""
+    if wanted.temperature <= 0:
+        return np.array([scores.argmax()], np.int64), np.ones(1)
+    n_kept = min(wanted.top_k or scores.size, scores.size)
+    kept = np.argpartition(-scores, n_kept - 1)[:n_kept] if n_kept < scores.size else np.arange(scores.size)
+    kept = kept[np.lexsort((kept, -scores[kept]))]
+    before = _softmax(scores[kept]) * (1.0 - rest)
+    n_within: int = int(np.searchsorted(before.cumsum(), wanted.top_p)) + 1 if wanted.top_p < 1 else len(kept)
+    n_likely = int((before >= wanted.min_p * before[0]).sum())
+    kept = np.asarray(kept[: max(1, min(n_within, n_likely))], np.int64)
+    return kept, _softmax(scores[kept] / np.float32(wanted.temperature))
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:

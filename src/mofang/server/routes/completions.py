@@ -170,8 +170,9 @@ def _usage(answer: Answer, n: int) -> dict[str, Any] | None:
 
 
 def legacy_logprobs(logprobs: dict[str, Any] | None, n_top: int = 20) -> dict[str, Any] | None:
-    """The shape of 2022 that this route still has: parallel lists. Engines say {"content": [...]} as in chat, and name
-    at least one alternative, also where none was asked for."""
+    """The shape of 2022 that this route still has: parallel lists; beside them "content" as in chat, which has what those
+    lose: ids, and the bytes of tokens that are part of a character. Engines name at least one alternative, also where
+    none was asked for."""
     if logprobs is None or "content" not in logprobs:
         return logprobs
     entries = logprobs["content"] or []
@@ -182,5 +183,6 @@ def legacy_logprobs(logprobs: dict[str, Any] | None, n_top: int = 20) -> dict[st
         "top_logprobs": [
             {top["token"]: top["logprob"] for top in (entry.get("top_logprobs") or ())[:n_top]} for entry in entries
         ],
+        "content": [{**entry, "top_logprobs": list(entry.get("top_logprobs") or ())[:n_top]} for entry in entries],
         "text_offset": list(accumulate((len(token) for token in tokens[:-1]), initial=0)) if tokens else [],
     }

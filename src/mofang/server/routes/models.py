@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Query
 
 from mofang.engine.base import EngineInfo
-from mofang.errors import Forbidden, MofangError
+from mofang.errors import Forbidden, Invalid, MofangError
 from mofang.messages import Progress
 from mofang.models.base import ModelFacts, ModelRef
 from mofang.platform import memory
@@ -16,6 +16,7 @@ from mofang.server import shapes
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.faults import fault
+from mofang.server.neighbours import MOST
 from mofang.server.routes.here import Here, Lang, Owner
 from mofang.server.visit import current
 from mofang.wire import AddRequest, LoadRequest, PullRequest, RemoteRequest
@@ -96,6 +97,25 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
     shown = shapes.details(ref, facts, needed, context, backend.models.ancestry(ref))
     return {**shapes.model(ref, facts, _loaded(backend)), **shown}
+
+
+@router.get("/v1/models/{name}/neighbours")
+def neighbours(
+    name: str,
+    backend: Here,
+    token: str | None = Query(default=None, min_length=1),
+    id: int | None = Query(default=None, ge=0),
+    n: int = Query(default=10, ge=1, le=MOST),
+) -> dict[str, Any]:
+    """The tokens whose rows of the embedding matrix are most like that of one token, by cosine, read from the model's
+    file: nothing is loaded. The token by its text, or by its id."""
+    if (token is None) == (id is None):
+        raise Invalid("server.token_or_id", param="token")
+    ref = backend.models.resolve(name, "chat") if name == "auto" else backend.models.get(name)
+    backend.engines.check_permitted(ref.name)
+    path = backend.models.get(ref.base).path if ref.base else ref.path
+    wanted: str | int = token if token is not None else int(id or 0)
+    return {"object": "list", "model": ref.name, **backend.neighbours.of(path, ref.name, wanted, n)}
 
 
 @router.post("/v1/models/{name}/load")

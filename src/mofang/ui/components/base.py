@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import cache, wraps
 from html import escape
 from pathlib import Path
+from string import punctuation
 from typing import Any, ParamSpec
 
 import streamlit as st
@@ -73,7 +74,7 @@ def quiet(text: str) -> None:
 
 def plain(text: str) -> str:
     """Text as a label that Streamlit reads as Markdown: every sign of it stays a sign."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]:$~<#!" else letter for letter in text)
+    return "".join(f"\\{letter}" if letter in punctuation else letter for letter in text)
 
 
 def badges(*labels: tuple[str, str]) -> str:
