@@ -70,7 +70,7 @@ def client() -> Client:
     )
 
 
-@st.cache_resource(max_entries=64, show_spinner=False)
+@st.cache_resource(max_entries=1024, show_spinner=False)  # a client that is pushed out may still be watching an answer
 def _client(url: str, key: str | None, lang: str) -> Client:
     return Client(url, key, lang=lang)
 
