@@ -864,7 +864,7 @@ def _tokens(app: FastAPI, state: State) -> None:
     @app.get("/v1/models/{name}/neighbours")
     async def _(request: Request, name: str, token: str | None = None, id: int | None = None, n: int = 10) -> Any:
         state.token_requests.append((request.url.path, dict(request.query_params)))
-        if token is not None and len(token) > 2:
+        if token is not None and len(token) > 2 and not token.isascii():
             message = f"{token!r} 在模型 {name} 里不是一个 token，而是 {len(token)} 个"
             raise fault(400, "not_one_token", message, "请给出其中一个 token 的文字，或用 id= 指定编号")
         text = token if token is not None else chr(int(id or 0))

@@ -242,6 +242,7 @@ OVERFLOW = """() => {
     const s = getComputedStyle(p); if (p !== main && /auto|scroll/.test(s.overflowX) && p.scrollWidth > p.clientWidth) return true; } return false; };
   for (const e of document.querySelectorAll('[data-testid=stMain] *, [data-testid=stBottom] *, [data-testid=stDialog] *')) {
     const box = e.getBoundingClientRect(); const s = getComputedStyle(e);
+    if (e.matches('input[type=range]')) continue;  // a slider's own, clipped by what holds it
     if (box.width < 2 || box.height < 2 || s.visibility === 'hidden' || s.opacity === '0' || s.clipPath !== 'none') continue;
     if ((box.right > innerWidth + 1 || box.left < -1) && !scrolls(e)) wide.push(e.tagName + '.' + e.className + ' ' + Math.round(box.left) + '–' + Math.round(box.right));
   }
