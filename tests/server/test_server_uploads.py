@@ -224,10 +224,10 @@ def test_slow_disks_do_not_hold_up_others(gateway: Gateway, engine: ScriptedEngi
     real = gateway.backend.store.conversations
     busy, done = threading.Event(), threading.Event()
 
-    def slow() -> Any:
+    def slow(query: str = "") -> Any:
         busy.set()
         done.wait(60)
-        return real()
+        return real(query)
 
     gateway.backend.store.conversations = slow
 
