@@ -42,6 +42,7 @@ def test_send_and_stop(bench: Any, visit: Any) -> None:
     expect(page.locator(QUESTION)).to_be_enabled()
     ask(page, "再问一次")
     expect(page.locator(".mf-copy")).to_have_count(2)
+    expect(page.locator(ANSWER).last).to_contain_text("n_ctx")
     page.locator(".mf-copy").last.click()
     expect(page.get_by_text("已复制")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == fake_gateway.ANSWER
