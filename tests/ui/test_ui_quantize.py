@@ -8,9 +8,8 @@ import pytest
 from playwright.sync_api import expect
 from streamlit.testing.v1 import AppTest
 from test_ui_app import go, text_of
-from test_ui_train import keys
+from test_ui_train import keys, sent_by
 
-from mofang.client import Client
 from mofang.recipes import EXPORTERS, recipe_class
 from mofang.ui.pages import quantize
 from mofang.ui.run import SCRIPT
@@ -32,23 +31,6 @@ def choose(page: AppTest, kind: str) -> None:
     page.segmented_control(key="quantize_kind").set_value(kind).run()
 
 
-def sent_by(page: AppTest) -> dict[str, Any]:
-    """What the page posts when its work is started."""
-    sent: list[dict[str, Any]] = []
-    real = Client.request
-
-    def note(client: Client, method: str, path: str, body: Any = None, **more: Any) -> Any:
-        if (method, path) == ("POST", "/v1/runs"):
-            sent.append(body)
-        return real(client, method, path, body, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Client, "request", note)
-        page.button(key="quantize_start").click().run()
-    (body,) = sent
-    return body
-
-
 @pytest.mark.parametrize("kind", EXPORTERS.names())
 def test_every_field_of_an_exporter_is_asked_for_once(page: AppTest, kind: str) -> None:
     choose(page, kind)
@@ -65,37 +47,41 @@ def test_a_size_is_chosen_and_told_before(page: AppTest) -> None:
     assert page.selectbox(key="quantize_model_gguf").value == "smol-hf"
     page.slider(key="quantize_bits").set_value(4.0).run()
     assert "约 315 MB" in text_of(page), "630,167,424 weights of 4 bits"
-    assert sent_by(page) == {"kind": "gguf", "recipe": {"model": "smol-hf", "bits": 4.0}, "launcher": {}}
+    assert sent_by(page, "quantize_start") == {
+        "kind": "gguf",
+        "recipe": {"model": "smol-hf", "bits": 4.0},
+        "launcher": {},
+    }
 
 
 def test_a_type_or_the_fastest_is_chosen(page: AppTest) -> None:
     page.segmented_control(key="quantize_way").set_value("type").run()
-    assert sent_by(page)["recipe"] == {"model": "smol-hf", "type": "q4_k_m"}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": "smol-hf", "type": "q4_k_m"}
     del page.query_params["run"]
     page.run()
     page.segmented_control(key="quantize_way").set_value("speed").run()
     page.number_input(key="quantize_max_kl").set_value(0.02).run()
-    assert sent_by(page)["recipe"] == {"model": "smol-hf", "type": "auto", "max_kl": 0.02}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": "smol-hf", "type": "auto", "max_kl": 0.02}
 
 
 def test_a_gptq_model_is_kept_to_the_bit(page: AppTest) -> None:
     page.selectbox(key="quantize_model_gguf").set_value("smol-gptq").run()
     assert "逐位保留" in text_of(page) and not [slider for slider in page.slider if slider.key == "quantize_bits"]
     page.selectbox(key="quantize_kept").set_value("q8_0").run()
-    assert sent_by(page)["recipe"] == {"model": "smol-gptq", "type": "q8_0"}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": "smol-gptq", "type": "q8_0"}
 
 
 def test_what_a_training_led_to_can_be_quantized(page: AppTest, state: fake_gateway.State) -> None:
     run = next(iter(state.runs))
     page.selectbox(key="quantize_model_gguf").set_value(run).run()
-    assert sent_by(page)["recipe"] == {"model": run, "bits": 4.8}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": run, "bits": 4.8}
 
 
 def test_only_what_was_changed_is_sent(page: AppTest) -> None:
     choose(page, "gptq")
     page.number_input(key="quantize_gptq_bits").set_value(3)
     page.toggle(key="quantize_gptq_refine").set_value(False).run()
-    assert sent_by(page)["recipe"] == {"model": "smol-hf", "bits": 3, "refine": False}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": "smol-hf", "bits": 3, "refine": False}
 
 
 def test_two_models_are_compared(page: AppTest) -> None:
@@ -103,7 +89,7 @@ def test_two_models_are_compared(page: AppTest) -> None:
     page.selectbox(key="quantize_model_check").set_value("smol-gptq").run()
     page.selectbox(key="quantize_reference").set_value("smol-hf").run()
     page.toggle(key="quantize_check_answers").set_value(False).run()
-    assert sent_by(page)["recipe"] == {"model": "smol-gptq", "reference": "smol-hf", "answers": False}
+    assert sent_by(page, "quantize_start")["recipe"] == {"model": "smol-gptq", "reference": "smol-hf", "answers": False}
 
 
 def test_a_fault_of_a_field_is_told(page: AppTest) -> None:

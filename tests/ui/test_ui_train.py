@@ -59,8 +59,8 @@ def test_the_groups_know_no_field_that_is_gone() -> None:
     assert set(listed) == set(Training.model_fields) and len(listed) == len(set(listed))
 
 
-def sent_by(page: AppTest) -> dict[str, Any]:
-    """What the page posts when the training is started."""
+def sent_by(page: AppTest, button: str = "train_start") -> dict[str, Any]:
+    """What the page posts when its work is started."""
     sent: list[dict[str, Any]] = []
     real = Client.request
 
@@ -71,7 +71,7 @@ def sent_by(page: AppTest) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "request", note)
-        page.button(key="train_start").click().run()
+        page.button(key=button).click().run()
     (body,) = sent
     return body
 

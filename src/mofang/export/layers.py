@@ -305,7 +305,8 @@ class Decoder:
                 first, *rest = made if isinstance(made, tuple) else (made,)
                 name = answers.get(first.data_ptr(), "") if isinstance(first, Tensor) else ""
                 if name.startswith(f"{part}.") and all(other is None for other in rest):
-                    linear = dict(linears(self.layers[index]))[name]
+                    linear = self.layers[index].get_submodule(name)
+                    assert isinstance(linear, nn.Linear)
                     self.lasts[name] = part, _Last(linear, tuple(rest) if isinstance(made, tuple) else None)
 
             return hook

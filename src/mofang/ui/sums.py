@@ -6,9 +6,12 @@ Knows nothing of Streamlit. Facts are those of GET /v1/models/{name}.
 from collections.abc import Mapping
 from typing import Any, Final
 
-BITS: Final = {"f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.89}
-"""Bits a weight. q8_0: 32 numbers of 8 bits and a scale of 16. q4_k_m mixes types: as llama.cpp measured it on Llama 3.1
-8B (tools/quantize/README.md); small models come out larger, since their embedding weighs more."""
+BITS: Final = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.89, "q3_k_m": 3.9, "q2_k": 3.0}
+"""The usual GGUF types: bits a weight. q8_0: 32 numbers of 8 bits and a scale of 16. Those below mix types: about what
+llama.cpp measured on Llama 3.1 8B (tools/quantize/README.md); small models come out larger, as their embedding weighs
+more."""
+SHOWN: Final = ("f16", "q8_0", "q4_k_m")
+"""Those that show what quantizing is."""
 GATED: Final = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "gemma3_text", "smollm3")
 """Architectures whose layers are query, key, value, output, gate, up and down."""
 FLOPS_A_WEIGHT: Final = 6

@@ -100,10 +100,8 @@ def quantize(weight: Tensor, hessian: Tensor, scheme: Scheme) -> Quantized:
     w[dead] = 0
     wanted = w.clone() if scheme.refine else w
     factor = inverse_factor(hessian)
-
-    costs = (
-        factor.diagonal().square().reciprocal()
-    )  # what an error of 1 in an input costs, the others having made up for it
+    # What an error of 1 in an input costs when those after it have made up for it.
+    costs = factor.diagonal().square().reciprocal()
     n_groups = -(-n_in // size)
     codes = torch.empty(n_in, n_out, dtype=torch.uint8, device=w.device)
     scales, zeros = w.new_empty(n_groups, n_out), w.new_empty(n_groups, n_out)

@@ -82,6 +82,18 @@ def badges(*labels: tuple[str, str]) -> str:
     return "".join(f'<span class="mf-badge {tone}">{escape(text)}</span>' for text, tone in labels if text)
 
 
+def stats(*cells: tuple[str, str]) -> None:
+    """Figures side by side, each under its name; those without a value are left out."""
+    shown = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in cells if value)
+    st.html(f'<div class="mf-stats">{shown}</div>')
+
+
+def facts(*rows: tuple[str, str]) -> None:
+    """Terms and what they are, one below the other; those without a value are left out."""
+    shown = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in rows if value)
+    st.html(f'<dl class="mf-facts">{shown}</dl>')
+
+
 def flash(error: MofangError) -> None:
     """Keep an error of a callback for the run that follows it."""
     lang = language()
@@ -91,6 +103,14 @@ def flash(error: MofangError) -> None:
 def tell(text: str) -> None:
     """Keep something that went well for the run that follows."""
     st.session_state["said"] = text
+
+
+def attempt(call: Callable[[], Any]) -> None:
+    """For a button: what goes wrong is shown on the next run of the page."""
+    try:
+        call()
+    except MofangError as error:
+        flash(error)
 
 
 def show_flash() -> None:

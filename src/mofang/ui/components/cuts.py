@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import streamlit as st
 
-from mofang.ui.components.base import fragment, quiet
+from mofang.ui.components.base import fragment, quiet, stats
 from mofang.ui.components.tokens import cut
 from mofang.ui.components.working import WRITERS, ask, keep, model_of
 from mofang.ui.session import client, t
@@ -51,18 +51,17 @@ def cut_by(slot: str, model: str, text: str) -> None:
     if not pieces:
         quiet(t("cut_none"))
         return
-    st.html(f'<div class="mf-stats">{_figures(pieces, text)}</div>')
+    stats(*_figures(pieces, text))
     cut(pieces[:SHOWN])
     if len(pieces) > SHOWN:
         quiet(t("cut_more", n=f"{len(pieces) - SHOWN:,}"))
 
 
-def _figures(pieces: Sequence[Piece], text: str) -> str:
+def _figures(pieces: Sequence[Piece], text: str) -> list[tuple[str, str]]:
     n = len(pieces)
-    figures = [
+    return [
         (t("cut_tokens"), f"{n:,}"),
         (t("cut_characters"), f"{len(text) / n:.2f}"),
         (t("cut_bytes"), f"{len(text.encode()) / n:.2f}"),
         (t("cut_parts"), f"{sum(piece['piece'] is None for piece in pieces):,}"),
     ]
-    return "".join(f"<div><span>{escape(name)}</span><b>{value}</b></div>" for name, value in figures)

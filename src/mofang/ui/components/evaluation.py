@@ -7,7 +7,7 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.errors import MofangError
-from mofang.ui.components.base import flash, quiet
+from mofang.ui.components.base import flash, quiet, stats
 from mofang.ui.session import client as gateway
 from mofang.ui.session import t, t_or
 
@@ -89,10 +89,7 @@ def _answers(answered: Mapping[str, Any]) -> None:
         (t("evaluate_recall"), answered.get("citation_recall")),
         (t("evaluate_refusal"), refusal),
     ]
-    shown = "".join(
-        f"<div><span>{escape(name)}</span><b>{value:.3f}</b></div>" for name, value in cells if value is not None
-    )
-    st.html(f'<div class="mf-stats">{shown}</div>')
+    stats(*((name, f"{value:.3f}" if value is not None else "") for name, value in cells))
 
 
 def _missed(questions: Sequence[Mapping[str, Any]]) -> None:

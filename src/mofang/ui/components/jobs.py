@@ -1,14 +1,14 @@
 """Jobs of the gateway (pulls, ingests) with live progress and a stop button."""
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
 import streamlit as st
 
-from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components.base import flash, fragment, quiet, show_fault
+from mofang.ui.components.base import attempt, fragment, quiet, show_fault
 from mofang.ui.session import client, language, t, t_or
 
 Job = dict[str, Any]
@@ -35,16 +35,15 @@ def card(job: Job) -> None:
         with st.container(horizontal=True, vertical_alignment="center", key=f"job_head_{job['id']}"):
             what = t_or(f"job_{job['kind']}", t("job_other"))
             st.html(f'<div class="mf-job"><b>{escape(what)}</b> {escape(str(job.get("title") or ""))}</div>')
-            st.button(t("stop"), key=f"job_stop_{job['id']}", icon=":material/stop:", on_click=_stop, args=(job["id"],))
+            st.button(
+                t("stop"),
+                key=f"job_stop_{job['id']}",
+                icon=":material/stop:",
+                on_click=attempt,
+                args=(partial(client().stop_job, job["id"]),),
+            )
         st.progress(fraction)
         quiet(line)
-
-
-def _stop(job_id: str) -> None:
-    try:
-        client().stop_job(job_id)
-    except MofangError as error:
-        flash(error)
 
 
 def last_failure(kind: str) -> None:

@@ -4,7 +4,7 @@ A run lives in a process of its own; a page may come and go. The run that is loo
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Final
@@ -15,7 +15,7 @@ from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import settings
-from mofang.ui.components.base import badges, flash, fragment, quiet, show_error
+from mofang.ui.components.base import attempt, badges, flash, fragment, quiet, show_error
 from mofang.ui.session import client, language, link_params, open_conversation, t, t_or
 from mofang.ui.watch import Task
 
@@ -46,14 +46,6 @@ def look_at(run_id: str | None) -> None:
         st.query_params["run"] = run_id
     else:
         st.query_params.pop("run", None)
-
-
-def attempt(call: Callable[[], Any]) -> None:
-    """For a button: what goes wrong is shown on the next run of the page."""
-    try:
-        call()
-    except MofangError as error:
-        flash(error)
 
 
 # ---- all of them ----

@@ -4,14 +4,14 @@ Before a conversation exists, the choices are a draft in this visitor's session;
 conversation's own.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui.components import personas
-from mofang.ui.components.base import flash, plain, quiet
+from mofang.ui.components.base import attempt, flash, plain, quiet
 from mofang.ui.session import client, t
 
 DEFAULT: Final = {
@@ -276,7 +276,8 @@ def _keep_preset(preset: dict[str, Any] | None, values: dict[str, Any], own: str
             key=f"preset_delete_{own}",
             icon=":material/delete:",
             type="tertiary",
-            on_click=_tried(client().delete_preset, preset["id"]),
+            on_click=attempt,
+            args=(partial(client().delete_preset, preset["id"]),),
         )
         return
     key = f"preset_name_{own}"
@@ -284,19 +285,7 @@ def _keep_preset(preset: dict[str, Any] | None, values: dict[str, Any], own: str
     def keep() -> None:
         if name := st.session_state[key].strip():
             chosen = {field: value for field, value in values.items() if field not in OWN_FIELDS}
-            _tried(client().create_preset, name, chosen)()
+            attempt(partial(client().create_preset, name, chosen))
             st.session_state[key] = ""
 
     st.text_input(t("preset_keep"), placeholder=t("preset_keep_placeholder"), key=key, max_chars=100, on_change=keep)
-
-
-def _tried(call: Callable[..., Any], *args: Any) -> Callable[[], None]:
-    """A click's work; what goes wrong is told on the run that follows."""
-
-    def work() -> None:
-        try:
-            call(*args)
-        except MofangError as error:
-            flash(error)
-
-    return work

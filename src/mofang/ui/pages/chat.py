@@ -5,6 +5,7 @@ looks at its Watch several times a second, so clicks are answered at once and a 
 """
 
 from collections.abc import Iterable
+from functools import partial
 from html import escape
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import document, jobs, settings
-from mofang.ui.components.base import flash, fragment, mark, plain, quiet, show_fault, show_flash
+from mofang.ui.components.base import attempt, flash, fragment, mark, plain, quiet, show_fault, show_flash
 from mofang.ui.prose import anchor_of, sources_html, to_markdown
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
 from mofang.ui.tree import Message, Turn, choices_to, path, title_of, words_of
@@ -91,8 +92,8 @@ def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, runn
                 t("stop_answer"),
                 key="stop",
                 icon=":material/stop_circle:",
-                on_click=_stop,
-                args=(running,),
+                on_click=attempt,
+                args=(partial(client().stop_generation, running),),
                 shortcut="Esc",
             )
     placeholder = t("answering") if running else t("ask") if can_ask else t("ask_later")
@@ -213,13 +214,6 @@ def _request(conversation: Conversation, parent_id: str | None) -> dict[str, Any
         "knowledge": conversation.get("knowledge"),
     }
     return body | {name: value for name, value in optional.items() if value}
-
-
-def _stop(generation: str) -> None:
-    try:
-        client().stop_generation(generation)
-    except MofangError as error:
-        flash(error)
 
 
 # ---- what was said ----

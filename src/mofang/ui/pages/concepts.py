@@ -8,6 +8,7 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.ui import figures, sums
+from mofang.ui.components.base import facts as facts_table
 from mofang.ui.components.base import guarded, quiet, show_flash
 from mofang.ui.components.cuts import cut_by
 from mofang.ui.components.odds import odds, option_of
@@ -49,9 +50,13 @@ def _facts(model: str) -> dict[str, Any] | None:
     return ask("concept_facts", model, partial(client().model, model))
 
 
-def _rows(*rows: tuple[str, str]) -> None:
-    listed = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in rows if value)
-    st.html(f'<dl class="mf-facts">{listed}</dl>')
+def _counted(model: str) -> dict[str, Any] | None:
+    """Its facts, where they tell the parameters; that they do not is said."""
+    known = _facts(model)
+    if known is not None and not known.get("parameters"):
+        quiet(t("concept_no_facts", name=model))
+        return None
+    return known
 
 
 def _needs(function: Callable[[str, str, Models], None]) -> Callable[[str, str | None, Models], None]:
@@ -97,7 +102,7 @@ def _context(sentence: str, model: str, models: Models) -> None:
     if n_ctx:
         share = len(pieces) / n_ctx
         st.html(bar(share, t("concept_context_bar", n=len(pieces), n_ctx=f"{n_ctx:,}", share=percent(share))))
-    _rows(
+    facts_table(
         (t("concept_context_here"), f"{n_ctx:,} token" if n_ctx else ""),
         (t("concept_context_train"), f"{facts['n_ctx_train']:,} token" if facts.get("n_ctx_train") else ""),
         (t("concept_context_sentences"), f"{n_ctx // max(1, len(pieces)):,}" if n_ctx else ""),
@@ -106,14 +111,12 @@ def _context(sentence: str, model: str, models: Models) -> None:
 
 @_needs
 def _parameter(sentence: str, model: str, models: Models) -> None:
-    facts = _facts(model)
+    facts = _counted(model)
     if facts is None:
         return
-    if not (n := facts.get("parameters")):
-        quiet(t("concept_no_facts", name=model))
-        return
+    n = facts["parameters"]
     n_bytes = int((facts.get("memory") or {}).get("weights") or facts.get("size_bytes") or 0)
-    _rows(
+    facts_table(
         (t("fact_parameters"), f"{n:,}"),
         (t("fact_layers"), str(facts.get("n_layers") or "")),
         (t("fact_width"), str(facts.get("n_embd") or "")),
@@ -130,12 +133,10 @@ def _embedding_share(facts: dict[str, Any]) -> str:
 
 @_needs
 def _training(sentence: str, model: str, models: Models) -> None:
-    facts = _facts(model)
+    facts = _counted(model)
     if facts is None:
         return
-    if not (n := facts.get("parameters")):
-        quiet(t("concept_no_facts", name=model))
-        return
+    n = facts["parameters"]
     lang, operations = language(), sums.training_flops(n, STARTED_TOKENS)
     quiet(
         t("concept_training_seen", n=figures.count(lang, n), tokens=figures.count(lang, STARTED_TOKENS),
@@ -150,7 +151,7 @@ def _finetuning(sentence: str, model: str | None, models: Models) -> None:
     if done:
         run = done[0]
         result = run["result"]
-        _rows(
+        facts_table(
             (t("concept_tuned_run"), str(run["title"])),
             (t("concept_tuned_steps"), f"{result.get('steps', 0):,}"),
             (t("concept_tuned_loss"), f"{result['first_loss']:.3f} → {result['last_loss']:.3f}"),
@@ -209,13 +210,11 @@ def _embedding(sentence: str, model: str | None, models: Models) -> None:
 
 @_needs
 def _quantization(sentence: str, model: str, models: Models) -> None:
-    facts = _facts(model)
+    facts = _counted(model)
     if facts is None:
         return
-    if not (n := facts.get("parameters")):
-        quiet(t("concept_no_facts", name=model))
-        return
-    sizes = {kind: sums.size_in(kind, n) for kind in sums.BITS}
+    n = facts["parameters"]
+    sizes = {kind: sums.size_in(kind, n) for kind in sums.SHOWN}
     largest = max(sizes.values())
     for kind, n_bytes in sizes.items():
         told = t("concept_quantization_row", kind=kind, size=figures.size(n_bytes), bits=f"{sums.BITS[kind]:g}")

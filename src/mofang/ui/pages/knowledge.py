@@ -13,7 +13,7 @@ import streamlit as st
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import document, evaluation, jobs
-from mofang.ui.components.base import badges, fault, flash, quiet, show_error, show_fault, show_flash
+from mofang.ui.components.base import attempt, badges, fault, flash, quiet, show_error, show_fault, show_flash
 from mofang.ui.components.search import search
 from mofang.ui.session import client, t, t_or
 
@@ -290,13 +290,6 @@ def _documents(name: str, writable: bool) -> None:
                     t("delete_sure"),
                     key=f"doc_sure_{own}",
                     type="primary",
-                    on_click=_try,
+                    on_click=attempt,
                     args=(partial(client().remove_document, name, own),),
                 )
-
-
-def _try(call: partial[None]) -> None:
-    try:
-        call()
-    except MofangError as error:
-        flash(error)

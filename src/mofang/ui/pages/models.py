@@ -1,6 +1,5 @@
 """模型: what this machine can run (catalogue), what it has (installed), and what comes (pulls)."""
 
-from collections.abc import Callable
 from functools import partial
 from html import escape
 from typing import Any
@@ -11,7 +10,7 @@ from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.ancestry import tree_html
 from mofang.ui.components import checks, jobs
-from mofang.ui.components.base import badges, flash, fragment, plain, quiet, show_error, show_flash
+from mofang.ui.components.base import attempt, badges, facts, fragment, plain, quiet, show_error, show_flash
 from mofang.ui.session import client, language, t, t_or
 from mofang.ui.watch import Task
 
@@ -66,7 +65,7 @@ def _model(model: Model) -> None:
                     t("delete_sure"),
                     key=f"delete_sure_{name}",
                     type="primary",
-                    on_click=_try,
+                    on_click=attempt,
                     args=(partial(client().remove_model, name),),
                 )
         details = st.expander(t("details"), key=f"details_{name}", on_change="rerun")
@@ -98,7 +97,7 @@ def _load_or_unload(model: Model) -> None:
             t("unload"),
             key=f"unload_{name}",
             icon=":material/eject:",
-            on_click=_try,
+            on_click=attempt,
             args=(partial(client().unload_model, name),),
         )
     else:
@@ -119,13 +118,6 @@ def _loading(name: str) -> None:
     st.html(f'<div class="mf-state"><i></i>{escape(t("loading"))}</div>')
 
 
-def _try(call: Callable[[], Any]) -> None:
-    try:
-        call()
-    except MofangError as error:
-        flash(error)
-
-
 def _details(name: str) -> None:
     try:
         model = client().model(name)
@@ -134,7 +126,7 @@ def _details(name: str) -> None:
         return
     lang = language()
     memory = model.get("memory") or {}
-    facts: list[tuple[str, str]] = [
+    known: list[tuple[str, str]] = [
         (t("fact_architecture"), str(model.get("architecture") or "")),
         (t("fact_parameters"), figures.count(lang, model["parameters"]) if model.get("parameters") else ""),
         (t("fact_layers"), _number(model.get("n_layers"))),
@@ -148,8 +140,7 @@ def _details(name: str) -> None:
         (t("fact_path"), str(model.get("path") or "")),
         (t("fact_sha256"), str(model.get("sha256") or "")),
     ]
-    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in facts if value)
-    st.html(f'<dl class="mf-facts">{rows}</dl>')
+    facts(*known)
     if memory.get("total"):
         parts = [
             t(f"memory_{part}", size=figures.size(memory[part]))
@@ -238,7 +229,7 @@ def _entry(entry: dict[str, Any], *, is_pulling: bool) -> None:
                 icon=":material/download:",
                 type="primary" if entry.get("fits", True) else "secondary",
                 disabled=is_pulling,
-                on_click=_try,
+                on_click=attempt,
                 args=(partial(client().pull, name, None if source == "auto" else source),),
             )
 
@@ -274,14 +265,13 @@ def _engine() -> None:
         show_error(error)
         return
     machine = found["machine"]
-    facts = [
+    known = [
         (t("engine_cpu"), f"{machine['cpu']} · {' '.join(machine['abilities'])}"),
         (t("engine_cores"), f"{machine['cores']} / {machine['threads']}"),
         (t("engine_provider"), found["provider"] or "–"),
         (t("engine_why"), found["why"]),
     ]
-    rows = "".join(f"<dt>{escape(term)}</dt><dd>{escape(value)}</dd>" for term, value in facts if value)
-    st.html(f'<dl class="mf-facts">{rows}</dl>')
+    facts(*known)
     for build in found["builds"]:
         state = "engine_proven" if build["proven"] else "engine_unproven"
         quiet(f"{build['backend']} · {build['compiler']} · {t(state)}{'' if build['fits'] else t('engine_elsewhere')}")

@@ -11,9 +11,9 @@ import streamlit as st
 
 from mofang.client import ApiError
 from mofang.errors import MofangError
-from mofang.ui import figures
+from mofang.ui import figures, sums
 from mofang.ui.components import checks, runs
-from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash
+from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash, stats
 from mofang.ui.components.form import form
 from mofang.ui.components.runs import Run
 from mofang.ui.session import client, language, link_params, t, t_or
@@ -35,8 +35,6 @@ MAIN: Final = (
     "name", "bits", "group_size", "tokenizer", "adapters", "weights", "init", "calibration", "n_tokens", "answers", "speed",
 )  # fmt: skip
 """Fields that are seen at once; every other one of the schema is under "more"."""
-TYPES: Final = {"f16": 16.0, "q8_0": 8.5, "q6_k": 6.6, "q5_k_m": 5.7, "q4_k_m": 4.9, "q3_k_m": 3.9, "q2_k": 3.0}
-"""The usual GGUF types with the bits of a weight that llama.cpp's own tables state; small models come out larger."""
 KEPT: Final = ("", "f16", "q8_0")
 """What may become of the matrices that GPTQ left alone."""
 BITS: Final = (2.5, 8.5, 4.8)
@@ -193,24 +191,25 @@ def _parameters(model: Mapping[str, Any]) -> int:
         return 0
 
 
-def _about(parameters: int, bits: float) -> str:
-    return t("quantize_about", size=figures.size(int(parameters * bits / 8))) if parameters else ""
+def _about(n_bytes: int) -> str:
+    return t("quantize_about", size=figures.size(n_bytes)) if n_bytes else ""
 
 
 def _by_size(parameters: int) -> dict[str, Any]:
     low, high, usual = BITS
     bits = st.slider(t("quantize_bits"), low, high, usual, 0.1, format="%.1f", key="quantize_bits")
-    quiet(" · ".join(part for part in (_about(parameters, bits), t("quantize_by_size_text")) if part))
+    quiet(" · ".join(part for part in (_about(round(parameters * bits / 8)), t("quantize_by_size_text")) if part))
     return {"bits": round(bits, 1)}
 
 
 def _by_type(parameters: int) -> dict[str, Any]:
     names = {
-        kind: " · ".join(part for part in (kind, _about(parameters, bits)) if part) for kind, bits in TYPES.items()
+        kind: " · ".join(part for part in (kind, _about(sums.size_in(kind, parameters))) if part) for kind in sums.BITS
     }
+    kinds = list(sums.BITS)
     kind = st.selectbox(
-        t("quantize_type"), list(TYPES), index=list(TYPES).index("q4_k_m"), format_func=names.__getitem__, key="quantize_type"
-    )  # fmt: skip
+        t("quantize_type"), kinds, index=kinds.index("q4_k_m"), format_func=names.__getitem__, key="quantize_type"
+    )
     quiet(t("quantize_by_type_text"))
     return {"type": kind}
 
@@ -266,10 +265,7 @@ def _watch(run_id: str, known: str) -> None:
     with st.container(key="run_progress"):
         if run["status"] == "running":
             runs.progress(run)
-    cells = "".join(
-        f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in _figures(run) if value
-    )
-    st.html(f'<div class="mf-stats">{cells}</div>')
+    stats(*_figures(run))
     for note in run["notes"]:
         quiet(note)
     if run["kind"] == "check" and run["status"] in ("done", "failed"):

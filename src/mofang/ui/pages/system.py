@@ -11,8 +11,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import runs
-from mofang.ui.components.base import badges, flash, fragment, plain, quiet, show_error, show_flash
+from mofang.ui.components.base import attempt, badges, facts, fragment, plain, quiet, show_error, show_flash, stats
 from mofang.ui.session import client, language, t, t_or
 
 TICK_S: Final = 3.0
@@ -50,24 +49,19 @@ def _now() -> None:
         (t("system_memory_free"), figures.size(memory["available"])),
         (t("system_disk_free"), figures.size(system["disk_free_bytes"])),
     ]
-    st.html(
-        '<div class="mf-stats">'
-        + "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in cells)
-        + "</div>"
-    )
+    stats(*cells)
     history = client().history()
     _chart(history, {"completion_tokens_per_s": t("system_written"), "prompt_tokens_per_s": t("system_read")},
            t("tokens_per_s"), t("system_tokens_alt"))  # fmt: skip
     _loaded(system["engines"], memory["total"])
-    facts = [
+    known = [
         (t("system_machine"), f"{machine['system']} {machine['machine']}"),
         (t("engine_cores"), str(machine.get("cores") or "")),
         (t("system_memory"), figures.size(memory["total"])),
         *((name, version) for name, version in system["versions"].items()),
     ]
     with st.expander(t("system_versions"), icon=":material/info:", key="system_versions"):
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts if value)
-        st.html(f'<dl class="mf-facts">{rows}</dl>')
+        facts(*known)
     with st.expander(t("system_settings"), icon=":material/settings:", key="system_settings"):
         rows = "".join(
             f"<dt><code>MOFANG_{escape(name.upper())}</code></dt><dd>{escape(_shown(value))}</dd>"
@@ -111,7 +105,7 @@ def _loaded(engines: Sequence[Mapping[str, Any]], total: int) -> None:
                 f'<div class="mf-figures">{"".join(f"<span>{escape(part)}</span>" for part in parts if part)}</div>'
             )
             st.button(
-                t("unload"), key=f"system_unload_{name}", icon=":material/eject:", on_click=runs.attempt,
+                t("unload"), key=f"system_unload_{name}", icon=":material/eject:", on_click=attempt,
                 args=(partial(client().unload_model, name),),
             )  # fmt: skip
 
@@ -222,14 +216,13 @@ def _key(key: Mapping[str, Any]) -> None:
         if state == "active":
             with st.popover(t("key_revoke"), icon=":material/block:", key=f"revoke_{own}"):
                 st.write(t("key_revoke_text", name=plain(str(key["name"]))))
-                st.button(t("key_revoke_sure"), key=f"revoke_sure_{own}", type="primary", on_click=_revoke, args=(own,))
-
-
-def _revoke(key_id: str) -> None:
-    try:
-        client().revoke_key(key_id)
-    except MofangError as error:
-        flash(error)
+                st.button(
+                    t("key_revoke_sure"),
+                    key=f"revoke_sure_{own}",
+                    type="primary",
+                    on_click=attempt,
+                    args=(partial(client().revoke_key, own),),
+                )
 
 
 # ---- logs ----

@@ -14,7 +14,7 @@ from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import compare, runs
-from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash
+from mofang.ui.components.base import attempt, fragment, quiet, show_error, show_fault, show_flash, stats
 from mofang.ui.components.form import Schema, form
 from mofang.ui.components.runs import Run
 from mofang.ui.curve import Curve
@@ -353,7 +353,7 @@ def _actions(run: Run, export: Run | None) -> None:
             key="run_export",
             type="primary",
             icon=":material/deployed_code:",
-            on_click=runs.attempt,
+            on_click=attempt,
             args=(partial(client().start_run, "gguf", {"model": own, "type": EXPORTED}),),
         )
     running = own if status == "running" else (export or {}).get("id") if exporting else None
@@ -416,8 +416,7 @@ def _figures(run: Run, curve: Curve) -> None:
     if run["started_at"]:
         seconds = figures.seconds_between(run["started_at"], run["ended_at"])
         shown.append((t("run_took"), figures.duration(language(), seconds)))
-    cells = "".join(f"<div><span>{escape(name)}</span><b>{escape(value)}</b></div>" for name, value in shown if value)
-    st.html(f'<div class="mf-stats">{cells}</div>')
+    stats(*shown)
 
 
 def _change(values: list[tuple[int, float]]) -> str:
