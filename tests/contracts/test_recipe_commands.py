@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from mofang import api
 from mofang.cli.main import build
-from mofang.recipes import EXPORTERS, METHODS, TOOLS, Recipe, recipe_class
+from mofang.errors import Invalid
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, TOOLS, Recipe, parse, recipe_class
 
 COMMANDS = {
     **{kind: ("train", kind) for kind in METHODS},
@@ -43,3 +44,19 @@ def test_a_command_begins_its_recipe(kind: str, monkeypatch: pytest.MonkeyPatch)
     assert type(recipe) is recipe_class(kind)
     assert all("某个" in str(getattr(recipe, name)) for name in needed)
     assert launcher == ({"launcher": "torchrun", "processes": 2} if launched else None)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_faults_name_the_command_that_tells_its_fields(kind: str) -> None:
+    with pytest.raises(Invalid) as raised:
+        parse(recipe_class(kind), {"no_such_field": 1})
+    asked = [*COMMANDS[kind], "--help"]
+    assert f"mofang {' '.join(asked)}" in raised.value.hint()
+    assert CliRunner().invoke(build(), asked).exit_code == 0
+
+
+@pytest.mark.parametrize("name", LAUNCHERS.names())
+def test_faults_of_a_launcher_name_a_command_that_tells_its_fields(name: str) -> None:
+    with pytest.raises(Invalid) as raised:
+        parse(LAUNCHERS.get(name), {"no_such_field": 1})
+    assert "mofang train sft --help" in raised.value.hint()

@@ -21,6 +21,8 @@ class Recipe(BaseModel):
 
     kind: ClassVar[str]
     """Its name in METHODS or EXPORTERS."""
+    command: ClassVar[str] = "train {kind}"
+    """What tells all of its fields, with --help: of `mofang`."""
     worker: ClassVar[str]
     """"module:function" that a child process calls with (recipe, run)."""
     extra: ClassVar[str] = "train"
@@ -84,7 +86,10 @@ def parse(recipe: type[R], values: Mapping[str, Any], overrides: Sequence[str] =
     except ValidationError as error:
         faults = [_fault(recipe, fault) for fault in error.errors()]
         raise Invalid(
-            "recipes.faults", kind=recipe.kind, faults="\n".join(f"  · {fault}" for fault in faults)
+            "recipes.faults",
+            kind=recipe.kind,
+            command=recipe.command.format(kind=recipe.kind),
+            faults="\n".join(f"  · {fault}" for fault in faults),
         ) from error
 
 

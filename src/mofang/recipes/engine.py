@@ -11,6 +11,7 @@ class Build(Recipe):
     """llama.cpp compiled for this machine, proved against the wheel before it is used."""
 
     kind: ClassVar[str] = "build"
+    command: ClassVar[str] = "engine {kind}"
     worker: ClassVar[str] = "mofang.engine.prove:run"
     extra: ClassVar[str] = ""
     library: ClassVar[str] = ""
@@ -27,6 +28,7 @@ class Tune(Recipe):
     """How one model runs best on this machine: measured, stored, used from its next load on."""
 
     kind: ClassVar[str] = "tune"
+    command: ClassVar[str] = "engine {kind}"
     worker: ClassVar[str] = "mofang.engine.tune:run"
     extra: ClassVar[str] = ""
     library: ClassVar[str] = ""
@@ -48,6 +50,7 @@ class Bench(Recipe):
     """How fast a model is on this machine at several lengths of context."""
 
     kind: ClassVar[str] = "bench"
+    command: ClassVar[str] = "engine {kind}"
     worker: ClassVar[str] = "mofang.engine.bench:run"
     extra: ClassVar[str] = ""
     library: ClassVar[str] = ""

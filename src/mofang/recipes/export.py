@@ -10,6 +10,8 @@ from mofang.recipes.fields import one_of, one_or_many, refused
 
 
 class _Export(Recipe):
+    command: ClassVar[str] = "export {kind}"
+
     model: str = Field(min_length=1)
     """The model or run to begin with: a name, a run's id, or a path."""
     name: str = ""
@@ -26,6 +28,7 @@ class Import(_Export):
     pickled weights as one of safetensors."""
 
     kind: ClassVar[str] = "import"
+    command: ClassVar[str] = "models import"
     worker: ClassVar[str] = "mofang.export.imports:run"
     library: ClassVar[str] = ""
 
@@ -175,6 +178,7 @@ class Check(Recipe):
     """Compare a model with another one that it should say the same as: a GGUF with its source, two GGUFs, a GPTQ…"""
 
     kind: ClassVar[str] = "check"
+    command: ClassVar[str] = "export {kind}"
     worker: ClassVar[str] = "mofang.export.check:run"
     extra: ClassVar[str] = ""
     library: ClassVar[str] = ""

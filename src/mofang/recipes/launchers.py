@@ -11,6 +11,8 @@ from mofang.recipes.base import Recipe
 class Launcher(Recipe):
     """Its worker is called with (launcher, recipe, run) by the run's process and returns the result of the recipe's."""
 
+    command: ClassVar[str] = "train sft"
+
     def named(self) -> dict[str, Any]:
         """As recipes.launcher_of reads it."""
         return {"launcher": self.kind, **self.model_dump(mode="json")}
