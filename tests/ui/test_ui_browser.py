@@ -153,7 +153,7 @@ def test_documents_go_in_with_their_state(bench: Any, visit: Any) -> None:
         {"name": "说明.md", "mimeType": "text/markdown", "buffer": "正文".encode()},
         {"name": "坏.txt", "mimeType": "text/plain", "buffer": b""},
     ]
-    page.locator("input[type=file]").set_input_files(files)
+    page.locator("[class*=st-key-files_] input[type=file]").set_input_files(files)
     page.locator(".st-key-upload button").click()
     expect(page.locator("[role=alert]")).to_contain_text("坏.txt：文件是空的")
     expect(page.locator("[class*=st-key-doc_doc_]").last).to_contain_text("说明.md")
