@@ -1,15 +1,15 @@
 """GPTQ on the same model and the same calibration ids: `mofang export gptq` against GPTQModel, and round-to-nearest.
 
     python bench/gptq.py [--model smollm2-135m-instruct] [--group-size 64] [--bits 4] [--samples 128] [--length 512]
-                         [--plain] [--peer PYTHON] [--home FOLDER] [--json FILE]
+                         [--held-out 16] [--plain] [--peer PYTHON] [--home FOLDER] [--json FILE]
 
 --model qwen2.5-coder-0.5b-instruct --group-size 128 is the second one. Both sides quantize the Hugging Face folder that
 `mofang models import` makes of the model's GGUF. Calibration is text of LibreOffice's Chinese help; perplexity is
-measured on Debian's Chinese reference (bench/corpora: fetch.sh and both *_beir.py), 16 sequences of 512 tokens, every
+measured on Debian's Chinese reference (bench/corpora: fetch.sh and both *_beir.py), 16 sequences of 512 tokens or more, every
 side's weights restored to float32 and computed by transformers. PYTHON is an interpreter of an environment of its own
 that has gptqmodel (it brings another torch); without it that side is left out and said. Seconds are those of quantizing
 and saving; memory is the peak of the process. What is printed last: the share of round-to-nearest's loss (of log
-perplexity) that GPTQ gets back.
+perplexity) that GPTQ gets back, with its standard error (token by token against the same rounding).
 """
 
 import argparse
@@ -22,21 +22,31 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quantizing import imported, rows
 
-HELD_OUT, HELD_OUT_LENGTH = 16, 512
+HELD_OUT_LENGTH = 512
 
 
-def perplexity(model: Any, ids: Any) -> float:
+def losses(model: Any, ids: Any) -> np.ndarray:
+    """-log p of each token but a sequence's first, in nats."""
     import torch
     import torch.nn.functional as F
 
-    total = 0.0
+    found = []
     with torch.no_grad():
         for row in torch.from_numpy(ids):
             logits = model(input_ids=row[None]).logits[0, :-1].float()
-            total += F.cross_entropy(logits, row[1:]).item()
-    return math.exp(total / len(ids))
+            found.append(F.cross_entropy(logits, row[1:], reduction="none").numpy())
+    return np.concatenate(found).astype(np.float64)
+
+
+def recovered(whole: np.ndarray, nearest: np.ndarray, side: np.ndarray) -> tuple[float, float]:
+    """Share of rounding's loss that a side gets back, and its standard error by the delta method on the paired losses."""
+    worse, lost = side - whole, nearest - whole
+    left = worse.mean() / lost.mean()
+    return 1 - left, float((worse - left * lost).std() / math.sqrt(len(whole)) / abs(lost.mean()))
 
 
 def peer(choice: dict[str, Any]) -> None:
@@ -64,6 +74,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--held-out", type=int, default=16, help="sequences that perplexity is measured on")
     parser.add_argument("--plain", action="store_true", help="the paper's algorithm alone: --no-mse --no-refine")
     parser.add_argument("--peer", metavar="PYTHON")
     parser.add_argument("--home", type=Path, help="MOFANG_HOME of the trial; this machine's when not given")
@@ -95,10 +106,13 @@ def compare(given: argparse.Namespace, place: Path) -> None:
     tokenizer = load_tokenizer(base.path)
     learned, held_out = rows("libreoffice", place / "calibration.jsonl"), rows("debian", place / "held_out.jsonl")
     ids = calibration.read([str(learned)], tokenizer, samples=given.samples, length=given.length, seed=0).ids
-    test = calibration.read([str(held_out)], tokenizer, samples=HELD_OUT, length=HELD_OUT_LENGTH, seed=0).ids
+    test = calibration.read([str(held_out)], tokenizer, samples=given.held_out, length=HELD_OUT_LENGTH, seed=0).ids
     found: dict[str, dict[str, Any]] = {}
+    lost: dict[str, np.ndarray] = {}
 
-    def say(side: str, **figures: Any) -> None:
+    def say(side: str, model: Any, **figures: Any) -> None:
+        lost[side] = losses(model, test)
+        figures["perplexity"] = math.exp(lost[side].mean())
         found[side] = figures
         shown = [f"perplexity {figures['perplexity']:8.3f}"]
         if "seconds" in figures:
@@ -107,12 +121,12 @@ def compare(given: argparse.Namespace, place: Path) -> None:
 
     print(f"{given.model}, {given.bits} bits, groups of {given.group_size}, calibration {ids.shape}", flush=True)
     model = load.causal_model(base)
-    say("float32", perplexity=perplexity(model, test))
+    say("float32", model)
     scheme = solve.Scheme(given.bits, given.group_size)
     for layer in next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList)):
         for name, module in layers.linears(layer):
             layers.replace(layer, name, solve.nearest(module.weight.data, scheme).weight())
-    say("round-to-nearest", perplexity=perplexity(model, test))
+    say("round-to-nearest", model)
     del model
 
     begun = time.monotonic()
@@ -124,7 +138,7 @@ def compare(given: argparse.Namespace, place: Path) -> None:
     seconds = time.monotonic() - begun
     result = run.state().result
     reading = load.causal_model(store.get(result["model"]))
-    say("mofang", seconds=seconds, peak_bytes=result["peak_memory_bytes"], perplexity=perplexity(reading, test))
+    say("mofang", reading, seconds=seconds, peak_bytes=result["peak_memory_bytes"])
     del reading
 
     if given.peer:
@@ -143,16 +157,18 @@ def compare(given: argparse.Namespace, place: Path) -> None:
         )
         figures = json.loads(done.stdout.strip().splitlines()[-1])
         ref = ModelRef("peer", target, "gptq", base.kind, 0)
-        say("GPTQModel", **figures, perplexity=perplexity(load.causal_model(ref), test))
+        say("GPTQModel", load.causal_model(ref), **figures)
     else:
         print("GPTQModel          left out: give --peer PYTHON of an environment that has gptqmodel")
 
-    whole, nearest = (math.log(found[side]["perplexity"]) for side in ("float32", "round-to-nearest"))
     for side in ("mofang", "GPTQModel"):
         if side in found:
-            found[side]["recovered"] = (nearest - math.log(found[side]["perplexity"])) / (nearest - whole)
-            print(f"{side}: {found[side]['recovered']:.0%} of round-to-nearest's loss recovered")
+            share, error = recovered(lost["float32"], lost["round-to-nearest"], lost[side])
+            found[side].update(recovered=share, recovered_error=error)
+            print(f"{side}: {share:.1%} ± {error:.1%} of round-to-nearest's loss recovered")
     if "GPTQModel" in found:
+        apart = lost["mofang"] - lost["GPTQModel"]
+        print(f"mofang - GPTQModel: {apart.mean():.4f} ± {apart.std() / math.sqrt(len(apart)):.4f} nats a token")
         ratio = found["GPTQModel"]["seconds"] / found["mofang"]["seconds"]
         print(f"mofang is {ratio:.2f} times as fast")
     if given.json:
