@@ -74,7 +74,7 @@ def main() -> None:
 def decode(name: str, tokens: int) -> float:
     command = ["engine", "bench", name, "--contexts", str(PROMPT), "--n-answer", str(tokens), "--rounds", "1", "--json"]
     done = subprocess.run([sys.executable, "-m", "mofang", *command], stdout=subprocess.PIPE, text=True, check=True)
-    return float(json.loads(done.stdout)["rows"][0]["predicted_per_second"])
+    return float(json.loads(done.stdout)["result"]["rows"][0]["predicted_per_second"])
 
 
 def compare(given: argparse.Namespace, place: Path) -> None:
@@ -92,7 +92,7 @@ def compare(given: argparse.Namespace, place: Path) -> None:
     for side, kind in made.items():
         mofang.to_gguf("bench-gptq", kind, name=names[side], overwrite=True)
     kl = mofang.check(names["the rest in Q8_0"], names["the same bits"], answers=False, speed=False)
-    found: dict[str, Any] = {"kl": {one["name"]: one["kl"] for one in kl.state().result["texts"]}}
+    found: dict[str, Any] = {"kl": {one["text"]: one["mean_kl"] for one in kl.state().result["texts"]}}
 
     speeds: dict[str, list[float]] = {}
     for _ in range(given.rounds):

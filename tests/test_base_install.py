@@ -31,6 +31,7 @@ HEAVY_WORKERS = (
     "mofang.train.",
     "mofang.export.",
     "mofang.launch.torchrun",
+    "mofang.launch.ray_",
     "mofang.engine.transformers.core",
     "mofang.engine.sentence_transformers.core",
     "mofang.engine.llama_cpp.core",

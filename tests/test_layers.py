@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "mofang"
 
 # Downwards: a module of the foundation may import those to its right in this tuple, not to its left.
 FOUNDATION = (
+    "batches",
     "client",
     "runs",
     "recipes",

@@ -25,6 +25,7 @@ from mofang.messages import Message, NextToken
 from mofang.settings import Settings
 
 if TYPE_CHECKING:
+    from mofang.batches import Outcome
     from mofang.data.draft import Passage, Seed
     from mofang.engine.base import Purpose, Vectors
     from mofang.measure import EvalSet
@@ -562,6 +563,41 @@ def document_name(path: str) -> str:
     from mofang.server.uploads import safe_name
 
     return clean_name(safe_name(path))
+
+
+# ---- many requests ----
+
+
+def batch(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    model: str | None = None,
+    concurrency: int = 4,
+    again: bool = False,
+    tell: Callable[[int, int, float], None] | None = None,
+) -> "Outcome":
+    """Answer the requests of a file in OpenAI's batch format into `out` (NAME.answers.jsonl beside it by default).
+
+    Begun again with the same files it goes on where it was. `model`: in place of what the requests name; `again`: ask
+    anew what was refused; `tell` hears how many are answered, of how many, and requests a second.
+    """
+    from mofang import batches
+
+    path = Path(path)
+    requests = batches.read(path, model)
+    first: list[tuple[float, int]] = []
+
+    def told(done: int, total: int) -> None:
+        now = time.monotonic()
+        first[:] = first or [(now, done)]
+        seconds = now - first[0][0]
+        if tell:
+            tell(done, total, (done - first[0][1]) / seconds if seconds > 0.5 else 0.0)
+
+    with gateway() as client:
+        target = Path(out) if out else path.with_name(f"{path.stem}.answers.jsonl")
+        return batches.run(client, requests, target, concurrency=concurrency, again=again, tell=told)
 
 
 # ---- models ----

@@ -40,6 +40,10 @@ class MofangError(Exception):
         self.key = key
         self.values = values
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Whole on the other side of a pickle, whatever a subclass's constructor takes: errors cross machines."""
+        return _anew, (type(self), self.args, self.__dict__)
+
     @property
     def code(self) -> str:
         """Stable English name that programs match, such as "model_not_found"."""
@@ -56,6 +60,12 @@ class MofangError(Exception):
     def __str__(self) -> str:
         hint = self.hint()
         return f"{self.message()}\n{hint}" if hint else self.message()
+
+
+def _anew(cls: type[MofangError], args: tuple[Any, ...], state: dict[str, Any]) -> MofangError:
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class Invalid(MofangError):

@@ -93,6 +93,12 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def measured(self) -> Path:
+        """What an export measured, until its model has its name. Not among checkpoints: a training that ends with an
+        export has its own there."""
+        return self.folder / "measured"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 

@@ -37,6 +37,7 @@ def _show_version(wanted: bool) -> None:
 def build() -> typer.Typer:
     """The whole command tree, its help in the language of this process."""
     from mofang.cli import (
+        batch,
         chat,
         data,
         doctor,
@@ -73,6 +74,7 @@ def build() -> typer.Typer:
     app.command("up", help=say("main.up"))(up.up)
     app.command("serve", help=say("main.serve"))(up.serve)
     app.command("chat", help=say("main.chat"))(chat.chat)
+    app.command("batch", help=say("main.batch"))(batch.batch)
     app.add_typer(models.app, name="models", help=say("main.models"))
     app.add_typer(engine.app, name="engine", help=say("main.engine"))
     kb_quality.add_to(kb.app)

@@ -11,7 +11,7 @@ import typer
 from mofang.strings import say
 
 if TYPE_CHECKING:
-    from mofang.launch.local import Running
+    from mofang.launch.local import Parts, Running
     from mofang.settings import Settings
 
 HOST = typer.Option(None, help=say("main.option_host"), metavar="ADDRESS")
@@ -28,13 +28,35 @@ def up(
     _run(_settings.load(host=host, port=port, ui_port=ui_port), with_workbench=True, browser=browser)
 
 
-def serve(host: str | None = HOST, port: int | None = PORT) -> None:
+LAUNCHER = typer.Option("local", "--launcher", help=say("main.option_launcher"), metavar="local|ray")
+CLUSTER = typer.Option("", help=say("main.option_cluster"), metavar="HOST:PORT")
+REPLICAS = typer.Option(1, help=say("main.option_replicas"), min=1)
+MAX_REPLICAS = typer.Option(0, help=say("main.option_max_replicas"), min=0)
+CPUS = typer.Option(0, help=say("main.option_cpus"), min=0)
+
+
+def serve(
+    host: str | None = HOST,
+    port: int | None = PORT,
+    launcher: str = LAUNCHER,
+    cluster: str = CLUSTER,
+    replicas: int = REPLICAS,
+    max_replicas: int = MAX_REPLICAS,
+    cpus: int = CPUS,
+) -> None:
     from mofang import settings as _settings
+    from mofang.errors import Invalid
+    from mofang.launch import SERVING
 
-    _run(_settings.load(host=host, port=port), with_workbench=False)
+    options = {"cluster": cluster, "replicas": replicas, "max_replicas": max_replicas, "cpus": cpus}
+    settings = _settings.load(host=host, port=port)
+    parts = SERVING.get(launcher)(**options)
+    if 0 < max_replicas < replicas:
+        raise Invalid("launch.replicas_range", param="--max-replicas", replicas=replicas, max_replicas=max_replicas)
+    _run(settings, with_workbench=False, parts=parts)
 
 
-def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False) -> None:
+def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False, parts: "Parts | None" = None) -> None:
     """Start, say where, bring what is missing, and wait for Ctrl-C. Everything started here ends here."""
     from mofang import __version__
     from mofang.launch import local
@@ -44,7 +66,7 @@ def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False) -
         local.check_exposure(settings)
         if settings.log_contents:
             typer.echo(say("launch.contents_logged", path=settings.home / "logs" / "requests.jsonl"), err=True)
-        running = stack.enter_context(local.gateway(settings))
+        running = stack.enter_context(local.gateway(settings, **({"parts": parts} if parts else {})))
         stack.callback(typer.echo, say("launch.stopped"))
         if with_workbench:
             workbench = stack.enter_context(local.workbench(running))

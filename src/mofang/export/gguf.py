@@ -24,8 +24,6 @@ from mofang.errors import Invalid, MissingSystem, MofangError, NoSpace, Unreadab
 from mofang.export import folder, lossless, shards
 from mofang.export import source as sources
 from mofang.export.gptq import format as gptq
-from mofang.export.mixed import auto
-from mofang.export.mixed import worker as mixed
 from mofang.export.verify import verify
 from mofang.messages import Message
 from mofang.models.base import ModelRef
@@ -37,6 +35,7 @@ from mofang.platform import end_child, free_disk, start_program
 from mofang.recipes.export import Gguf
 from mofang.runs import Reporter, Run
 from mofang.strings import say
+from mofang.tokenizer import Tokenizer
 from mofang.tokenizer import load as load_tokenizer
 
 CONVERTED = ("f32", "f16", "bf16", "q8_0")
@@ -89,8 +88,7 @@ def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
         else:
             whole = target / "whole.gguf"
             _convert(tools, source, whole, "f16", name, parameters, report)
-            told = mixed.watch(recipe, run, source, whole, report) if recipe.imatrix else {}
-            weighed = ["--imatrix", str(target / mixed.IMPORTANCE)] if told else []
+            told, weighed = _weighed(recipe, run, source, whole, report) if recipe.imatrix else ({}, [])
             command = [str(quantize), *weighed, str(whole), str(file), kind.upper()]
             _child(command, {}, file, int(parameters * 0.6), "quantize", report)
             whole.unlink()
@@ -98,8 +96,21 @@ def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
         return _publish(recipe, run, source, file, kind)
 
 
+def _weighed(
+    recipe: Gguf, run: Run, source: ModelRef, whole: Path, report: Reporter
+) -> tuple[dict[str, Any], list[str]]:
+    """What a manifest says of an importance matrix that was made beside `whole`, and the options that name it."""
+    from mofang.export.mixed import worker as mixed  # brings torch, which takes seconds
+
+    told = mixed.watch(recipe, run, source, whole, report)
+    return told, ["--imatrix", str(whole.parent / mixed.IMPORTANCE)] if told else []
+
+
 def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]:
     """Each matrix as a type of its own."""
+    from mofang.export.mixed import auto
+    from mofang.export.mixed import worker as mixed
+
     source = sources.find(recipe.model, run)
     mixed.check(recipe)
     suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or kind or "mixed"
@@ -179,14 +190,15 @@ def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
 
 
 def _publish(recipe: Gguf, run: Run, source: ModelRef, file: Path, kind: str, **more: Any) -> dict[str, Any]:
-    checks = verify(file, source.path) | tried(file, source, run)
+    tokenizer = load_tokenizer(source.path)
+    checks = verify(file, tokenizer) | tried(file, tokenizer, run)
     made = folder.publish(
         file.parent, file.stem, format="gguf", kind=source.kind, run=run, parents=[folder.parent(source, "source")],
         runs=lineage(source), overwrite=recipe.overwrite, file=file.name, type=kind,
         recipe=source.manifest.get("recipe"), data=source.manifest.get("data"), checks=checks, tools=_tools(kind),
         **more,
     )  # fmt: skip
-    shutil.rmtree(mixed.place_of(run), ignore_errors=True)
+    shutil.rmtree(run.measured, ignore_errors=True)
     run.note(say("export.gguf_made", name=made.name, type=kind, size=f"{made.size_bytes / 1e6:.0f}"))
     return {"model": made.name, "path": str(made.path), "size_bytes": made.size_bytes, "type": kind}
 
@@ -199,25 +211,25 @@ def _tools(kind: str) -> dict[str, str]:
     return made
 
 
-def tried(file: Path, source: ModelRef, run: Run) -> dict[str, Any]:
+def tried(file: Path, ours: Tokenizer, run: Run) -> dict[str, Any]:
     """Load the file as the engine will, and let it begin an answer. Raises Unreadable when it cannot."""
     try:
         found = library.load(library.find(settings.load())[0])
     except MissingSystem as error:
         run.note(say("export.not_tried", why=error.message()))
         return {}
-    ours = load_tokenizer(source.path)
     talk = ours.render([Message("user", TALK)], add_generation_prompt=True) if ours.chat_template else TALK
     with library.Model(found, file, n_ctx=TRIED_TOKENS) as model:
-        ids, said = model.tokenize(talk)[: TRIED_TOKENS - TRIED], list[int]()
+        said = list[int]()
+        *_, rows = model.read(model.tokenize(talk)[: TRIED_TOKENS - TRIED])
         while len(said) < TRIED:
-            *_, rows = model.read([*ids, *said])
             if not np.isfinite(rows).all():
                 raise Unreadable("export.check_no_numbers")
             likeliest = int(rows[-1].argmax())
             if likeliest in ours.end_ids:
                 break
             said.append(likeliest)
+            *_, rows = model.read([likeliest], go_on=True)
     return {"said": ours.decode(said)}
 
 

@@ -129,7 +129,8 @@ def run(recipe: Import, run: Run) -> dict[str, Any]:
         loss = write(ref.path, target, dtype=dtype, tie_head=recipe.tie_head, report=report, run=run)
         made = folder.publish(
             target, name, format="hf", kind=ref.kind, run=run, parents=[folder.parent(ref, "quantized")],
-            overwrite=recipe.overwrite, imported=loss, checks=verify(target, ref.path), tools=folder.tools("gguf"),
+            overwrite=recipe.overwrite, imported=loss, checks=verify(target, load_tokenizer(ref.path)),
+            tools=folder.tools("gguf"),
         )  # fmt: skip
     if keys := loss["keys_left"]:
         shown = ", ".join(keys[:SHOWN_KEYS]) + (" …" if len(keys) > SHOWN_KEYS else "")

@@ -1,7 +1,7 @@
 """What an exporter of whole models begins with: a Hugging Face folder, or the one that a run leads to."""
 
 from mofang.errors import Invalid
-from mofang.export import folder, merge, shards
+from mofang.export import folder, shards
 from mofang.models.base import ModelRef
 from mofang.recipes.export import Merge
 from mofang.runs import Run
@@ -30,6 +30,8 @@ def _find(name: str, run: Run) -> ModelRef:
     made = folder.store().made_by(training.id, "hf")
     if made and any(parent.get("role") == "adapter" for parent in made.manifest.get("parents", ())):
         return made
+    from mofang.export import merge  # brings torch, which takes seconds and which a folder by itself does not need
+
     merged = merge.run(Merge(model=training.id), run)
     return folder.store().get(merged["model"])
 

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from mofang.errors import Unreadable
-from mofang.tokenizer import load
+from mofang.tokenizer import Tokenizer, load
 
 PROBE = "模坊 is a workshop（坊）for models，共 42 个。\n\n  don't 安装"
 """A text whose ids must be the same before and after."""
 
 
-def verify(made: Path, source: Path) -> dict[str, Any]:
+def verify(made: Path, ours: Tokenizer) -> dict[str, Any]:
     """Read it back: its template, its end of an answer and a text's ids must be the source's. Raises Unreadable."""
-    ours, theirs = load(source), load(made)
+    theirs = load(made)
     if ours.chat_template != theirs.chat_template:
         raise Unreadable("export.template_lost", path=made)
     if ours.eos_id != theirs.eos_id:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import uvicorn
@@ -32,6 +32,7 @@ from mofang.settings import Settings
 
 if TYPE_CHECKING:
     from mofang.server.backend import LocalBackend
+    from mofang.server.rooms import Engines, Models
 
 FAREWELL_S = 2
 """Seconds in which streams say that they were cut, once their grace (setting `shutdown_grace_s`) is over."""
@@ -104,8 +105,25 @@ def _let_finish(backend: "LocalBackend", grace_s: float) -> None:
         time.sleep(0.05)
 
 
+Parts = Callable[[Settings], AbstractContextManager[tuple["Models | None", "Engines | None"]]]
+"""The models on disk and in memory of a gateway, for the length of a block; None: its own."""
+
+
 @contextmanager
-def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[Running]:
+def _own(_: Settings) -> Iterator[tuple[None, None]]:
+    yield None, None
+
+
+def alone(**options: Any) -> Parts:
+    """The parts of `mofang serve` by itself. Raises Invalid for options of other launchers."""
+    wrong = next((name for name, value in options.items() if value and (name, value) != ("replicas", 1)), None)
+    if wrong:
+        raise Invalid("launch.not_local", param=f"--{wrong.replace('_', '-')}")
+    return _own
+
+
+@contextmanager
+def gateway(settings: Settings, bound: socket.socket | None = None, *, parts: Parts = _own) -> Iterator[Running]:
     """Own the home and serve it from a thread of this process for the length of the block."""
     from mofang.launch.doctor import examine
     from mofang.server import create_app
@@ -113,11 +131,11 @@ def gateway(settings: Settings, bound: socket.socket | None = None) -> Iterator[
 
     check_exposure(settings)
     homes.prepare(settings.home)
-    with homes.own(settings.home), kept_in(settings.home / "logs"):
+    with homes.own(settings.home), kept_in(settings.home / "logs"), parts(settings) as (models, engines):
         bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
         port = bound.getsockname()[1]
         settings = _with_owner(settings).model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
-        backend = LocalBackend(settings, doctor=examine)
+        backend = LocalBackend(settings, models=models, engines=engines, doctor=examine)
         app = create_app(backend)
         server = uvicorn.Server(
             uvicorn.Config(

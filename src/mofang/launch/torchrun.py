@@ -1,18 +1,15 @@
 """The launcher "torchrun": a training by several processes, on one machine or more.
 
     run's process ── rank 0, rank 1…       mofang.launch.rank, started and watched by torch.distributed's elastic agent
-    runs/<id>/ranks/recipe.yaml            what the ranks are told
-                   /<rank>.json            each one's last word
+    runs/<id>/ranks/                       what they are told, and each one's last word (mofang.launch.rank)
 
 One that fails ends all, and the run with its error. All end with the run's process, also when that is killed: their
 standard input is a pipe whose other end it holds. On a further machine that has the same home, what the first one's run
 waits for is started by `python -m mofang.launch.torchrun <folder of the run>`.
 """
 
-import json
 import logging
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterable
@@ -26,29 +23,24 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from mofang.client import ApiError
 from mofang.errors import Invalid, MofangError
+from mofang.launch import rank
 from mofang.launch.worker import prepare_process
 from mofang.platform import numa_nodes
 from mofang.recipes import Recipe
 from mofang.recipes.launchers import Torchrun
-from mofang.runs import Run, Stopped
+from mofang.runs import Run
 from mofang.strings import say
 
 
 def run(launcher: Torchrun, recipe: Recipe, run: Run) -> dict[str, Any]:
     """The recipe's result, as the first rank's worker returned it. Raises what a rank failed with, Stopped."""
     count = n_processes(launcher)
-    folder = run.folder / "ranks"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
+    rank.tell(recipe, run)
     run.note(say("launch.processes", n=count, nodes=launcher.nodes))
     failures = start(launcher, run.folder, count)
-    said = {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
-    first = said.get(0, {})
-    if first.get("status") == "done":
-        return dict(first["result"])
-    if first.get("status") == "stopped":
-        raise Stopped
+    said = rank.last_words(run.folder)
+    if (result := rank.result_of(said)) is not None:
+        return result
     raise _cause(said.values(), failures, run)
 
 
@@ -110,15 +102,15 @@ def _cause(said: Iterable[dict[str, Any]], failures: dict[int, ProcessFailure], 
     for word in words:
         if word["status"] == "failed":
             return ApiError(500, word["error"])
-    for rank, failure in failures.items():
+    for number, failure in failures.items():
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # the agent ends the others by SIGTERM
             name = signal.Signals(-failure.exitcode).name
-            return MofangError("launch.rank_killed", rank=rank, signal=name, log=run.log)
+            return MofangError("launch.rank_killed", rank=number, signal=name, log=run.log)
     for word in words:
         if word["status"] == "crashed":
             return MofangError("launch.rank_failed", rank=word["rank"], why=word["why"], log=run.log)
-    rank, code = next(((rank, each.exitcode) for rank, each in failures.items()), (0, 0))
-    return MofangError("launch.rank_failed", rank=rank, why=f"exit {code}", log=run.log)
+    number, code = next(((number, each.exitcode) for number, each in failures.items()), (0, 0))
+    return MofangError("launch.rank_failed", rank=number, why=f"exit {code}", log=run.log)
 
 
 def main() -> int:

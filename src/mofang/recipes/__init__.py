@@ -50,6 +50,7 @@ LAUNCHERS = Registry(
     {
         "local": Entry("mofang.recipes.launchers:Local", "one process"),
         "torchrun": Entry("mofang.recipes.launchers:Torchrun", "several, on one machine or more"),
+        "ray": Entry("mofang.recipes.launchers:Ray", "the workers of a Ray cluster"),
     },
 )
 """Where the processes of a training are."""

@@ -54,3 +54,41 @@ class Torchrun(Launcher):
         if not value and info.data.get("nodes", 1) > 1:
             raise PydanticCustomError("where_nodes_meet", "needed for several machines")
         return value
+
+
+class Ray(Launcher):
+    """The workers of a Ray cluster, each with the whole model, which share out the examples of every step (Ray Train).
+
+    A worker or machine that is lost ends the others; they begin anew, as many as there is room for, at the run's last
+    checkpoint.
+    """
+
+    kind: ClassVar[str] = "ray"
+    worker: ClassVar[str] = "mofang.launch.ray_train:run"
+    extra: ClassVar[str] = "ray"
+    library: ClassVar[str] = "ray"
+
+    cluster: str = ""
+    """host:port of its head, or "auto" for the one that this machine belongs to; a Ray of the run's own, on this machine
+    alone, without. All machines read and write the same home."""
+    workers: int = Field(default=0, ge=0)
+    """0: one for each GPU of the cluster, or for each machine where there is none."""
+    min_workers: int = Field(default=0, ge=0)
+    """Go on with as few while machines are missing; 0: wait until all are there."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are begun anew before the run is given up (it can be resumed then)."""
+
+    @field_validator("cluster")
+    @classmethod
+    def _names_a_cluster(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and value != "auto" and not (host and port.isdigit()):
+            raise PydanticCustomError("ray_cluster", "must be auto or host:port")
+        return value
+
+    @field_validator("min_workers")
+    @classmethod
+    def _is_a_range(cls, value: int, info: ValidationInfo) -> int:
+        if value and value > info.data.get("workers", 0):
+            raise PydanticCustomError("fewest_of_workers", "must not be more than workers")
+        return value

@@ -134,7 +134,8 @@ def join(meeting: Path) -> World:
         told = {"store": dist.FileStore(str(meeting), size), "rank": rank, "world_size": size}
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Ray lets a process see its own GPU alone, torchrun all of the machine's.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE, **told)
     return Ranks()

@@ -171,6 +171,8 @@ class Model:
         self._c, self._library = library.c, library
         self._context: int | None = None
         self._batch: _Batch | None = None
+        self._n_read = 0
+        """Tokens of the window that was read last."""
         self._model: int | None = self._c.llama_model_load_from_file(
             str(path).encode(), self._c.llama_model_default_params()
         )
@@ -226,14 +228,20 @@ class Model:
                 return buffer.raw[:n]
             room = -n
 
-    def read(self, ids: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """Read one window (at most n_ctx ids) from its beginning; yields blocks (n, n_vocab) of natural
-        log-probabilities, one row for each id: what is expected after it. A block is the caller's to keep or change."""
-        if len(ids) > self.n_ctx:
-            raise ValueError(f"a window of {len(ids)} tokens; this model was opened for {self.n_ctx}")
-        self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
+    def read(self, ids: Sequence[int], *, go_on: bool = False) -> Iterator[NDArray[np.float32]]:
+        """Read one window (at most n_ctx ids) from its beginning, or `go_on` with the last one; yields blocks (n, n_vocab)
+        of natural log-probabilities, one row for each id: what is expected after it. A block is the caller's to keep or
+        change."""
+        self._n_read = self._n_read if go_on else 0
+        if self._n_read + len(ids) > self.n_ctx:
+            raise ValueError(f"a window of {self._n_read + len(ids)} tokens; this model was opened for {self.n_ctx}")
+        if not go_on:
+            self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
         for begin in range(0, len(ids), self.n_batch):
-            yield self._decode(ids[begin : begin + self.n_batch], begin)
+            block = ids[begin : begin + self.n_batch]
+            rows = self._decode(block, self._n_read)
+            self._n_read += len(block)
+            yield rows
 
     def _decode(self, ids: Sequence[int], begin: int) -> NDArray[np.float32]:
         batch = self._batch

@@ -104,23 +104,17 @@ def check(recipe: Gguf) -> None:
         raise NotFound("export.no_types_file", path=recipe.types)
 
 
-def place_of(run: Run) -> Path:
-    """Where a run keeps what was measured until its model has its name. Not among checkpoints: a training that ends with
-    an export has its own there."""
-    return run.folder / "measured"
-
-
 def _weighed(
     recipe: Gguf, run: Run, source: ModelRef, texts: calibration.Calibration, blocks: Blocks | None,
     report: Reporter,
 ) -> list[Matrix]:  # fmt: skip
     """What was measured for this model and these texts, now or before a stop; importances alone without `blocks`."""
-    kept, stamp = place_of(run) / "weighed.npz", f"{digest(source)} {texts.digest} {recipe.seed} {blocks is not None}"
+    kept, stamp = run.measured / "weighed.npz", f"{digest(source)} {texts.digest} {recipe.seed} {blocks is not None}"
     if kept.is_file() and (found := _kept(kept, stamp)):
         return found
     on = layers.device()
     decoder = layers.Decoder(source.path, on, layers.dtype(on))
-    place = place_of(run) / "states"
+    place = run.measured / "states"
 
     def tell(stage: str, done: int, total: int) -> None:
         report(stage, done, total, "layers")

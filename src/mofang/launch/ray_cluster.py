@@ -1,0 +1,74 @@
+"""A Ray cluster, or a Ray of our own on this machine, for the length of a block."""
+
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from mofang.errors import MofangError
+from mofang.platform import n_cores
+from mofang.settings import Settings
+
+STORE_BYTES = 100_000_000
+"""Ray's object store, in a Ray of our own: nothing large passes through it."""
+
+KNOCK_S = 10.0
+"""How long a cluster's head may take to answer."""
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """Connected to the cluster at `address` ("auto": the one that this machine belongs to), or to a Ray of our own that
+    ends with the block. Raises MofangError where nobody answers."""
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        told["address"] = address
+    else:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # asked for by a new Ray: other users give it no orders
+        told |= {
+            "num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }  # fmt: skip
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        _knock(address)
+        ray.init(**told)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ours)  # Ray would end the process on the spot
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise MofangError("launch.ray_no_cluster", address=address, why=str(error).splitlines()[0]) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens: Ray would go on trying for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each living machine of the cluster has: {"CPU": 8.0, "GPU": 1.0, …}."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def environment() -> dict[str, str]:
+    """What a process on another machine must know of this one's environment; no keys are among it."""
+    secret = {
+        f"MOFANG_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)
+    }
+    ours = {name: value for name, value in os.environ.items() if name.startswith("MOFANG_") and name not in secret}
+    told = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # see worker.prepare_process
+    return {**ours, **{name: os.environ[name] for name in told if name in os.environ}}
