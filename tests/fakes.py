@@ -293,6 +293,19 @@ class FakeLibrary:
     def chunks(self, name: str, document_id: str, start: int = 0, n: int = 100) -> Sequence[Chunk]:
         return [Chunk(0, len(self._base(name)[document_id][1]))][:n]
 
+    def questions(self, name: str) -> Sequence[dict[str, Any]]:
+        self._base(name)
+        return []
+
+    def keep_question(self, name: str, passage: Hit, question: str, answer: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def change_question(self, name: str, question_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        raise NotFound("evaluate.no_such_question", id=question_id)
+
+    def forget_questions(self, name: str) -> None:
+        self._base(name)
+
     async def picture(self, name: str, document_id: str, page: int, *, width: int, within: Span | None = None) -> bytes:
         raise Unreadable("knowledge.no_pictures", name=self._base(name)[document_id][0].name)
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from mofang.recipes import Recipe
     from mofang.runs import Run, State
     from mofang.tokenizer import Tokenizer
-    from mofang.tokenizer.measure import Report
 
 Tell = Callable[["State", list[dict[str, Any]]], None]
 """Hears of a run's state and its new lines of metrics."""
@@ -311,9 +310,8 @@ def draft_questions(
         for place, passage in questions.remaining(drawn, rows):
 
             def judge(said: str, passage: Hit = passage, place: int = place) -> dict[str, Any] | str:
-                draft = questions.read(said)
-                why = questions.fault(passage, *draft, [row["question"] for row in rows]) if draft else "unreadable"
-                return questions.row(passage, *draft, place) if draft and not why else why
+                draft = questions.judged(passage, said, [row["question"] for row in rows])
+                return draft if isinstance(draft, str) else questions.row(passage, *draft, place)
 
             yield _Ask(questions.prompt(passage, language_of(passage.text)), judge, questions.SCHEMA)
 
@@ -808,25 +806,6 @@ def preview(
 # ---- tokenizers ----
 
 
-def _tokenizer_of(name: str, *, source: bool = False) -> "tuple[Tokenizer, ModelRef | None]":
-    """The tokenizer of a model by name, or of whatever lies at a path; and the model, where it is one."""
-    from mofang.models.store import ModelStore
-    from mofang.tokenizer import load as load_tokenizer
-
-    path = Path(name).expanduser()
-    store = ModelStore(_settings.load())
-    if not path.exists():
-        if "/" in name or "\\" in name:
-            raise NotFound("tokenizer.no_tokenizer_named", name=name)
-        ref = store.get(name)
-        return load_tokenizer(ref.path, source=source), ref
-    tokenizer = load_tokenizer(path, source=source)
-    try:
-        return tokenizer, store.get_or_path(str(path.absolute()))
-    except MofangError:  # a tokenizer alone, without a model around it
-        return tokenizer, None
-
-
 def inspect_tokenizer(name: str, text: str | None = None, ids: Sequence[int] = ()) -> dict[str, Any]:
     """Facts of a model's vocabulary; with `text`, how it is cut ("cut"); with `ids`, those tokens ("tokens").
 
@@ -834,9 +813,9 @@ def inspect_tokenizer(name: str, text: str | None = None, ids: Sequence[int] = (
     """
     from dataclasses import asdict
 
-    from mofang.tokenizer import inspect
+    from mofang.tokenizer import inspect, named
 
-    tokenizer, _ = _tokenizer_of(name)
+    tokenizer, _ = named.find(name)
     for token_id in ids:
         if not 0 <= token_id < tokenizer.n_vocab:
             raise NotFound("tokenizer.no_such_id", id=token_id, last=tokenizer.n_vocab - 1)
@@ -856,11 +835,11 @@ def measure_tokenizer(
     With `against` (the extended tokenizer) also its figures ("after") and a verdict ("card"); with `bits` the model's
     bits per character on the beginning of the texts. Raises Invalid, NotFound, Unreadable.
     """
-    from mofang.tokenizer import measure
+    from mofang.tokenizer import extension, measure, named
     from mofang.tokenizer import texts as reading
 
-    tokenizer, ref = _tokenizer_of(name)
-    other = _tokenizer_of(against)[0] if against else None
+    tokenizer, ref = named.find(name)
+    other = named.find(against)[0] if against else None
     lines = list(reading.lines(reading.files(map(Path, texts))))
     before = measure.measure(tokenizer, lines)
     found = before.shape() | _dead(tokenizer)
@@ -870,7 +849,7 @@ def measure_tokenizer(
         after = measure.measure(other, lines)
         found |= {
             "after": after.shape() | _dead(other),
-            "card": _card(before, after, tokenizer.n_vocab, other, ref, found.get("bits_per_character")),
+            "card": extension.weigh(before, after, tokenizer.n_vocab, other, ref, found.get("bits_per_character")),
         }
     return found
 
@@ -904,35 +883,12 @@ def extend_tokenizer(
 
     Raises Conflict, Invalid, MissingExtra, NotFound, Unreadable; UnknownName for a kind that cannot be extended.
     """
-    from mofang.tokenizer import extend, folder, measure
-    from mofang.tokenizer import load as load_tokenizer
-    from mofang.tokenizer import texts as reading
+    from mofang.tokenizer import extension
 
-    target = folder.free(Path(out))
-    base, ref = _tokenizer_of(name, source=True)
-    other = load_tokenizer(Path(vocabulary).expanduser()) if vocabulary else None
-    plan = extend.plan(base, size=size, script=script, unreachable=unreachable, vocabulary=other, path=str(vocabulary))
-    files = reading.files(map(Path, texts)) if texts or not other else []
-    held = list(reading.held_out(files))
-    made = extend.extend(base, lambda: reading.learned(files), plan, tell or (lambda stage, done, total: None))
-    with folder.aside(target) as place:
-        extend.save(
-            made, place, base=name, base_sha256=base.sha256(), script=script, texts=[str(file) for file in files]
-        )
-    found: dict[str, Any] = {
-        "path": str(target),
-        "method": made.method,
-        "n_old": made.n_old,
-        "n_added": made.n_added,
-        "n_vocab": made.tokenizer.n_vocab,
-        "n_completed": made.n_completed,
-        "dropped": made.dropped,
-        "n_short": made.n_short,
-    }
-    if held:
-        before, after = measure.measure(base, held), measure.measure(made.tokenizer, held)
-        found |= {"n_held_out": len(held), "card": _card(before, after, made.n_old, made.tokenizer, ref, None)}
-    return found
+    made = extension.make(
+        name, texts, Path(out), size=size, script=script, unreachable=unreachable, vocabulary=vocabulary, tell=tell
+    )
+    return made.found
 
 
 def _dead(tokenizer: "Tokenizer") -> dict[str, Any]:
@@ -940,21 +896,6 @@ def _dead(tokenizer: "Tokenizer") -> dict[str, Any]:
 
     dead = measure.dead(tokenizer)
     return {"n_vocab": tokenizer.n_vocab, "dead": [{"id": each, "piece": tokenizer.token(each)} for each in dead]}
-
-
-def _card(
-    before: "Report", after: "Report", n_old: int, new: "Tokenizer", ref: "ModelRef | None", bits: float | None
-) -> dict[str, Any]:
-    from dataclasses import replace
-
-    from mofang.models.store import ModelStore
-    from mofang.tokenizer import measure
-    from mofang.tokenizer.card import card
-
-    n_dead = sum(1 for token_id in measure.dead(new) if token_id >= n_old)
-    facts = ModelStore(_settings.load()).facts(ref) if ref else None
-    made = card(before, after, n_old=n_old, n_vocab=new.n_vocab, n_dead=n_dead, facts=facts)
-    return replace(made, bits_before=bits).shape()
 
 
 def _bits_per_character(

@@ -173,6 +173,17 @@ class Client:
     def stop_job(self, job_id: str) -> None:
         self.request("POST", f"/v1/jobs/{quoted(job_id)}/stop")
 
+    def pause_job(self, job_id: str) -> dict[str, Any]:
+        """Of a pull: what it has brought stays, and `resume_job` goes on with it, also after a restart."""
+        return dict(self.request("POST", f"/v1/jobs/{quoted(job_id)}/pause"))
+
+    def resume_job(self, job_id: str) -> dict[str, Any]:
+        return dict(self.request("POST", f"/v1/jobs/{quoted(job_id)}/resume"))
+
+    def drop_job(self, job_id: str) -> None:
+        """Stop a pull, and delete what it has brought."""
+        self.request("DELETE", f"/v1/jobs/{quoted(job_id)}")
+
     def follow_job(self, job_id: str, after: int = -1) -> Iterator[dict[str, Any]]:
         return self.follow(f"/v1/jobs/{quoted(job_id)}", after)
 
@@ -204,9 +215,9 @@ class Client:
         """Every method and exporter with the schema of its fields."""
         return dict(self.request("GET", "/v1/recipes"))
 
-    def runs(self, *, training: bool | None = None) -> list[dict[str, Any]]:
-        """All runs, or trainings only, or exports only."""
-        query = {} if training is None else {"training": training}
+    def runs(self, *, training: bool | None = None, kind: str | None = None) -> list[dict[str, Any]]:
+        """All runs; or trainings only, or all others only; or those of one recipe."""
+        query = {name: value for name, value in (("training", training), ("kind", kind)) if value is not None}
         return list(self.request("GET", "/v1/runs", params=query)["data"])
 
     def launchers(self) -> dict[str, Any]:
@@ -436,6 +447,25 @@ class Client:
             parts = [("files", (relative, file, "application/octet-stream")) for relative, file in opened]
             path = f"/v1/knowledge/{quoted(name)}/evaluate"
             return dict(self.request("POST", path, params=params, files=parts))
+
+    def questions(self, name: str) -> list[dict[str, Any]]:
+        """Those that were drafted about a base, each with its passage and its state: open, accepted, dropped."""
+        return list(self.request("GET", f"/v1/knowledge/{quoted(name)}/questions")["data"])
+
+    def draft_questions(self, name: str, n: int = 20, model: str = "auto") -> dict[str, Any]:
+        """Start drafting n more; returns the job."""
+        return dict(self.request("POST", f"/v1/knowledge/{quoted(name)}/questions", {"n": n, "model": model}))
+
+    def change_question(self, name: str, question_id: str, **changes: Any) -> dict[str, Any]:
+        """`changes`: question, answer, state."""
+        return dict(self.request("PATCH", f"/v1/knowledge/{quoted(name)}/questions/{quoted(question_id)}", changes))
+
+    def forget_questions(self, name: str) -> None:
+        self.request("DELETE", f"/v1/knowledge/{quoted(name)}/questions")
+
+    def question_set(self, name: str) -> bytes:
+        """The accepted ones as a file for `evaluate_knowledge`."""
+        return self.send("GET", f"/v1/knowledge/{quoted(name)}/questions.jsonl").content
 
     def readers(self, name: str) -> list[dict[str, Any]]:
         """The keys that may read a base beside its owner: {"key", "name"}."""

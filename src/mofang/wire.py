@@ -647,6 +647,24 @@ class SearchFilter(Request):
     """File suffixes, such as "pdf"."""
 
 
+class DraftRequest(Request):
+    """POST /v1/knowledge/{name}/questions: questions that a model drafts about a base, for a person to check."""
+
+    n: int = Field(default=20, ge=1, le=1_000)
+    """How many more."""
+    model: str = "auto"
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    """Of the draw of passages: the same one goes on where it ended."""
+
+
+class QuestionChange(Request):
+    """PATCH /v1/knowledge/{name}/questions/{id}: what is not named stays as it is."""
+
+    question: str | None = Field(default=None, max_length=4096, pattern=r"\S")
+    answer: str | None = Field(default=None, max_length=65_536)
+    state: Literal["open", "accepted", "dropped"] | None = None
+
+
 class AskRequest(Request):
     """POST /v1/knowledge/{name}/ask: one question, answered from one base."""
 

@@ -20,7 +20,7 @@ from mofang.errors import Conflict, Denied, Invalid, MofangError, NoSpace, NotFo
 from mofang.models import projectors
 from mofang.models import pull as pull_module
 from mofang.models.catalogue import CatalogueEntry
-from mofang.models.pull import pull, pull_default
+from mofang.models.pull import discard, pull, pull_default
 from mofang.models.sources import base
 from mofang.models.sources import download as download_module
 from mofang.models.store import ModelStore
@@ -410,6 +410,24 @@ async def test_cancelled_then_resumed(store: ModelStore, hub: Hub, content: byte
     (resumed,) = hub.got("GET", "/cdn/")
     assert int(resumed["range"].removeprefix("bytes=").rstrip("-")) >= 2 * MIB
     assert _left(store) == ["m/manifest.json", f"m/{FILE}"]
+
+
+async def test_discarded(store: ModelStore, hub: Hub, told: Told) -> None:
+    hub.pace_s = 0.02
+    task = asyncio.create_task(pull(store, "m", source=f"{hub.url}/cdn/{FILE}", progress=told))
+    while not any(progress.done >= MIB for progress in told):
+        await asyncio.sleep(0.01)
+    with pytest.raises(Conflict):
+        await asyncio.to_thread(discard, store, "m")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list((store.folder / ".staging" / "m").rglob("*.part"))
+    discard(store, "m")
+    discard(store, "m")
+    assert not (store.folder / ".staging" / "m").exists()
+    with pytest.raises(Invalid):
+        discard(store, "../m")
 
 
 CHILD = """

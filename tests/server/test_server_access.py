@@ -104,6 +104,8 @@ def _asking() -> list[str]:
 
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/knowledge/{name}/ask"): {"question": "口令是什么"},
+    ("POST", "/v1/knowledge/{name}/questions"): {"n": 1},
+    ("PATCH", "/v1/knowledge/{name}/questions/{question_id}"): {"state": "accepted"},
     ("POST", "/v1/vector_stores/{vector_store_id}"): {"name": "x"},
     ("POST", "/v1/vector_stores/{vector_store_id}/search"): {"query": "口令"},
     ("POST", "/v1/vector_stores/{vector_store_id}/files"): {"file_id": "file-none"},
@@ -140,6 +142,7 @@ def test_the_lists_of_routes_are_not_empty() -> None:
 def test_a_stranger_gets_what_a_missing_base_gets(method: str, path: str, mine: Person, stranger: Person) -> None:
     [document] = mine.http.get(f"/v1/knowledge/{HIDDEN}/documents").json()["data"]
     ids = {"document_id": document["id"], "file_id": document["id"], "key_id": stranger.key_id, "page": "1"}
+    ids["question_id"] = "q1"
     hidden = _send(stranger.http, method, path, HIDDEN, ids)
     missing = _send(stranger.http, method, path, MISSING, ids)
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "knowledge_not_found", missing.text

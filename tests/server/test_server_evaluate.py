@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,119 @@ def test_passages_are_drawn_the_same_way_each_time(client: Client) -> None:
     every = client.passages("手册", n=100, seed=3)
     assert len(every) == 3 and client.passages("手册", n=2, seed=3) == every[:2]
     assert sorted(hit["title"] for hit in every) == sorted(DOCUMENTS)
+
+
+# ---- drafted questions, over HTTP ----
+
+
+def test_drafts_are_kept_checked_and_measured_with(client: Client, engine: Replying) -> None:
+    engine.reply = drafting
+    assert client.questions("手册") == []
+    assert finish(client, client.draft_questions("手册", 2)) == {"kept": 2, "dropped": {}}
+    first, second = client.questions("手册")
+    assert (first["id"], second["id"], first["state"]) == ("q1", "q2", "open")
+    span = client.document_text("手册", first["document_id"], *first["spans"][0])["text"]
+    assert first["passage"] == span and first["answer"] in span
+    asked = len(engine.asked)
+    assert finish(client, client.draft_questions("手册", 5))["kept"] == 1, "there are three passages"
+    assert len(engine.asked) == asked + 1 and [row["id"] for row in client.questions("手册")] == ["q1", "q2", "q3"]
+    changed = client.change_question("手册", "q1", question=f"请问{first['question']}", state="accepted")
+    assert changed["question"].startswith("请问") and changed["document_id"] == first["document_id"]
+    client.change_question("手册", "q2", state="dropped")
+    (line,) = client.question_set("手册").splitlines()
+    assert json.loads(line) == {
+        "id": "q1", "question": changed["question"], "answer": first["answer"], "document": first["document"],
+        "spans": [first["passage"]], "checked": True,
+    }  # fmt: skip
+    result = finish(client, client.evaluate_knowledge("手册", [("题.jsonl", BytesIO(client.question_set("手册")))]))
+    assert (result["n_questions"], result["n_judged"]) == (1, 1)
+    client.forget_questions("手册")
+    assert client.questions("手册") == [] and client.question_set("手册") == b""
+
+
+def test_a_dropped_question_is_not_asked_again(client: Client, engine: Replying) -> None:
+    engine.reply = drafting
+    finish(client, client.draft_questions("手册", 3))
+    for row in client.questions("手册"):
+        client.change_question("手册", row["id"], state="dropped")
+    asked = len(engine.asked)
+    assert (
+        finish(client, client.draft_questions("手册", 3)) == {"kept": 0, "dropped": {}} and len(engine.asked) == asked
+    )
+
+
+def test_what_was_drafted_before_a_stop_is_kept(
+    client: Client, engine: Replying, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.reply = drafting
+    hold = gateway.event()
+
+    def chat(messages: Any, sampling: Any) -> Any:
+        engine.asked.append((list(messages), sampling))
+        said = spoken(drafting(list(messages)))
+        return engine._follow(said if len(engine.asked) == 1 else [hold, *said])
+
+    monkeypatch.setattr(engine, "chat", chat)
+    job = client.draft_questions("手册", 3)
+    wait_until(lambda: len(engine.asked) == 2)
+    assert client.draft_questions("手册", 3)["id"] == job["id"], "one draft of a base at a time"
+    client.stop_job(job["id"])
+    assert client.job(job["id"])["status"] == "stopped" and len(client.questions("手册")) == 1
+    assert engine.open == 0, "the model was told to stop"
+
+
+def test_a_changed_document_is_told_of_where_it_is_measured(client: Client, engine: Replying) -> None:
+    engine.reply = drafting
+    finish(client, client.draft_questions("手册", 3))
+    for row in client.questions("手册"):
+        client.change_question("手册", row["id"], state="accepted")
+    list(client.follow_job(client.add_documents("手册", [("保修.md", "# 保修\n\n现在终身保修。".encode())])["id"]))
+    with pytest.raises(ApiError) as caught:
+        client.evaluate_knowledge("手册", [("题.jsonl", BytesIO(client.question_set("手册")))])
+    assert caught.value.code == "no_quote" and "题.jsonl:" in caught.value.message()
+
+
+def test_bad_wishes_for_questions_are_refused(client: Client, engine: Replying, home: Path) -> None:
+    client.create_knowledge("空库")
+    last = list(client.follow_job(client.draft_questions("空库")["id"]))[-1]
+    assert last["type"] == "error" and last["error"]["code"] == "nothing_to_draft"
+    engine.reply = drafting
+    finish(client, client.draft_questions("手册", 1))
+    for call, status in (
+        (lambda: client.draft_questions("没有"), 404),
+        (lambda: client.draft_questions("手册", 0), 400),
+        (lambda: client.draft_questions("手册", model="hash"), 400),
+        (lambda: client.change_question("手册", "q9", state="open"), 404),
+        (lambda: client.change_question("手册", "q1", state="好"), 400),
+        (lambda: client.change_question("手册", "q1", question=" "), 400),
+    ):
+        with pytest.raises(ApiError) as caught:
+            call()
+        assert caught.value.status == status, caught.value.fault
+    (home / "knowledge" / "手册" / "questions.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ApiError) as broken:
+        client.questions("手册")
+    assert broken.value.code == "drafted_broken"
+
+
+def test_who_may_read_a_base_checks_no_questions(gateway: Gateway, client: Client, engine: Replying) -> None:
+    engine.reply = drafting
+    finish(client, client.draft_questions("手册", 1))
+    key, other = client.create_key("小王"), client.create_key("小李")
+    client.share_knowledge("手册", key["id"])
+    with Client(gateway.url, key["key"]) as reader, Client(gateway.url, other["key"]) as stranger:
+        assert [row["id"] for row in reader.questions("手册")] == ["q1"]
+        for call, status in (
+            (lambda: reader.draft_questions("手册"), 403),
+            (lambda: reader.change_question("手册", "q1", state="accepted"), 403),
+            (lambda: reader.forget_questions("手册"), 403),
+            (lambda: stranger.questions("手册"), 404),
+            (lambda: stranger.question_set("手册"), 404),
+        ):
+            with pytest.raises(ApiError) as caught:
+                call()
+            assert caught.value.status == status
+    assert client.questions("手册")[0]["state"] == "open"
 
 
 # ---- ask ----

@@ -12,7 +12,7 @@ from fakes import FakeLibrary, FakePool
 from mofang import runs
 from mofang.client import ApiError
 from mofang.models.store import ModelStore
-from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, parse, recipe_class
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, TOKENIZERS, parse, recipe_class
 from mofang.recipes.launchers import Torchrun
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
@@ -24,7 +24,9 @@ def test_every_form_has_words_in_both_languages(gateway: Gateway) -> None:
     for lang in ("zh", "en"):
         with gateway.client(lang=lang) as client:
             found, launchers = client.recipes(), client.launchers()
-        assert list(found) == [*METHODS, *EXPORTERS] and found["sft"]["training"] and not found["merge"]["training"]
+        assert list(found) == [*METHODS, *EXPORTERS, *TOKENIZERS]
+        told = {kind: (found[kind]["training"], found[kind]["exports"]) for kind in ("sft", "merge", "extend")}
+        assert told == {"sft": (True, False), "merge": (False, True), "extend": (False, False)}
         fields = found["sft"]["schema"]["properties"]
         for one in found.values():
             for field in one["schema"]["properties"].values():
@@ -171,6 +173,20 @@ def test_a_training_from_start_to_end(gateway: Gateway, home: Path, tmp_path: Pa
         with pytest.raises(ApiError) as gone:
             client.run(started["id"])
         assert gone.value.status == 404
+
+
+@pytest.mark.slow
+def test_a_tokenizer_is_extended_by_a_run(gateway: Gateway, home: Path, tmp_path: Path) -> None:
+    ModelStore(Settings(home=home)).add(tiny_llama.make(tmp_path / "tiny"), "tiny")
+    with gateway.client() as client:
+        client.add_datasets([("文.txt", "人工智能会写诗，数据要备份。\n".encode() * 40)])
+        started = client.start_run("extend", {"model": "tiny", "texts": ["文.txt"], "new_tokens": 8, "name": "诗"})
+        wait_until(lambda: client.run(started["id"])["status"] == "done", timeout_s=60)
+        found = client.run(started["id"])
+        assert found["recipe"]["texts"] == [str(home / "datasets" / "文.txt")]
+        assert found["result"]["n_added"] == 8 and found["result"]["card"]["speed_up"] > 1 and found["model"] is None
+        assert [one["id"] for one in client.runs(kind="extend")] == [started["id"]]
+        assert client.runs(kind="resize") == client.runs(training=True) == []
 
 
 def test_from_other_machines_nothing_is_started(home: Path, pool: FakePool, library: FakeLibrary) -> None:

@@ -87,7 +87,7 @@ def test_a_pull_that_fails(gateway: Gateway) -> None:
 
 
 async def test_old_jobs_are_forgotten_running_ones_not(settings: Settings) -> None:
-    jobs = Jobs(settings)
+    jobs = Jobs(settings, settings.home / "jobs.json", {})
     hold = asyncio.Event()
 
     async def wait(_: Any) -> None:

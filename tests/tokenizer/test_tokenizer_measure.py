@@ -11,7 +11,7 @@ import tiny_llama
 from mofang import api
 from mofang.errors import Conflict, Invalid, NotFound, Unreadable
 from mofang.models.base import ModelFacts
-from mofang.tokenizer import Tokenizer, append, extend, inspect, measure, texts, train
+from mofang.tokenizer import Tokenizer, append, extend, inspect, measure, named, texts, train
 from mofang.tokenizer.card import card
 from mofang.tokenizer.extend import Plan
 
@@ -178,7 +178,7 @@ def test_bits_per_character_are_the_models(smollm2: Path, home: Path, tmp_path: 
     english.write_text(text + "\n")
     odd.write_text("xq zv kjw")
     found = api.measure_tokenizer("smollm2", [english], bits=True)
-    cutter, _ = api._tokenizer_of("smollm2")
+    cutter, _ = named.find("smollm2")
     ids = cutter.encode(text)
     assert found["n_tokens"] == sum(len(cutter.encode(line)) for line in text.splitlines())
     model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)

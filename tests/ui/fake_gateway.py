@@ -28,9 +28,9 @@ from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from PIL import Image
 
-from mofang.data.readers import Conversation, read
+from mofang.data.readers import Conversation, Layout, read, rows
 from mofang.errors import MissingExtra, MofangError
-from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, launcher_of, parse, recipe_class
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, TOKENIZERS, launcher_of, parse, recipe_class
 from mofang.server import cards, exchange
 from mofang.server.shelf import builtin_presets
 
@@ -114,6 +114,10 @@ class State:
     generations: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, Log] = field(default_factory=dict)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    """Jobs that were dropped with what they had brought."""
+    questions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Drafted ones, by base."""
     bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     documents: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -314,6 +318,7 @@ def start_job(state: State, kind: str, title: str) -> dict[str, Any]:
         "progress": None,
         "result": None,
         "error": None,
+        "pausable": kind == "pull",
     }
     state.jobs[job["id"]] = job
     return job
@@ -321,7 +326,8 @@ def start_job(state: State, kind: str, title: str) -> dict[str, Any]:
 
 async def _pull(state: State, job: dict[str, Any], name: str) -> None:
     total, steps = 491_400_064, 40
-    for step in range(steps + 1):
+    begun = (job["progress"] or {}).get("done", 0) * steps // total
+    for step in range(begun, steps + 1):
         if job["status"] != "running":
             return
         done = total * step // steps
@@ -346,6 +352,24 @@ def _jobs(app: FastAPI, state: State) -> None:
     @app.post("/v1/jobs/{job}/stop")
     async def _(job: str) -> Any:
         state.jobs[job]["status"] = "stopped"
+        return state.jobs[job]
+
+    @app.post("/v1/jobs/{job}/pause")
+    async def _(job: str) -> Any:
+        state.jobs[job]["status"] = "paused"
+        return state.jobs[job]
+
+    @app.post("/v1/jobs/{job}/resume", status_code=202)
+    async def _(job: str) -> Any:
+        one = state.jobs[job]
+        one["status"] = "running"
+        state.tasks.add(asyncio.create_task(_pull(state, one, one["title"])))
+        return one
+
+    @app.delete("/v1/jobs/{job}")
+    async def _(job: str) -> Any:
+        state.jobs[job]["status"] = "stopped"
+        state.dropped.append(job)
         return state.jobs[job]
 
 
@@ -690,6 +714,35 @@ def _knowledge(app: FastAPI, state: State) -> None:
         state.tasks.add(asyncio.create_task(_rebuild(job)))
         return job
 
+    @app.get("/v1/knowledge/{name}/questions")
+    async def _(name: str) -> Any:
+        return {"data": state.questions.get(name, [])}
+
+    @app.post("/v1/knowledge/{name}/questions", status_code=202)
+    async def _(name: str, request: Request) -> Any:
+        job = start_job(state, "questions", name)
+        state.tasks.add(asyncio.create_task(_draft(state, job, name, (await request.json())["n"])))
+        return job
+
+    @app.patch("/v1/knowledge/{name}/questions/{own}")
+    async def _(name: str, own: str, request: Request) -> Any:
+        body = await request.json()
+        if not body.get("question", "x").strip():
+            raise fault(422, "invalid", "question 的值不可用", "写上问题")
+        one = next(row for row in state.questions[name] if row["id"] == own)
+        one.update(body)
+        return one
+
+    @app.delete("/v1/knowledge/{name}/questions", status_code=204)
+    async def _(name: str) -> None:
+        state.questions.pop(name, None)
+
+    @app.get("/v1/knowledge/{name}/questions.jsonl")
+    async def _(name: str) -> Response:
+        accepted = [row for row in state.questions.get(name, []) if row["state"] == "accepted"]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in accepted)
+        return Response(lines, media_type="application/jsonl")
+
     @app.post("/v1/knowledge/search")
     async def _(request: Request) -> Any:
         body = await request.json()
@@ -710,6 +763,27 @@ def _knowledge(app: FastAPI, state: State) -> None:
                 }
             )
         return {"data": hits[: body["k"]]}
+
+
+def question(number: int) -> dict[str, Any]:
+    start = TEXT.index(SENTENCE)
+    return {
+        "id": f"q{number}", "question": f"怎样让 <模坊> 看到文件夹？（{number}）", "answer": "把文件夹告诉模坊", "document": "models.md",
+        "document_id": "doc_1", "spans": [[start, start + len(SENTENCE)]], "passage": SENTENCE, "state": "open",
+    }  # fmt: skip
+
+
+async def _draft(state: State, job: dict[str, Any], name: str, n: int) -> None:
+    rows = state.questions.setdefault(name, [])
+    for done in range(n):
+        if job["status"] != "running":
+            return
+        job["progress"] = {
+            "stage": "draft", "done": done, "total": n, "unit": "questions", "rate": 1.0, "detail": "",
+        }  # fmt: skip
+        await asyncio.sleep(state.step_s)
+        rows.append(question(len(rows) + 1))
+    job.update(status="done", result={"kept": n, "dropped": {"points": 2}})
 
 
 EVALUATION = {
@@ -902,7 +976,7 @@ def _datasets(app: FastAPI, state: State) -> None:
     async def _(request: Request, files: list[UploadFile]) -> Any:
         came = {str(file.filename): await file.read() for file in files}
         try:
-            counts = {name: len(examples(name, content)) for name, content in came.items()}
+            counts = {name: n_rows(name, content) for name, content in came.items()}
         except MofangError as error:
             raise told(error, request) from error
         state.datasets |= came
@@ -911,6 +985,12 @@ def _datasets(app: FastAPI, state: State) -> None:
     @app.get("/v1/datasets/{name}/preview")
     async def _(name: str, model: str, max_length: int = 1024) -> Any:
         shown = []
+        if name.endswith(".txt"):
+            text = state.datasets[name].decode()
+            part = {"text": text[:40], "learned": True, "n_tokens": 30}
+            one_of = {"segments": [part], "n_tokens": 30, "n_supervised": 30, "row": 1, "cut": False}
+            counts = dict.fromkeys(("n_rows", "n_examples"), 1) | {"n_tokens": 30, "n_cut": 0, "n_dropped": 0}
+            return {"name": name, "model": model, **counts, "examples": [one_of]}
         for one in (conversations := examples(name, state.datasets[name]))[:3]:
             asked, said = (message.content for message in one.messages[-2:])
             parts = [
@@ -924,6 +1004,13 @@ def _datasets(app: FastAPI, state: State) -> None:
             "name": name, "model": model, "n_rows": n, "n_examples": n, "n_tokens": 32 * n, "n_cut": n * (max_length < 32), "n_dropped": 0,
             "examples": shown,
         }  # fmt: skip
+
+
+def n_rows(name: str, content: bytes) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        return sum(1 for _ in rows(path, Layout()))
 
 
 def examples(name: str, content: bytes) -> list[Conversation]:
@@ -973,7 +1060,12 @@ def finished(state: State, run: dict[str, Any]) -> None:
         if losses
         else {}
     )
-    if run["kind"] == "check":
+    if run["kind"] == "extend":
+        result = {**EXTENSION, "base": run["title"], "path": f"/home/mofang/.mofang/runs/{run['id']}/out/{run['id']}"}
+    elif run["kind"] == "measure":
+        names = [name for name in (run["recipe"]["model"], run["recipe"]["against"]) if name]
+        result = {"sides": [measured_side(name, 0.6 + place) for place, name in enumerate(names)]}
+    elif run["kind"] == "check":
         state.run_files[run["id"], "report.md"] = REPORT.encode()
     elif run["kind"] in EXPORTERS or run["recipe"].get("export"):
         run["model"] = f"{run['recipe'].get('name') or run['title']}-{MADE.get(run['kind'], 'q8_0')}"
@@ -1014,7 +1106,52 @@ async def _export(state: State, run: dict[str, Any]) -> None:
     finished(state, run)
 
 
-WORK = {**dict.fromkeys(METHODS, _train), **dict.fromkeys(EXPORTERS, _export)}
+SENTENCE_CUT = "人工智能会写诗"
+EXTENSION: dict[str, Any] = {
+    "method": "byte-bpe-append", "n_old": 49_152, "n_added": 9_980, "n_vocab": 59_132, "n_completed": 0, "dropped": ["<弃>"],
+    "n_dropped": 1, "n_short": 20, "n_held_out": 120, "examples": ["人工智能", "<新>", "诗"],
+    "card": {
+        "chinese_before": 0.62, "chinese_after": 1.43, "all_before": 0.7, "all_after": 1.38, "n_added": 9_980, "n_dead": 0,
+        "n_unused": 4_012, "row_parameters": 5_748_480, "share_of_parameters": 0.043, "speed_up": 1.89, "pays": True,
+        "reasons": ["reason_poor", "reason_fast"], "bits_before": None,
+    },
+    "cuts": {
+        "text": SENTENCE_CUT,
+        "before": [{"id": one, "bytes": [one]} for one in SENTENCE_CUT.encode()],
+        "after": [{"id": 49_152 + n, "bytes": list(word.encode())} for n, word in enumerate(("人工智能", "会", "写诗"))],
+    },
+}  # fmt: skip
+"""What came of extending a tokenizer."""
+
+
+def measured_side(name: str, per_token: float) -> dict[str, Any]:
+    share = {"characters": 900, "bytes": 2_700, "tokens": 1_500.0, "characters_per_token": per_token}
+    return {
+        "name": name, "n_vocab": 49_152, "n_dead": 7, "n_characters": 1_000, "n_bytes": 2_800, "n_tokens": 1_550, "n_lines": 40,
+        "characters_per_token": per_token, "bytes_per_token": 1.8, "chinese_per_token": per_token, "scripts": {"han": share},
+        "n_used": 300, "n_changed": 1, "changed": [{"line": "a", "back": "b"}], "n_unaligned": 0,
+    }  # fmt: skip
+
+
+def extended(state: State) -> dict[str, Any]:
+    """A finished extension of the first model's tokenizer."""
+    run = new_run(state, "extend", {"model": state.models[0]["id"], "texts": ["身份.jsonl"]})
+    finished(state, run)
+    return run
+
+
+async def _extend(state: State, run: dict[str, Any]) -> None:
+    for done in range(0, 1_001, 100):
+        if run["status"] != "running":
+            return
+        run["progress"] = {
+            "stage": "learn", "done": done, "total": 1_000, "unit": "tokens", "rate": 500.0, "detail": "",
+        }  # fmt: skip
+        await asyncio.sleep(state.step_s)
+    finished(state, run)
+
+
+WORK = {**dict.fromkeys(METHODS, _train), **dict.fromkeys(EXPORTERS, _export), "extend": _extend, "measure": _extend}
 
 
 def _runs(app: FastAPI, state: State) -> None:
@@ -1039,8 +1176,9 @@ def _runs(app: FastAPI, state: State) -> None:
     async def _(request: Request) -> Any:
         lang = request.headers.get("accept-language") or "zh"
         return {
-            kind: {"training": kind in METHODS.names(), "schema": recipe_class(kind).form(lang)}
-            for kind in (*METHODS, *EXPORTERS)
+            kind: {"training": table is METHODS, "exports": table is EXPORTERS, "schema": recipe_class(kind).form(lang)}
+            for table in (METHODS, EXPORTERS, TOKENIZERS)
+            for kind in table
         }
 
     @app.get("/v1/launchers")
@@ -1049,8 +1187,12 @@ def _runs(app: FastAPI, state: State) -> None:
         return {name: {"schema": LAUNCHERS.get(name).form(lang)} for name in LAUNCHERS}
 
     @app.get("/v1/runs")
-    async def _(training: bool | None = None) -> Any:
-        shown = [run for run in state.runs.values() if training is None or (run["kind"] in METHODS.names()) is training]
+    async def _(training: bool | None = None, kind: str | None = None) -> Any:
+        shown = [
+            run
+            for run in state.runs.values()
+            if (training is None or (run["kind"] in METHODS.names()) is training) and kind in (None, run["kind"])
+        ]
         return {"data": [short(run) for run in reversed(shown)]}
 
     @app.post("/v1/runs", status_code=202)

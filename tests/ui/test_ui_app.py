@@ -239,6 +239,24 @@ def test_the_first_run_shows_the_pull_and_then_the_chat(page: AppTest, state: fa
     assert not page.chat_input[0].disabled
 
 
+def test_a_pull_is_paused_gone_on_with_and_dropped(page: AppTest, state: fake_gateway.State) -> None:
+    state.pull_s = 30.0
+    page.run()
+    go(page, "models")
+    page.button(key="pull_qwen2.5-1.5b-instruct").click().run()
+    (job,) = state.jobs.values()
+    run_until(page, lambda: "MB/s" in text_of(page))
+    page.button(key=f"job_pause_{job['id']}").click().run()
+    said = text_of(page)
+    assert "已暂停" in said and "491 MB" in said and "MB/s" not in said and "还剩约" not in said
+    assert not page.button(key="pull_qwen2.5-1.5b-instruct").disabled
+    page.button(key=f"job_run_resume_{job['id']}").click().run()
+    assert job["status"] == "running" and f"job_pause_{job['id']}" in [button.key for button in page.button]
+    page.button(key=f"job_pause_{job['id']}").click().run()
+    page.button(key=f"job_delete_sure_{job['id']}").click().run()
+    assert state.dropped == [job["id"]] and "已暂停" not in text_of(page)
+
+
 def test_models_are_loaded_unloaded_and_deleted(page: AppTest, state: fake_gateway.State) -> None:
     name = "qwen2.5-coder-0.5b-instruct"
     page.run()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import fake_gateway
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from test_ui_browser import PANELS, unfold
@@ -38,6 +39,22 @@ def test_no_serious_finding_in_what_the_microscope_shows(bench: Any, visit: Any,
     for number in range(shown.count()):
         unfold(shown.nth(number))
     page.wait_for_timeout(1500)
+    check(page)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_serious_finding_in_a_report_card_and_in_questions(bench: Any, visit: Any, scheme: str) -> None:
+    run = fake_gateway.extended(bench.state)
+    bench.state.questions["handbook"] = [fake_gateway.question(1), fake_gateway.question(2)]
+    page = visit(f"{bench.url}/train?run={run['id']}", scheme=scheme)
+    page.locator(".st-key-extend_cut_after .mf-piece").first.wait_for()
+    page.wait_for_timeout(500)
+    check(page)
+    page.goto(f"{bench.url}/knowledge")
+    page.get_by_role("tab").nth(2).click()
+    page.locator("[class*=st-key-question_question_] textarea").first.wait_for()
+    page.wait_for_timeout(500)
     check(page)
 
 

@@ -235,6 +235,7 @@ def test_the_gateway_goes_and_comes_back(visit: Any, tmp_path: Path) -> None:
 
 # ---- every page, both languages, phone and desktop ----
 
+PHONE, TABLET = 390, 768
 OVERFLOW = """() => {
   const wide = document.scrollingElement.scrollWidth > innerWidth ? ['page is ' + document.scrollingElement.scrollWidth] : [];
   const main = document.querySelector('[data-testid=stMain]');
@@ -249,6 +250,13 @@ OVERFLOW = """() => {
   }
   return wide.slice(0, 5);
 }"""
+
+SETTLED_OVERFLOW = f"""async () => {{
+  const look = {OVERFLOW};
+  for (let n = 0; n < 20 && look().length; n++) await new Promise((done) => setTimeout(done, 100));
+  return look();
+}}"""
+"""The same of a page that has just got another width: what is drawn by a script follows a moment later."""
 
 SAID = """() => {
   const said = new Set();
@@ -331,8 +339,8 @@ PANELS = {
 """The microscope's tabs: what is pressed in each, and what comes of it."""
 
 
-def everything(page: Page, url: str, lang: str) -> Any:
-    """Each state of each page, one after another."""
+def everything(page: Page, url: str, lang: str, extension: str) -> Any:
+    """Each state of each page, one after another. `extension`: the id of a finished one."""
     settled(page)
     yield "chat"
     page.locator("[class*=st-key-persona_pop] button").first.click()
@@ -374,12 +382,19 @@ def everything(page: Page, url: str, lang: str) -> Any:
     page.locator("[class*=st-key-train_more_fields] summary").click()
     page.wait_for_selector(".st-key-train_sft_seed input, [class*=st-key-train_sft_seed] input")
     yield "new training"
+    page.get_by_role("tab").nth(2).click()
+    page.wait_for_selector(".st-key-extend_start")
+    yield "new extension"
     page.get_by_role("tab").nth(0).click()
-    page.locator("[class*=st-key-see_run_] button").last.click()
+    page.get_by_role("tabpanel").locator("[class*=st-key-see_run_] button").last.click()
     page.wait_for_selector("[data-testid=stVegaLiteChart] :is(canvas, svg)")
     page.locator("[class*=st-key-run_log] summary").click()
     page.wait_for_selector(".st-key-run_log code")
     yield "training"
+    page.goto(f"{url}/train?lang={lang}&run={extension}")
+    settled(page)
+    page.wait_for_selector(".st-key-extend_cut_after .mf-piece")
+    yield "report card"
     page.goto(f"{url}/knowledge?lang={lang}")
     settled(page)
     yield "documents"
@@ -398,6 +413,9 @@ def everything(page: Page, url: str, lang: str) -> Any:
         page.wait_for_selector(f"[role=dialog] {shown}")
         yield f"document {shown}"
     page.keyboard.press("Escape")
+    page.get_by_role("tab").nth(2).click()
+    page.wait_for_selector("[class*=st-key-question_question_] textarea")
+    yield "questions"
     page.locator(".st-key-rebuild_base button").first.click()
     page.wait_for_selector(".st-key-rebuild_start")
     yield "rebuild"
@@ -421,10 +439,19 @@ def everything(page: Page, url: str, lang: str) -> Any:
 
 
 @pytest.mark.parametrize("lang", words.LANGUAGES)
-def test_nothing_is_clipped_on_a_phone(bench: Any, visit: Any, lang: str) -> None:
-    page = visit(f"{bench.url}?lang={lang}", width=390, has_touch=True)
-    for state in everything(page, bench.url, lang):
+def test_nothing_is_clipped_and_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> None:
+    """One walk for both, as the walk is what takes long: on a phone, and each state also as wide as a tablet."""
+    foreign = of_the_other_language(lang)
+    bench.state.conversations.clear()
+    bench.state.questions["handbook"] = [fake_gateway.question(number) for number in (1, 2, 3)]
+    extension = fake_gateway.extended(bench.state)["id"]
+    page = visit(f"{bench.url}?lang={lang}", width=PHONE, has_touch=True, locale="de-DE")
+    for state in everything(page, bench.url, lang, extension):
         assert page.evaluate(OVERFLOW) == [], state
+        check_words(page, lang, foreign, state)
+        page.set_viewport_size({"width": TABLET, "height": 1024})
+        assert page.evaluate(SETTLED_OVERFLOW) == [], f"{state} at {TABLET}"
+        page.set_viewport_size({"width": PHONE, "height": 844})
     page.goto(f"{bench.url}?lang={lang}")
     page.locator("[data-testid=stExpandSidebarButton]").click()
     page.locator("[data-testid=stSidebar]").get_by_role("link").nth(1).click()
@@ -432,8 +459,7 @@ def test_nothing_is_clipped_on_a_phone(bench: Any, visit: Any, lang: str) -> Non
     expect(page.locator("[data-testid=stSidebar]")).to_have_attribute("data-collapsed", "true")
 
 
-@pytest.mark.parametrize("lang", words.LANGUAGES)
-def test_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> None:
+def of_the_other_language(lang: str) -> set[str]:
     other = "en" if lang == "zh" else "zh"
     foreign = {
         sentence
@@ -441,26 +467,25 @@ def test_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> No
         if sentence != words.table(lang)[key] and "{" not in sentence
     }
     foreign -= {"模型"} if lang == "en" else set()  # the scripted gateway's documents are called so
-    foreign -= {"中文", "English", "Mofang", "模坊", "token", "Hugging Face"}
-    bench.state.conversations.clear()
-    page = visit(f"{bench.url}?lang={lang}", locale="de-DE")
-    for state in everything(page, bench.url, lang):
-        for _ in range(20):  # Streamlit's own words are put right by a script, a moment after a page is drawn
-            said = set(page.evaluate(SAID))
-            if not said & foreign:
-                break
-            page.wait_for_timeout(100)
-        assert not said & foreign, (state, said & foreign)
-        assert not {text for text in said if text in words.table(lang) and "_" in text}, state
-        if (
-            lang == "zh"
-        ):  # what is wholly English is data: names of models, files, licences; never a sentence of ours or Streamlit's
-            english = {
-                text
-                for text in said
-                if text.isascii() and len(text.split()) > 1 and text[0].isupper() and text[-1] not in ")0"
-            }
-            assert not {text for text in english if not text.startswith(("Qwen", "BGE", "Some", "Top", "Min"))}, state
+    return foreign - {"中文", "English", "Mofang", "模坊", "token", "Hugging Face"}
+
+
+def check_words(page: Page, lang: str, foreign: set[str], state: str) -> None:
+    for _ in range(20):  # Streamlit's own words are put right by a script, a moment after a page is drawn
+        said = set(page.evaluate(SAID))
+        if not said & foreign:
+            break
+        page.wait_for_timeout(100)
+    assert not said & foreign, (state, said & foreign)
+    assert not {text for text in said if text in words.table(lang) and "_" in text}, state
+    if lang == "zh":
+        # What is wholly English is data: names of models, files, licences; never a sentence of ours or Streamlit's.
+        english = {
+            text
+            for text in said
+            if text.isascii() and len(text.split()) > 1 and text[0].isupper() and text[-1] not in ")0"
+        }
+        assert not {text for text in english if not text.startswith(("Qwen", "BGE", "Some", "Top", "Min"))}, state
 
 
 def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:

@@ -69,6 +69,7 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "quantize_none_",
         "doctor_",
         "evaluate_leg_",
+        "questions_",
         "key_",
         "lens_",
         "concept_",

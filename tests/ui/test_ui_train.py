@@ -355,7 +355,7 @@ def test_a_broken_row_is_named_and_the_right_file_is_taken(bench: Any, visit: An
 
     def upload(name: str, *lines: str) -> None:
         content = "\n".join(lines).encode()
-        chooser = page.locator("input[type=file]")
+        chooser = page.locator("[class*=st-key-train_files_] input[type=file]")
         expect(chooser).to_have_count(1)
         chooser.set_input_files([{"name": name, "mimeType": "application/json", "buffer": content}])
 

@@ -7,6 +7,10 @@ from mofang.cli.follow import following
 from mofang.cli.render import ProgressBar
 from mofang.client import ApiError, Client
 from mofang.errors import EngineFailed
+from mofang.strings import say
+
+PAUSES = ("paused", "resumed")
+"""Said elsewhere, in the workbench or over HTTP; the job has not ended."""
 
 
 class JobStopped(Exception):
@@ -34,6 +38,9 @@ def finish(client: Client, job: Mapping[str, Any], *, title: str) -> Any:
                 raise JobStopped(progress)
             if event["type"] == "error":
                 raise ApiError(502, event.get("error") or {})
+            if event["type"] in PAUSES:
+                bar.say(say(f"cli.job_{event['type']}"))
+                continue
             if event.get("stage") == "notice":  # a source passed over, a default skipped
                 bar.say(str(event.get("detail") or ""))
                 continue

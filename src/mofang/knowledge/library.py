@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -24,6 +25,7 @@ from mofang.errors import Invalid, MofangError, NotFound
 from mofang.knowledge import STORES, answer, pages, retrieve, stored
 from mofang.knowledge.base import AddReport, Block, Chunk, DocumentInfo, Hit, KnowledgeInfo, ParsedDocument, Span
 from mofang.knowledge.centre import Centres
+from mofang.knowledge.drafted import Drafted
 from mofang.knowledge.evidence import Usual, has_words, is_first
 from mofang.knowledge.ingest import Ingest
 from mofang.knowledge.legs import Legs, Report
@@ -79,6 +81,7 @@ class Library:
         self._centres = Centres()
         self._usual = Usual(self._legs)
         self._drawing = asyncio.Semaphore(pages.AT_ONCE)
+        self._drafting = threading.Lock()
 
     def close(self) -> None:
         """Let go of connections to stores elsewhere."""
@@ -200,6 +203,25 @@ class Library:
             ids = [row[0] for row in connection.execute("SELECT id FROM chunks ORDER BY id")]
             random.Random(seed).shuffle(ids)
             return [retrieve.passage_hit(store, connection, chunk_id) for chunk_id in ids[:n]]
+
+    # ---- questions to measure it with ----
+
+    def questions(self, name: str) -> builtins.list[dict[str, Any]]:
+        """Those that were drafted; see drafted.py."""
+        return Drafted(self._store(name).folder).rows()
+
+    def keep_question(self, name: str, passage: Hit, question: str, answer: str) -> dict[str, Any]:
+        with self._drafting:
+            return Drafted(self._store(name).folder).keep(passage, question, answer)
+
+    def change_question(self, name: str, question_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises NotFound."""
+        with self._drafting:
+            return Drafted(self._store(name).folder).change(question_id, changes)
+
+    def forget_questions(self, name: str) -> None:
+        with self._drafting:
+            Drafted(self._store(name).folder).forget()
 
     # ---- search and answers ----
 

@@ -70,6 +70,12 @@ def fault(passage: Hit, question: str, answer: str, asked: Iterable[str]) -> str
     return "" if drafts.is_supported(answer, passage.text) else "unsupported"
 
 
+def judged(passage: Hit, said: str, asked: Iterable[str]) -> tuple[str, str] | str:
+    """(question, answer) of a model's reply, or why it is dropped: "unreadable", or as `fault` says."""
+    draft = read(said)
+    return (fault(passage, *draft, asked) or draft) if draft else "unreadable"
+
+
 def row(passage: Hit, question: str, answer: str, number: int) -> dict[str, Any]:
     """A line of the set; `number` is the passage's place in the draw."""
     return {

@@ -1,8 +1,8 @@
 """The process of a run: `python -m mofang.launch.worker <folder of the run>`. See mofang.runs.
 
-What belongs before and after a training is done here, in the same run: a base that is a GGUF file is imported first,
-and a recipe that names an export type ends with a GGUF model that can be talked to. The training itself is the run's
-launcher's (recipes.LAUNCHERS).
+What belongs before and after a training is done here, in the same run: a base that is a GGUF file is imported first, as
+it is for new rows, and a recipe that names an export type ends with a GGUF model that can be talked to. The training
+itself is the run's launcher's (recipes.LAUNCHERS).
 """
 
 import importlib
@@ -17,7 +17,7 @@ from mofang.engine.llama import library
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore, digest
 from mofang.recipes import Recipe
-from mofang.recipes.export import Gguf, Import
+from mofang.recipes.export import Gguf, Import, Resize
 from mofang.recipes.training import Training
 from mofang.runs import Run, work
 from mofang.strings import say
@@ -25,6 +25,8 @@ from mofang.strings import say
 
 def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
     """Do a run's work, and return what it made."""
+    if isinstance(recipe, Resize):
+        recipe = recipe.model_copy(update={"model": _trainable(recipe.model, run)})
     if not isinstance(recipe, Training):
         return dict(function(worker)(recipe, run))
     launcher = run.launcher()
@@ -42,20 +44,25 @@ def _with_trainable_base(recipe: Training, run: Run) -> Training:
     """
     if not recipe.base:
         return recipe
-    store = ModelStore(settings.load())
-    base = store.get_or_path(recipe.base)
-    if base.format != "gguf":
-        return recipe
     for path in (*recipe.data, *recipe.eval_data):
         files_of(Path(path))
+    return recipe.model_copy(update={"base": _trainable(recipe.base, run)})
+
+
+def _trainable(name: str, run: Run) -> str:
+    """The model of that name; of a GGUF file the Hugging Face folder that was, or is now, imported from it."""
+    store = ModelStore(settings.load())
+    base = store.get_or_path(name)
+    if base.format != "gguf":
+        return name
     imported = [ref for ref in store.list() if ref.format == "hf" and _parent(ref).get("role") == "quantized"]
     base_sha256 = digest(base) if imported else ""
     for ref in imported:
         if _parent(ref).get("sha256") == base_sha256:
-            return recipe.model_copy(update={"base": ref.name})
+            return ref.name
     run.note(say("train.importing", name=base.name))
-    made = function(Import.worker)(Import(model=recipe.base), run)
-    return recipe.model_copy(update={"base": made["model"]})
+    made = function(Import.worker)(Import(model=name), run)
+    return str(made["model"])
 
 
 def _parent(ref: ModelRef) -> dict[str, Any]:

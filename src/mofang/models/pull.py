@@ -85,6 +85,13 @@ async def pull_default(store: ModelStore, kind: str, *, progress: Report) -> Mod
     return await pull(store, fitting[-1].name, progress=progress)
 
 
+def discard(store: ModelStore, name: str) -> None:
+    """Delete what a pull of `name` that was broken off has brought. Raises Conflict while it is being pulled."""
+    check_name(name)
+    with _alone(store, name):
+        shutil.rmtree(store.folder / ".staging" / name, ignore_errors=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Candidate:
     """One source and its place in the staging folder."""

@@ -45,6 +45,15 @@ TOOLS = Registry(
 )
 """What is done once for a machine."""
 
+TOKENIZERS = Registry(
+    "tokenizer work",
+    {
+        "extend": Entry("mofang.recipes.tokenizer:Extend", "a model's tokenizer with tokens learned from texts"),
+        "measure": Entry("mofang.recipes.tokenizer:Measure", "how well tokenizers cut texts"),
+    },
+)
+"""What is done to a tokenizer and takes its time."""
+
 LAUNCHERS = Registry(
     "launcher",
     {
@@ -54,11 +63,11 @@ LAUNCHERS = Registry(
     },
 )
 """Where the processes of a training are."""
-_TABLES = (METHODS, EXPORTERS, TOOLS)
+_TABLES = (METHODS, EXPORTERS, TOOLS, TOKENIZERS)
 
 
 def recipe_class(kind: str) -> type[Recipe]:
-    """The model of a method, an exporter or a tool. Raises UnknownName."""
+    """The model of a method, an exporter, a tool or a tokenizer's work. Raises UnknownName."""
     table = next((table for table in _TABLES if kind in table.names()), METHODS)
     found: type[Recipe] = table.get(kind)
     return found
@@ -75,5 +84,6 @@ def launcher_of(values: Mapping[str, Any]) -> Launcher:
 
 
 __all__ = [
-    "EXPORTERS", "LAUNCHERS", "METHODS", "TOOLS", "Launcher", "Recipe", "launcher_of", "parse", "read_yaml", "recipe_class",
+    "EXPORTERS", "LAUNCHERS", "METHODS", "TOKENIZERS", "TOOLS", "Launcher", "Recipe", "launcher_of", "parse", "read_yaml",
+    "recipe_class",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ so a crash in between leaves rights to nothing, never a base to a stranger.
 import builtins
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,22 @@ class Guarded:
     def passages(self, name: str, *, n: int, seed: int = 0) -> Sequence[Hit]:
         self.check(name)
         return self._library.passages(name, n=n, seed=seed)
+
+    def questions(self, name: str) -> Sequence[dict[str, Any]]:
+        self.check(name)
+        return self._library.questions(name)
+
+    def keep_question(self, name: str, passage: Hit, question: str, answer: str) -> dict[str, Any]:
+        self.check(name, write=True)
+        return self._library.keep_question(name, passage, question, answer)
+
+    def change_question(self, name: str, question_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        self.check(name, write=True)
+        return self._library.change_question(name, question_id, changes)
+
+    def forget_questions(self, name: str) -> None:
+        self.check(name, write=True)
+        self._library.forget_questions(name)
 
     async def add(self, name: str, files: Sequence[tuple[str, Path]], *, progress: Report) -> AddReport:
         self.check(name, write=True)

@@ -14,6 +14,7 @@ from mofang import platform
 from mofang.engine.base import Embedder, Engine, Kind
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
+from mofang.server import pulls
 from mofang.server.access import Access, Guarded
 from mofang.server.files import Files
 from mofang.server.gate import Gate
@@ -79,6 +80,10 @@ class Backend(Rooms, Protocol):
         """Bring a model; "auto": the default of `kind` whose source answers."""
         ...
 
+    def discard_pull(self, name: str, kind: Kind) -> None:
+        """Delete what a pull that was broken off has brought; blocks."""
+        ...
+
     async def start(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -101,7 +106,7 @@ class LocalBackend:
     ) -> None:
         self.settings = settings
         self.uploads = settings.home / "uploads"
-        self.jobs = Jobs(settings)
+        self.jobs = Jobs(settings, settings.home / "jobs.json", pulls.lasting(self))
         self.neighbours = Neighbours()
         self.leaving = False
         self.models = models or _models(settings)
@@ -120,6 +125,7 @@ class LocalBackend:
 
     async def start(self) -> None:
         self.history.start()
+        await asyncio.to_thread(self.jobs.restore)
         await self.generations.start()
         await asyncio.to_thread(self.files.start)
         await asyncio.to_thread(shutil.rmtree, self.uploads, ignore_errors=True)  # what a killed process left
@@ -162,6 +168,16 @@ class LocalBackend:
         if name == "auto":
             return await pull_default(self.models, kind, progress=progress)
         return await pull(self.models, name, source=source, progress=progress)
+
+    def discard_pull(self, name: str, kind: Kind) -> None:
+        from mofang.models import catalogue
+        from mofang.models.pull import discard
+        from mofang.models.store import ModelStore
+
+        assert isinstance(self.models, ModelStore)
+        names = [entry.name for entry in catalogue.load().defaults(kind)] if name == "auto" else [name]
+        for one in names:
+            discard(self.models, one)
 
 
 def _models(settings: Settings) -> Models:

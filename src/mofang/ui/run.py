@@ -36,6 +36,7 @@ def streamlit_options(host: str, port: int, upload_mb: int) -> dict[str, Any]:
         "client.showErrorLinks": "false",
         "client.showSidebarNavigation": False,
         "runner.magicEnabled": False,
+        "global.disableWidgetStateDuplicationWarning": True,  # a form that a step before has filled in has defaults too
         "logger.hideWelcomeMessage": True,
         "logger.level": "warning",
         **theme.options(),

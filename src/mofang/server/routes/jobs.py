@@ -23,8 +23,26 @@ async def look(job_id: str, backend: Here) -> dict[str, Any]:
 
 @router.post("/v1/jobs/{job_id}/stop")
 async def stop(job_id: str, backend: Here) -> dict[str, Any]:
-    """Answers once it has stopped; one that has ended stays as it ended."""
+    """Answers once it has stopped; one that has ended stays as it ended. What a pull has brought stays for the next."""
     return (await backend.jobs.stop(job_id)).shape()
+
+
+@router.post("/v1/jobs/{job_id}/pause")
+async def pause(job_id: str, backend: Here) -> dict[str, Any]:
+    """Stop a pull so that it can be gone on with, also after a restart of the gateway; what it has brought stays."""
+    return (await backend.jobs.pause(job_id)).shape()
+
+
+@router.post("/v1/jobs/{job_id}/resume", status_code=202)
+async def resume(job_id: str, backend: Here) -> dict[str, Any]:
+    """Go on with a paused one where it was; one that runs goes on running."""
+    return backend.jobs.resume(job_id).shape()
+
+
+@router.delete("/v1/jobs/{job_id}")
+async def drop(job_id: str, backend: Here) -> dict[str, Any]:
+    """Stop a pull, running or paused, and delete what it has brought."""
+    return (await backend.jobs.drop(job_id)).shape()
 
 
 @router.get("/v1/jobs/{job_id}/events", responses=sse.OPENAPI)

@@ -1,20 +1,15 @@
 """The models on disk and in memory, and the catalogue of those that can be brought."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Query
 
-from mofang.engine.base import EngineInfo
-from mofang.errors import Forbidden, Invalid, MofangError
-from mofang.messages import Progress
-from mofang.models.base import ModelFacts, ModelRef
+from mofang.errors import Forbidden, Invalid
 from mofang.platform import memory
-from mofang.server import shapes
+from mofang.server import described, pulls, shapes
 from mofang.server.auth import is_loopback
-from mofang.server.backend import Backend
 from mofang.server.faults import fault
 from mofang.server.neighbours import MOST
 from mofang.server.routes.here import Here, Lang, Owner
@@ -24,29 +19,13 @@ from mofang.wire import AddRequest, LoadRequest, PullRequest, RemoteRequest
 router = APIRouter(tags=["models"])
 
 
-def _loaded(backend: Backend) -> dict[str, EngineInfo]:
-    return {info.model: info for info in backend.engines.loaded()}
-
-
-def _facts(backend: Backend, ref: ModelRef) -> ModelFacts | None:
-    """None where the file cannot be read: a list must show the damaged model too; its own page says what is wrong."""
-    try:
-        return backend.models.facts(ref)
-    except MofangError:
-        return None
-
-
-def _shape(backend: Backend, ref: ModelRef) -> dict[str, Any]:
-    return shapes.model(ref, _facts(backend, ref), _loaded(backend))
-
-
 @router.get("/v1/models")
 def list_models(backend: Here, lang: Lang) -> dict[str, Any]:
     """Every model that can be used by name, and what lies there and cannot be used; to a key, its own models."""
     key = current().key
     seen = [ref for ref in backend.models.list() if key is None or key.permits(ref.name)]
     problems = [] if key and key.models else [fault(problem, lang) for problem in backend.models.problems()]
-    return {"object": "list", "data": [_shape(backend, ref) for ref in seen], "problems": problems}
+    return {"object": "list", "data": [described.model(backend, ref) for ref in seen], "problems": problems}
 
 
 @router.get("/v1/catalogue")
@@ -60,15 +39,8 @@ def catalogue(backend: Here) -> dict[str, Any]:
 
 @router.post("/v1/models/pull", status_code=202, dependencies=[Owner])
 async def pull(body: PullRequest, backend: Here, lang: Lang) -> dict[str, Any]:
-    """Start bringing a model; the running job of the same pull, when there is one."""
-    title = body.name if body.name != "auto" else f"auto ({body.kind})"
-
-    async def work(report: Callable[[Progress], None]) -> Any:
-        ref = await backend.pull(body.name, body.kind, body.source, report)
-        return await asyncio.to_thread(_shape, backend, ref)
-
-    job = backend.jobs.find_running("pull", title) or backend.jobs.start("pull", title, work, lang=lang)
-    return job.shape()
+    """Start bringing a model; the job of the same pull, when one runs or is paused: paused, it goes on."""
+    return pulls.start(backend, body, lang).shape()
 
 
 @router.post("/v1/models/add", dependencies=[Owner])
@@ -76,7 +48,7 @@ def add(body: AddRequest, backend: Here) -> dict[str, Any]:
     """Use a model file where it lies. Only while the gateway is this machine's own: it opens paths for the caller."""
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
-    return _shape(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
+    return described.model(backend, backend.models.add(Path(body.path).expanduser(), body.name, base=body.base))
 
 
 @router.post("/v1/models/remote", dependencies=[Owner])
@@ -84,7 +56,7 @@ def add_remote(body: RemoteRequest, backend: Here) -> dict[str, Any]:
     """Use a model of another server. Only while the gateway is this machine's own: it sends a key of its environment."""
     if not is_loopback(backend.settings.host):
         raise Forbidden("server.add_needs_loopback", host=backend.settings.host)
-    return _shape(backend, backend.models.add_remote(**body.model_dump()))
+    return described.model(backend, backend.models.add_remote(**body.model_dump()))
 
 
 @router.get("/v1/models/{name}")
@@ -96,7 +68,7 @@ def details(name: str, backend: Here, n_ctx: int | None = Query(default=None, ge
     context = n_ctx or min(backend.settings.n_ctx, facts.n_ctx_train or backend.settings.n_ctx)
     needed = backend.models.memory(ref, context, backend.settings.least_slots)
     shown = shapes.details(ref, facts, needed, context, backend.models.ancestry(ref))
-    return {**shapes.model(ref, facts, _loaded(backend)), **shown}
+    return {**shapes.model(ref, facts, described.loaded(backend)), **shown}
 
 
 @router.get("/v1/models/{name}/neighbours")

@@ -16,7 +16,7 @@ from mofang.data.preview import survey
 from mofang.data.readers import Layout, rows
 from mofang.errors import Forbidden, MofangError, NotFound, Unreadable
 from mofang.models.store import check_name
-from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, launcher_of, parse, recipe_class
+from mofang.recipes import EXPORTERS, LAUNCHERS, METHODS, TOKENIZERS, launcher_of, parse, recipe_class
 from mofang.runs import SHOWN, Run, Runs, State, need
 from mofang.server import uploads
 from mofang.server.auth import is_loopback
@@ -51,10 +51,12 @@ def _shape(run: Run, state: State | None = None) -> dict[str, Any]:
 
 @router.get("/v1/recipes")
 def recipes(lang: Lang) -> dict[str, Any]:
-    """Every method and exporter with the JSON schema of its fields: `title` is a field's name, `help` what it is for."""
+    """Every method, exporter and work on a tokenizer with the JSON schema of its fields: `title` is a field's name, `help`
+    what it is for."""
     return {
-        kind: {"training": kind in METHODS.names(), "schema": recipe_class(kind).form(lang)}
-        for kind in (*METHODS, *EXPORTERS)
+        kind: {"training": table is METHODS, "exports": table is EXPORTERS, "schema": recipe_class(kind).form(lang)}
+        for table in (METHODS, EXPORTERS, TOKENIZERS)
+        for kind in table
     }
 
 
@@ -65,10 +67,14 @@ def launchers(lang: Lang) -> dict[str, Any]:
 
 
 @router.get("/v1/runs")
-def list_runs(backend: Here, training: bool | None = None) -> dict[str, Any]:
-    """Every run, the newest first; `training` keeps trainings, or all others, only."""
+def list_runs(backend: Here, training: bool | None = None, kind: str | None = None) -> dict[str, Any]:
+    """Every run, the newest first; `training` keeps trainings, or all others, only, and `kind` those of one recipe."""
     shapes = [_shape(run) for run in _runs(backend).list()]
-    wanted = [one for one in shapes if training is None or (one["kind"] in METHODS.names()) is training]
+    wanted = [
+        one
+        for one in shapes
+        if (training is None or (one["kind"] in METHODS.names()) is training) and kind in (None, one["kind"])
+    ]
     return {"object": "list", "data": wanted}
 
 
@@ -197,7 +203,7 @@ def _dataset(backend: Backend, name: str) -> Path:
 def _with_datasets(recipe: dict[str, Any], backend: Backend) -> dict[str, Any]:
     """Names of datasets as paths; everything else stays for the recipe to judge."""
     found = dict(recipe)
-    for field in ("data", "eval_data"):
+    for field in ("data", "eval_data", "texts"):
         value = found.get(field)
         names = [value] if isinstance(value, str) else value
         if isinstance(names, list):

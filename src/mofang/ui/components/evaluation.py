@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from io import BytesIO
 from typing import Any, Final
 
 import streamlit as st
 
 from mofang.errors import MofangError
+from mofang.ui.components import questions
 from mofang.ui.components.base import flash, quiet, stats
 from mofang.ui.session import client as gateway
 from mofang.ui.session import t, t_or
@@ -20,9 +22,11 @@ MISSED: Final = 50
 """Questions listed of those that were missed."""
 
 
-def ask(name: str) -> None:
-    """Choose a set and start; the job is shown where the base's jobs are."""
+def ask(name: str, writable: bool) -> None:
+    """Draft and check a set, or bring one, and start; the job is shown where the base's jobs are."""
     quiet(t("evaluate_text"))
+    questions.show(name, writable, _start_drafted)
+    st.html(f'<h4 class="mf-group">{escape(t("evaluate_own"))}</h4>')
     with st.expander(t("evaluate_form"), icon=":material/help:", key="evaluate_form"):
         st.code(EXAMPLE, language="json", wrap_lines=True)
         quiet(t("evaluate_form_more"))
@@ -33,13 +37,17 @@ def ask(name: str) -> None:
     answers = st.toggle(t("evaluate_answers"), key="evaluate_answers", help=t("evaluate_answers_help"))
     st.button(
         t("evaluate_start"), key="evaluate_start", type="primary", icon=":material/monitoring:", disabled=not files,
-        on_click=_start, args=(name, files, answers),
+        on_click=_start, args=(name, [(placed(file.name), file) for file in files], answers),
     )  # fmt: skip
 
 
-def _start(name: str, files: Sequence[Any], answers: bool) -> None:
+def _start_drafted(name: str, drafted: bytes) -> None:
+    _start(name, [(f"{name}.jsonl", BytesIO(drafted))], bool(st.session_state.get("evaluate_answers")))
+
+
+def _start(name: str, files: Sequence[tuple[str, Any]], answers: bool) -> None:
     try:
-        job = gateway().evaluate_knowledge(name, [(placed(file.name), file) for file in files], answers=answers)
+        job = gateway().evaluate_knowledge(name, files, answers=answers)
     except MofangError as error:
         flash(error)
         return

@@ -51,13 +51,13 @@ def look_at(run_id: str | None) -> None:
 # ---- all of them ----
 
 
-def listed(known: Sequence[Run], *, training: bool) -> None:
-    """Trainings, or all others; alive while one of `known` is running."""
-    (_alive if any(run["status"] == "running" for run in known) else _still)(training)
+def listed(known: Sequence[Run], **wanted: Any) -> None:
+    """Those that `wanted` (see Client.runs) says; alive while one of `known` is running."""
+    (_alive if any(run["status"] == "running" for run in known) else _still)(**wanted)
 
 
-def _draw(training: bool) -> None:
-    for run in client().runs(training=training):
+def _draw(**wanted: Any) -> None:
+    for run in client().runs(**wanted):
         with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"run_{run['id']}"):
             st.html(
                 f'<div class="mf-card"><b>{escape(run["title"])}</b>{chip(run)}</div>'

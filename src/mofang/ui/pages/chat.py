@@ -458,7 +458,7 @@ def _state(answer: Answer) -> None:
 
 def _first_run() -> None:
     """No chat model yet: the pulls under way, or the way to the models page."""
-    pulls = jobs.running(("pull",))
+    pulls = jobs.under_way(("pull",))
     st.html(
         f'<div class="mf-hero">{mark()}<h2>{escape(t("preparing_title" if pulls else "no_model_title"))}</h2>'
         f"<p>{escape(t('preparing_text' if pulls else 'no_model_text'))}</p></div>"

@@ -12,7 +12,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import document, evaluation, jobs
+from mofang.ui.components import document, evaluation, jobs, questions
 from mofang.ui.components.base import attempt, badges, fault, flash, quiet, show_error, show_fault, show_flash
 from mofang.ui.components.search import search
 from mofang.ui.session import client, t, t_or
@@ -44,7 +44,8 @@ def page() -> None:
         st.html(f'<div class="mf-hero"><h3>{escape(t("no_base_title"))}</h3><p>{escape(t("no_base_text"))}</p></div>')
         return
     _facts(base)
-    _under_way(base["name"])
+    with st.container(key="under_way"):  # a place of its own: the tabs below stay, and with them the one that is open
+        _under_way(base["name"])
     documents, test, measured = st.tabs(
         [t("documents_n", n=base.get("n_documents") or 0), t("search_test"), t("evaluation")]
     )
@@ -58,7 +59,7 @@ def page() -> None:
     with test:
         search(base["name"], [kind for kind in TYPES if kind != ARCHIVE])
     with measured:
-        evaluation.ask(base["name"])
+        evaluation.ask(base["name"], writable)
 
 
 def _choose(bases: list[Base]) -> Base | None:
@@ -136,7 +137,7 @@ def _remove(name: str) -> None:
 
 def _under_way(name: str) -> None:
     """The jobs that run, and what the last ones of this base and this visitor came to, until they are put away."""
-    running = jobs.running(tuple(REPORTS))
+    running = jobs.under_way(tuple(REPORTS))
     jobs.live(tuple(REPORTS), tuple(job["id"] for job in running))
     for kind, report in REPORTS.items():
         ours = st.session_state.get(f"{kind}_{name}")
@@ -213,7 +214,12 @@ def to_retry(sent: Sequence[Any], job: dict[str, Any]) -> Sequence[Any]:
     return [file for own, file in names.items() if own in failed or (inside and own.lower().endswith(f".{ARCHIVE}"))]
 
 
-REPORTS: Final = {"ingest": _ingested, "rebuild": _rebuilt, "evaluate": evaluation.result}
+REPORTS: Final = {
+    "ingest": _ingested,
+    "rebuild": _rebuilt,
+    "evaluate": evaluation.result,
+    "questions": questions.report,
+}
 """A kind of job → what shows its result."""
 
 

@@ -21,15 +21,16 @@ def page() -> None:
     st.html(f'<div class="mf-head"><h2>{escape(t("page_models"))}</h2><p>{escape(t("models_text"))}</p></div>')
     show_flash()
     models = client().models()
-    pulls = jobs.running(("pull",))
-    if not pulls:
-        jobs.last_failure("pull")
-    jobs.live(("pull",), tuple(job["id"] for job in pulls))
+    pulls = jobs.under_way(("pull",))
+    with st.container(key="pulls"):  # a place of its own: the tabs below stay, and with them the one that is open
+        if not pulls:
+            jobs.last_failure("pull")
+        jobs.live(("pull",), tuple(job["id"] for job in pulls))
     installed, catalogue, engine = st.tabs([t("installed_n", n=len(models)), t("catalogue"), t("engine")])
     with installed:
         _installed(models)
     with catalogue:
-        _catalogue({str(job.get("title")) for job in pulls})
+        _catalogue({str(job.get("title")) for job in pulls if job["status"] == "running"})
     with engine:
         _engine()
 

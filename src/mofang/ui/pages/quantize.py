@@ -12,7 +12,7 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures, sums
-from mofang.ui.components import checks, runs
+from mofang.ui.components import checks, extension, runs
 from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash, stats
 from mofang.ui.components.form import form
 from mofang.ui.components.runs import Run
@@ -44,7 +44,7 @@ BITS: Final = (2.5, 8.5, 4.8)
 def page() -> None:
     show_flash()
     if run := runs.looked_at():
-        _run(run)
+        extension.PAGES.get(run["kind"], _run)(run)
         return
     st.html(f'<div class="mf-head"><h2>{escape(t("page_quantize"))}</h2><p>{escape(t("quantize_text"))}</p></div>')
     known = client().runs(training=False)
@@ -63,7 +63,7 @@ def page() -> None:
 
 @fragment()
 def _new() -> None:
-    schemas = {kind: one["schema"] for kind, one in client().recipes().items() if not one["training"]}
+    schemas = {kind: one["schema"] for kind, one in client().recipes().items() if one["exports"]}
     kinds = sorted(schemas, key=lambda kind: kind != FIRST)
     kind = str(
         st.segmented_control(

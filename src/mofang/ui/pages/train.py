@@ -3,7 +3,7 @@
 A training lives in a process of its own; this page reads everything from the gateway and may come and go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Final
@@ -13,7 +13,7 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import compare, runs
+from mofang.ui.components import compare, datasets, extension, runs
 from mofang.ui.components.base import attempt, fragment, quiet, show_error, show_fault, show_flash, stats
 from mofang.ui.components.form import Schema, form
 from mofang.ui.components.runs import Run
@@ -54,24 +54,27 @@ EXAMPLE: Final = """\
 def page() -> None:
     show_flash()
     if run := runs.looked_at():
-        _run(run)
+        extension.PAGES.get(run["kind"], _run)(run)
         return
     st.html(f'<div class="mf-head"><h2>{escape(t("page_train"))}</h2><p>{escape(t("train_text"))}</p></div>')
     known = client().runs(training=True)
     if not known:
         _welcome()
-        _new(is_first=True)
-        return
     compared = [run for run in known if run["status"] != "created"]
-    several = [t("compare")] if len(compared) > 1 else []
-    listed, new, *beside = st.tabs([t("runs_n", n=len(known)), t("train_new"), *several])
-    with listed:
-        runs.listed(known, training=True)
-    with new:
-        _new(is_first=False)
-    for tab in beside:
+    parts: dict[str, Callable[[], None]] = {
+        **({t("runs_n", n=len(known)): partial(runs.listed, known, training=True)} if known else {}),
+        t("train_new"): partial(_new, is_first=not known),
+        t("extend_tab"): extension.begin,
+        **({t("compare"): partial(compare.show, compared)} if len(compared) > 1 else {}),
+    }
+    for tab, draw in zip(st.tabs(list(parts), default=_first(parts)), parts.values(), strict=True):
         with tab:
-            compare.show(compared)
+            draw()
+
+
+def _first(parts: Iterable[str]) -> str:
+    """The tab to open with: the form where a step before has filled it in, else the first."""
+    return t("train_new") if st.session_state.get(extension.PREFILLED) else next(iter(parts))
 
 
 # ---- a new training ----
@@ -210,6 +213,7 @@ def _start(kind: str, recipe: dict[str, Any], launcher: dict[str, Any]) -> None:
     except MofangError as error:
         show_error(error)
         return
+    st.session_state.pop(extension.PREFILLED, None)
     runs.look_at(run["id"])
     st.rerun()
 
@@ -219,28 +223,10 @@ def _start(kind: str, recipe: dict[str, Any], launcher: dict[str, Any]) -> None:
 
 def _data(schema: Schema, *, shows_form: bool) -> tuple[list[str], list[str]]:
     """(files to learn from, files to hold out), both by their names at the gateway."""
-    names = [file["name"] for file in client().datasets()]
-    turn = st.session_state.setdefault("train_upload_round", 0)
-    fresh = st.session_state.pop("train_fresh", None)
-    if fresh:
-        kept = [name for name in st.session_state.get("train_data", ()) if name in names]
-        st.session_state["train_data"] = [*kept, *(name for name in fresh if name in names and name not in kept)]
-    if names:
-        chosen = st.multiselect(
-            t("train_data"), names, key="train_data", placeholder=t("train_data_placeholder"), select_all=False
-        )
-    else:
-        chosen = []
-    st.file_uploader(
-        t("train_upload"),
-        type=DATA_TYPES,
-        accept_multiple_files=True,
-        key=f"train_files_{turn}",
-        on_change=_upload,
-        args=(turn,),
-    )
-    if shape := st.session_state.get("train_upload_fault"):
-        show_fault(shape)
+    chosen, names = datasets.choose(
+        "train", DATA_TYPES,
+        label=t("train_data"), placeholder=t("train_data_placeholder"), upload=t("train_upload"),
+    )  # fmt: skip
     if shows_form:
         with st.expander(t("data_form_title"), icon=":material/help:"):
             _data_form()
@@ -255,31 +241,14 @@ def _data(schema: Schema, *, shows_form: bool) -> tuple[list[str], list[str]]:
             help=t("train_eval_data_help"),
             select_all=False,
         )
-    return list(chosen), list(held_out)
-
-
-def _upload(turn: int) -> None:
-    """Bring the files that were just chosen; a broken row is told until the next try."""
-    files = st.session_state.get(f"train_files_{turn}") or []
-    if not files:
-        return
-    st.session_state["train_upload_round"] = turn + 1
-    try:
-        kept = client().add_datasets([(file.name, file) for file in files])
-    except MofangError as error:
-        lang = language()
-        st.session_state["train_upload_fault"] = {"message": error.message(lang), "hint": error.hint(lang)}
-    else:
-        st.session_state.pop("train_upload_fault", None)
-        st.session_state["train_fresh"] = [file["name"] for file in kept]
+    return chosen, list(held_out)
 
 
 def _preview(name: str, base: str, max_length: int | None) -> None:
     """The first example with what is learned marked, and what becomes of all of them."""
-    stamp = st.session_state["train_upload_round"]
     try:
         with st.spinner(t("preview_reading", name=name)):
-            shape = _previewed(client(), name, stamp, base, max_length, language())
+            shape = _previewed(client(), name, datasets.uploads("train"), base, max_length, language())
     except MofangError as error:
         show_error(error)
         return
