@@ -23,6 +23,7 @@ from mofang.server.routes import (
     shelf,
     system,
     tokens,
+    tools,
     vector_stores,
 )
 
@@ -38,6 +39,7 @@ ROUTERS = tuple(
         models,
         generations,
         conversations,
+        tools,
         shelf,
         jobs,
         knowledge,
