@@ -125,7 +125,7 @@ def test_one_call_after_the_other_and_a_reload_in_between(page: AppTest, state: 
     page = again()
     assert folded(page) == ["计算 · 已执行 · 0.0 秒"] and "钟 · 慢慢来" in text_of(page)
     button(page, "run_msg").click().run()
-    assert "正在执行" in text_of(page) and page.chat_input[0].disabled
+    assert page.chat_input[0].disabled and page.chat_input[0].placeholder == "正在执行工具…"
     page = again()
     assert "正在执行" in text_of(page), "a reload while it runs finds it running"
     until_open(page)

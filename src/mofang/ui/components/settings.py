@@ -140,7 +140,7 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
         key=key,
         label_visibility="collapsed",
         on_change=lambda: change(conversation, model=st.session_state[key]),
-        width=260,
+        width=230,
     )
 
 

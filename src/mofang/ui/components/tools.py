@@ -97,12 +97,12 @@ def _choice(tool: dict[str, Any], current: Sequence[str], own: str, take: Callab
 # ---- asking ----
 
 
-def below(conversation: Conversation, turns: Sequence[Turn], answer: Callable[[Message], None]) -> bool:
-    """What the last answer's calls wait for: a decision, a result, or the answer after them, which `answer` begins.
-    Whether nothing can be asked before."""
+def below(conversation: Conversation, turns: Sequence[Turn], answer: Callable[[Message], None]) -> str:
+    """What the last answer's calls wait for: a decision, a result, or the answer after them, which `answer` begins. It
+    is said in words where nothing can be asked before; "": it can."""
     asking, results = _standing(turns)
     if asking is None:
-        return False
+        return ""
     waiting = asking["tool_calls"][len(results) :]
     if waiting:
         if _is_trusted(conversation, waiting[0]) and _decide(conversation, asking, waiting[0], "run"):
@@ -112,15 +112,15 @@ def below(conversation: Conversation, turns: Sequence[Turn], answer: Callable[[M
     last = results[-1] if results else None
     if any(result["status"] == "running" for result in results):
         _follow(conversation["id"], _mark(conversation), None)
-        return True
+        return t("tool_running")
     if waiting or last is None:
-        return True
+        return t("tool_decide_first")
     if st.session_state.get(f"tool_looks_{last['id']}", 0) < LOOKS:
         _follow(conversation["id"], _mark(conversation), last["id"])
-        return True
+        return t("answering")
     question = {"parent_id": last["id"]}
     st.button(t("tools_go_on"), key="tools_go_on", icon=":material/resume:", on_click=answer, args=(question,))
-    return False
+    return ""
 
 
 def _standing(turns: Sequence[Turn]) -> tuple[Message | None, list[Message]]:

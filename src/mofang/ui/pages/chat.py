@@ -50,10 +50,9 @@ def page() -> None:
         with st.chat_message("assistant", avatar=":material/deployed_code:"):
             _live(running)
     show_flash()
-    deciding = not running and tools.below(conversation, turns, partial(_regenerate, conversation))
+    waits = "" if running else tools.below(conversation, turns, partial(_regenerate, conversation))
     _unanswered(conversation, turns, running)
-    closed = t("tool_decide_first") if deciding else "" if models else t("ask_later")
-    _input(conversation, turns, closed=closed, running=running)
+    _input(conversation, turns, closed=waits if models else t("ask_later"), running=running)
 
 
 def _conversation() -> Conversation:
