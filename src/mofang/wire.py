@@ -331,7 +331,7 @@ class ChatRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _chat_fits_together(self) -> Self:
-        names = [tool if isinstance(tool, str) else tool.function.name for tool in self.tools or ()]
+        names = self._tool_names()
         forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
         if forced and not names:
             raise Invalid("server.needs_field", param="tool_choice", field="tool_choice", other="tools")
@@ -347,6 +347,9 @@ class ChatRequest(SamplingFields):
                 "server.either_field", param="enable_thinking", field="enable_thinking", other="chat_template_kwargs"
             )
         return self
+
+    def _tool_names(self) -> list[str]:
+        return [tool.function.name for tool in self.tools or ()]
 
     def options(self) -> dict[str, Any]:
         options = super().options()
@@ -502,6 +505,9 @@ class GenerationRequest(ChatRequest):
     was cut off continues it. "": nothing, also where the conversation keeps one."""
 
     _handled: ClassVar[tuple[str, ...]] = (*ChatRequest._handled, "conversation_id", "parent_id", "system", "prefix")
+
+    def _tool_names(self) -> list[str]:
+        return [tool if isinstance(tool, str) else tool.function.name for tool in self.tools or ()]
 
     @model_validator(mode="after")
     def _prefix_fits(self) -> Self:

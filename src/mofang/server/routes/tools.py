@@ -7,8 +7,8 @@ from fastapi import APIRouter, Query
 from mofang.server.faults import fault
 from mofang.server.routes.generations import start
 from mofang.server.routes.here import Here, Lang
-from mofang.server.tools import Group
 from mofang.server.tools.base import Listed
+from mofang.server.tools.mcp import Group
 from mofang.wire import GenerationRequest, ToolDecision
 
 router = APIRouter(tags=["tools"])

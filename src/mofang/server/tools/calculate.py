@@ -56,7 +56,7 @@ def _value(node: ast.expr) -> Number:
     read = NODES.get(type(node))
     if read is None:
         raise _fault(say("tools.no_arithmetic", what=ast.unparse(node)[:80]))
-    value = read(node)
+    value: Number | complex = read(node)
     if isinstance(value, complex):
         raise _fault(say("tools.not_real"))
     if isinstance(value, float) and not math.isfinite(value):

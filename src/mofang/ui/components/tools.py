@@ -206,9 +206,9 @@ def result(conversation: Conversation, message: Message) -> None:
 def _call_of(conversation: Conversation, message: Message) -> Call:
     """The call that a result is for; its name alone where the answer that asked for it is not there."""
     by_id = {one["id"]: one for one in conversation["messages"]}
-    at = message
+    at: Message | None = message
     while at and at["role"] == "tool":
-        at = by_id.get(at.get("parent_id"))
+        at = by_id.get(str(at.get("parent_id")))
     nameless = {"id": "", "function": {"name": str(message.get("name") or "-"), "arguments": ""}}
     calls = (at or {}).get("tool_calls") or ()
     return next((call for call in calls if call["id"] == message.get("tool_call_id")), nameless)
