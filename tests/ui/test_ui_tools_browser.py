@@ -69,8 +69,7 @@ def test_a_reload_while_it_runs(bench: Any, visit: Any) -> None:
 
 def test_what_is_trusted_is_not_asked_about(bench: Any, visit: Any) -> None:
     page = visit(bench.url + "/?lang=en")
-    page.locator("[class*=st-key-tools_pop_] button").first.click()
-    page.locator(".st-key-tools_body").get_by_text("计算", exact=True).click()
+    choose(page, "计算")
     page.keyboard.press("Escape")
     ask(page, "用工具")
     page.locator(CARD).get_by_text("Do not ask again in this conversation").click()
