@@ -81,7 +81,8 @@ ONLY_IN = {
     "langchain_openai": "integrations/langchain",
     "torch": "train/ export/ launch/torchrun engine/transformers engine/sentence_transformers",
     "sentence_transformers": "engine/sentence_transformers",
-    "mcp": "integrations/mcp.py",
+    "mcp": "integrations/mcp.py server/tools/mcp.py",
+    "jsonschema": "server/tools/mcp.py",
     "tensorboardX": "train/board",
 }
 

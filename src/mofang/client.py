@@ -351,6 +351,21 @@ class Client:
     def delete_conversation(self, conversation_id: str) -> None:
         self.request("DELETE", f"/v1/conversations/{quoted(conversation_id)}")
 
+    # ---- tools ----
+
+    def tools(self, *, again: bool = False) -> dict[str, Any]:
+        """{"data": the tools, "servers": each MCP server with its fault}; `again` tries those that failed just now."""
+        return dict(self.request("GET", "/v1/tools", params={"again": again}))
+
+    def decide_call(
+        self, conversation_id: str, message_id: str, call_id: str, decision: str, **wishes: Any
+    ) -> dict[str, Any]:
+        """Make a call that an answer asks for ("run") or not ("refuse"): the message of the result. `wishes`: go_on,
+        wait_s; see wire.ToolDecision."""
+        path = f"/v1/conversations/{quoted(conversation_id)}/tool_calls"
+        body = {"message_id": message_id, "call_id": call_id, "decision": decision, **wishes}
+        return dict(self.request("POST", path, body))
+
     # ---- what conversations begin with ----
 
     def personas(self) -> list[dict[str, Any]]:

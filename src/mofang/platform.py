@@ -83,6 +83,24 @@ def start_program(
     return child
 
 
+TIED = (
+    "import ctypes, os, signal, sys\n"
+    "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"  # PR_SET_PDEATHSIG, which execve keeps
+    "if os.getppid() == int(sys.argv[1]): os.execvp(sys.argv[2], sys.argv[2:])\n"
+)
+"""Becomes another program that is killed when its parent dies, unless that has died already."""
+
+
+def tied(arguments: Sequence[str]) -> list[str]:
+    """How a program that is not ours is started by somebody else's code, so that it ends with us all the same.
+
+    Such programs read our requests from standard input and should leave when it closes; Linux sees to those that hang.
+    """
+    if sys.platform != "linux":
+        return list(arguments)
+    return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *arguments]
+
+
 def start_detached(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
     """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says."""
     with log.open("ab") as sink:

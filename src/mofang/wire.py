@@ -331,7 +331,7 @@ class ChatRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _chat_fits_together(self) -> Self:
-        names = [tool.function.name for tool in self.tools or ()]
+        names = self._tool_names()
         forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
         if forced and not names:
             raise Invalid("server.needs_field", param="tool_choice", field="tool_choice", other="tools")
@@ -347,6 +347,9 @@ class ChatRequest(SamplingFields):
                 "server.either_field", param="enable_thinking", field="enable_thinking", other="chat_template_kwargs"
             )
         return self
+
+    def _tool_names(self) -> list[str]:
+        return [tool.function.name for tool in self.tools or ()]
 
     def options(self) -> dict[str, Any]:
         options = super().options()
@@ -495,11 +498,16 @@ class GenerationRequest(ChatRequest):
     parent_id: str | None = None
     system: str | None = None
     """System prompt put before the conversation; not stored as a turn."""
+    tools: list[Tool | str] | None = None  # type: ignore[assignment]
+    """What the model may call: names of GET /v1/tools, or functions of the caller's own."""
     prefix: str | None = Field(default=None, max_length=MANY_CHARS)
     """How the answer begins. The model goes on from there, and it is part of what is stored: the text of an answer that
     was cut off continues it. "": nothing, also where the conversation keeps one."""
 
     _handled: ClassVar[tuple[str, ...]] = (*ChatRequest._handled, "conversation_id", "parent_id", "system", "prefix")
+
+    def _tool_names(self) -> list[str]:
+        return [tool if isinstance(tool, str) else tool.function.name for tool in self.tools or ()]
 
     @model_validator(mode="after")
     def _prefix_fits(self) -> Self:
@@ -519,6 +527,8 @@ class ConversationRequest(Request):
     sampling: dict[str, Any] | None = None
     prefix: str | None = Field(default=None, max_length=10_000)
     """How its answers begin."""
+    tools: list[Word] | None = Field(default=None, max_length=1_000)
+    """What its answers may call: names of GET /v1/tools."""
 
 
 class NewConversation(ConversationRequest):
@@ -548,6 +558,19 @@ class MessageRequest(Request):
             if self.edits is not None and getattr(self, name) is not None:
                 raise Invalid("server.either_field", param="edits", field="edits", other=name)
         return self
+
+
+class ToolDecision(Request):
+    """POST /v1/conversations/{id}/tool_calls: whether a call that an answer asks for is made."""
+
+    message_id: str
+    """The answer."""
+    call_id: str
+    decision: Literal["run", "refuse"]
+    go_on: bool = False
+    """With the last of the answer's calls the next answer begins by itself, with the conversation's own choices."""
+    wait_s: float = Field(default=120.0, ge=0, le=600)
+    """Seconds to wait for the result: what is not there by then comes with the status "running", and goes on."""
 
 
 # ---- what conversations begin with (ours) ----

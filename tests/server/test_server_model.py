@@ -193,3 +193,23 @@ def test_neighbours_of_a_real_vocabulary(real: Gateway) -> None:
         near = [one["piece"] for one in client.neighbours("qwen", "北京", 8)["data"]]
         assert {"上海", "北京市"} <= set(near)
         assert " queen" in [one["piece"] for one in client.neighbours("smollm2", " king", 8)["data"]]
+
+
+def test_a_conversation_goes_on_from_the_result_of_its_tool(real: Gateway) -> None:
+    question = {"role": "user", "content": "用工具算出 123 乘 457 等于多少。"}
+    named = {"type": "function", "function": {"name": "calculate"}}
+    with real.client() as client:
+        home = client.create_conversation(
+            model="qwen", tools=["calculate"], sampling={"temperature": 0, "max_tokens": 80}
+        )["id"]
+        shape = client.generate(
+            {"conversation_id": home, "messages": [question], "tools": ["calculate"], "tool_choice": named}
+        )
+        assert list(client.follow_generation(shape["id"]))[-1]["finish_reason"] == "tool_calls"
+        [call] = client.generation(shape["id"])["tool_calls"]
+        assert json.loads(call["function"]["arguments"]).keys() == {"expression"}
+        result = client.decide_call(home, shape["message_id"], call["id"], "run")
+        assert result["content"] == "56211", call
+        shape = client.generate({"conversation_id": home, "parent_id": result["id"]})
+        list(client.follow_generation(shape["id"]))
+        assert "56211" in client.generation(shape["id"])["content"].replace(",", "")

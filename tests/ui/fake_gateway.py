@@ -1,7 +1,8 @@
 """A small gateway for the workbench's tests: real HTTP, the API's shapes, scripted answers, everything in memory.
 
 Answers: a question with "错误" ends in an error, one with "慢" takes its time, any other gets a short Markdown answer;
-with a knowledge base it cites [1] and [2]; "太长" is cut off. Recipes, their faults and files of examples are the product's own; a run is
+with a knowledge base it cites [1] and [2]; "太长" is cut off. A question with "工具" calls the conversation's tools,
+one after the other, and the answer below their results repeats them; the tool "钟__slow" takes its time. Recipes, their faults and files of examples are the product's own; a run is
 scripted: its loss falls, step by step. `python tests/ui/fake_gateway.py PORT` runs it by hand.
 """
 
@@ -140,6 +141,10 @@ class State:
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/generations, newest last."""
     languages: list[str] = field(default_factory=list)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    servers: list[dict[str, Any]] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies of POST /v1/conversations/{id}/tool_calls that were taken."""
     tasks: set[Any] = field(default_factory=set)
     serial: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -183,7 +188,19 @@ def furnished() -> State:
         measured(taught, step)
     finished(state, taught)
     state.history = hour()
+    state.tools = [tool("calculate", "计算", "准确计算一个算式"), tool("钟__slow", "慢慢来", "要两秒", "钟")]
+    state.servers = [
+        {"name": "钟", "n_tools": 1, "fault": None},
+        {"name": "坏", "n_tools": 0, "fault": {"message": "MCP 服务器 坏 没有正常工作", "hint": "看看日志", "code": "server_failed"}},
+    ]  # fmt: skip
     return state
+
+
+def tool(name: str, title: str, description: str, server: str = "") -> dict[str, Any]:
+    return {
+        "name": name, "object": "tool", "title": title, "description": description, "server": server,
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    }  # fmt: skip
 
 
 def _sources() -> list[dict[str, Any]]:
@@ -242,6 +259,7 @@ def create_app(state: State) -> FastAPI:
 
     _models(app, state)
     _conversations(app, state)
+    _tools(app, state)
     _shelf(app, state)
     _generations(app, state)
     _jobs(app, state)
@@ -380,7 +398,7 @@ def _conversations(app: FastAPI, state: State) -> None:
         return state.conversations[name]
 
     def keep(fields: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
-        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}, "prefix": ""}
+        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}, "prefix": "", "tools": []}
         shape = {"id": state.id("conv"), **empty, "created_at": now(), **fields, "updated_at": now()}
         state.conversations[shape["id"]] = {**shape, "running_generation_id": None, "messages": messages}
         return state.conversations[shape["id"]]
@@ -519,38 +537,7 @@ def message(state: State, role: str, parent: str | None, **fields: Any) -> dict[
 def _generations(app: FastAPI, state: State) -> None:
     @app.post("/v1/generations", status_code=202)
     async def _(request: Request) -> Any:
-        body = await request.json()
-        state.requests.append(body)
-        if state.is_full:
-            raise fault(429, "queue_full", "排队的请求已满", "请稍后再试")
-        conversation = state.conversations[body["conversation_id"]]
-        messages = conversation["messages"]
-        parent = body.get("parent_id") or (messages[-1]["id"] if messages else None)
-        parent = None if parent == "root" else parent
-        for turn in body["messages"]:
-            said = message(state, turn["role"], parent, content=turn["content"])
-            conversation["messages"].append(said)
-            parent = said["id"]
-        identity = state.id("gen")
-        answer = message(
-            state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct"
-        )
-        conversation["messages"].append(answer)
-        conversation.update(running_generation_id=identity, updated_at=now())
-        shape = {
-            "id": identity, "object": "generation", "conversation_id": conversation["id"], "message_id": answer["id"], "user_message_ids": [],
-            "model": answer["model"], "status": "running", "created_at": now(),
-        }  # fmt: skip
-        state.generations[identity], state.logs[identity] = shape, Log()
-        question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
-        state.tasks.add(
-            asyncio.create_task(
-                _answer(
-                    state, shape, conversation, answer, question, bool(body.get("knowledge")), body.get("prefix") or ""
-                )
-            )
-        )
-        return shape
+        return begin(state, await request.json())
 
     @app.get("/v1/generations/{identity}")
     async def _(identity: str) -> Any:
@@ -582,6 +569,38 @@ def _generations(app: FastAPI, state: State) -> None:
         return StreamingResponse(stream(), media_type="text/event-stream")
 
 
+def begin(state: State, body: dict[str, Any]) -> dict[str, Any]:
+    state.requests.append(body)
+    if state.is_full:
+        raise fault(429, "queue_full", "排队的请求已满", "请稍后再试")
+    conversation = state.conversations[body["conversation_id"]]
+    messages = conversation["messages"]
+    parent = body.get("parent_id") or (messages[-1]["id"] if messages else None)
+    parent = None if parent == "root" else parent
+    for turn in body["messages"]:
+        said = message(state, turn["role"], parent, content=turn["content"])
+        conversation["messages"].append(said)
+        parent = said["id"]
+    identity = state.id("gen")
+    answer = message(
+        state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct"
+    )
+    conversation["messages"].append(answer)
+    conversation.update(running_generation_id=identity, updated_at=now())
+    shape = {
+        "id": identity, "object": "generation", "conversation_id": conversation["id"], "message_id": answer["id"], "user_message_ids": [],
+        "model": answer["model"], "status": "running", "created_at": now(),
+    }  # fmt: skip
+    state.generations[identity], state.logs[identity] = shape, Log()
+    question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
+    state.tasks.add(
+        asyncio.create_task(
+            _answer(state, shape, conversation, answer, question, bool(body.get("knowledge")), body.get("prefix") or "")
+        )
+    )
+    return shape
+
+
 async def _answer(
     state: State,
     shape: dict[str, Any],
@@ -598,8 +617,11 @@ async def _answer(
     if grounded:
         log.events.append({"type": "sources", "sources": [{**source, "cited": False} for source in sources]})
     text = CITED if grounded else SLOW if "慢" in question else ANSWER
+    results = _results(conversation, answer)
+    calls = [] if results or "工具" not in question else _calls(state, conversation["tools"])
+    text = f"工具说：{'、'.join(results)}" if results else "" if calls else text
     status, delay = "done", state.delay_s * (15 if "慢" in question else 1)
-    finish = "length" if "太长" in question and not prefix else "stop"
+    finish = "tool_calls" if calls else "length" if "太长" in question and not prefix else "stop"
     text = text.removeprefix(prefix)[: 20 if finish == "length" else None]
     for index, letter in enumerate([prefix, *text] if prefix else text):
         if identity in state.stopped:
@@ -620,6 +642,8 @@ async def _answer(
     }
     timings = {"prompt_ms": 412.0, "predicted_ms": 1000.0, "prompt_per_second": 310.0, "predicted_per_second": 23.4}
     answer.update(status=status, sources=sources, usage=usage, timings=timings, n_ctx=8192, finish_reason=finish)
+    if calls:
+        answer["tool_calls"] = calls
     shape["status"] = status
     conversation["running_generation_id"] = None
     last: dict[str, Any] = {
@@ -631,6 +655,58 @@ async def _answer(
     }
     log.events.append({"type": "error", "error": ERROR} if status == "error" else {"type": status, **last})
     log.closed = True
+
+
+def _calls(state: State, names: list[str]) -> list[dict[str, Any]]:
+    functions = [{"name": name, "arguments": '{"expression": "6 * 7"}'} for name in names]
+    return [{"id": state.id("call"), "type": "function", "function": function} for function in functions]
+
+
+def _results(conversation: dict[str, Any], answer: dict[str, Any]) -> list[str]:
+    """What the tools said that the answer stands below."""
+    by_id = {one["id"]: one for one in conversation["messages"]}
+    said, at = [], by_id.get(answer["parent_id"])
+    while at and at["role"] == "tool":
+        said.insert(0, at["content"])
+        at = by_id.get(at["parent_id"])
+    return said
+
+
+def _tools(app: FastAPI, state: State) -> None:
+    @app.get("/v1/tools")
+    async def _() -> Any:
+        return {"object": "list", "data": state.tools, "servers": state.servers}
+
+    @app.post("/v1/conversations/{name}/tool_calls")
+    async def _(name: str, request: Request) -> Any:
+        body, conversation = await request.json(), state.conversations[name]
+        answer = next(one for one in conversation["messages"] if one["id"] == body["message_id"])
+        ids = [call["id"] for call in answer["tool_calls"]]
+        below = [one for one in conversation["messages"] if one.get("tool_call_id") in ids]
+        if len(below) > ids.index(body["call_id"]):
+            raise fault(409, "call_decided", "已经决定过了")
+        state.decisions.append(body)
+        call = answer["tool_calls"][len(below)]
+        result = message(
+            state, "tool", (below or [answer])[-1]["id"], status="running", name=call["function"]["name"],
+            tool_call_id=call["id"],
+        )  # fmt: skip
+        conversation["messages"].append(result)
+        task = asyncio.create_task(_settle(state, conversation, answer, result, body))
+        state.tasks.add(task)
+        await asyncio.wait({task}, timeout=body["wait_s"])
+        return result
+
+
+async def _settle(
+    state: State, conversation: dict[str, Any], answer: dict[str, Any], result: dict[str, Any], body: dict[str, Any]
+) -> None:
+    await asyncio.sleep(2 if result["name"].endswith("slow") and body["decision"] == "run" else 0)
+    outcome = {"run": ("42", "done"), "refuse": ("用户不允许", "refused")}[body["decision"]]
+    result.update(content=outcome[0], status="done", outcome=outcome[1], seconds=0.04)
+    is_last = result["tool_call_id"] == answer["tool_calls"][-1]["id"]
+    if is_last and body["go_on"]:
+        begin(state, {"conversation_id": conversation["id"], "parent_id": result["id"], "messages": []})
 
 
 def _knowledge(app: FastAPI, state: State) -> None:

@@ -74,6 +74,8 @@ def test_every_key_in_the_code_exists_and_every_key_is_used() -> None:
         "lens_",
         "concept_",
         "finish_",
+        "tool_decide_",
+        "tool_outcome_",
     )
     spoken = set(re.findall(r"""['\"]([a-z0-9_]+)['\"]""", code))
     fields = {*spoken, *(f"{name}_help" for name in spoken), *(f"{name}_version" for name in spoken)}

@@ -15,9 +15,11 @@ from streamlit.util import calc_hash
 
 from mofang import settings
 from mofang.client import Client
+from mofang.engine.echo import EchoEngine
 from mofang.server import create_app
 from mofang.server.backend import LocalBackend
 from mofang.ui.run import SCRIPT
+from tool_caller import ToolCaller
 
 DOCUMENT = "# 安装\n\n## 离线安装\n\n没有网络的机器也能安装模坊，先在别的机器上下载安装包。\n\n## 升级\n\n运行 pip install -U mofang 即可升级。\n"
 
@@ -141,3 +143,21 @@ def test_an_unknown_model_is_told_with_what_to_do(page: AppTest, gateway: str) -
     page.chat_input[0].set_value("你好").run()
     run_until(page, lambda: "mf-fault" in text_of(page))
     assert "不在的模型" in text_of(page)
+
+
+def test_a_tool_is_chosen_asked_about_and_its_result_gone_on_from(
+    gateway: str, page: AppTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = ToolCaller("echo")
+    monkeypatch.setattr(EchoEngine, "chat", lambda self, messages, sampling: caller.chat(messages, sampling))
+    page.run()
+    page.session_state["tools_pop_new"] = True
+    run_until(page, lambda: bool(page.checkbox))
+    assert [box.label for box in page.checkbox] == ["查找文档", "计算", "现在的时间"]
+    page.checkbox(key="tool_new_calculate").check().run()
+    page.chat_input[0].set_value("calculate '6 * 7'").run()
+    run_until(page, lambda: any(str(button.key).startswith("run_msg") for button in page.button))
+    assert "6 * 7" in text_of(page)
+    next(button for button in page.button if str(button.key).startswith("run_msg")).click().run()
+    run_until(page, is_free(page))
+    assert "好的：42" in text_of(page) and any("计算 · 已执行" in one.label.replace("\\", "") for one in page.expander)

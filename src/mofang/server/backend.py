@@ -16,6 +16,7 @@ from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
 from mofang.server import pulls
 from mofang.server.access import Access, Guarded
+from mofang.server.calls import Calls
 from mofang.server.files import Files
 from mofang.server.gate import Gate
 from mofang.server.generate import Generations
@@ -29,6 +30,7 @@ from mofang.server.neighbours import Neighbours
 from mofang.server.rooms import Engines, Library, Models, Report, Rooms
 from mofang.server.shelf import Presets, Shelf, shelves
 from mofang.server.store import Store
+from mofang.server.tools import Tools
 from mofang.settings import Settings
 
 
@@ -60,6 +62,10 @@ class Backend(Rooms, Protocol):
     def presets(self) -> Presets: ...
     @property
     def generations(self) -> Generations: ...
+    @property
+    def tools(self) -> Tools: ...
+    @property
+    def calls(self) -> Calls: ...
     @property
     def files(self) -> Files: ...
     @property
@@ -120,12 +126,15 @@ class LocalBackend:
         self.engines = Gate(pool, self.models, self.metrics, self.journal, Meter())
         self.metrics.watch(self.engines, self.engines.busy)
         self.generations = Generations(self, self.store)
+        self.tools = Tools(self, settings.home)
+        self.calls = Calls(self.tools, self.store, settings)
         self.history = History(self._standing)
         self._doctor = doctor
 
     async def start(self) -> None:
         self.history.start()
         await asyncio.to_thread(self.jobs.restore)
+        await self.calls.start()
         await self.generations.start()
         await asyncio.to_thread(self.files.start)
         await asyncio.to_thread(shutil.rmtree, self.uploads, ignore_errors=True)  # what a killed process left
@@ -133,7 +142,9 @@ class LocalBackend:
     async def close(self) -> None:
         await self.history.close()
         await self.jobs.close()
+        await self.calls.close()
         await self.generations.close()
+        await self.tools.close()
         await self.engines.close()
         await asyncio.to_thread(self.keys.flush)
         await asyncio.to_thread(self.library.close)

@@ -17,9 +17,19 @@ from mofang.strings import say, where
 from mofang.wire import MANY_CHARS, ChatMessage, NewConversation, Part, Request, SamplingFields, ToolCall
 
 FORMAT, VERSION = "mofang.conversations", 1
-KEPT = ("title", "system", "model", "knowledge", "sampling", "prefix", "created_at")
+KEPT = ("title", "system", "model", "knowledge", "sampling", "prefix", "tools", "created_at")
 """What is told of a conversation beside its messages."""
-BESIDE = ("name", "tool_calls", "tool_call_id", "edits", "finish_reason", "n_ctx", "first_token_ms")
+BESIDE = (
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "outcome",
+    "seconds",
+    "edits",
+    "finish_reason",
+    "n_ctx",
+    "first_token_ms",
+)
 """Fields of a message that not every message has."""
 SPEAKERS: dict[Role, str] = {
     "user": "server.export_user",
@@ -60,6 +70,8 @@ class ExportedMessage(Request):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    outcome: Literal["done", "failed", "refused"] | None = None
+    seconds: float | None = None
     edits: str | None = None
     finish_reason: str | None = None
     n_ctx: int | None = None

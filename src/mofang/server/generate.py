@@ -18,7 +18,7 @@ from mofang.server.answer import Answer, Question, answering
 from mofang.server.events import Event, EventLog, on_this_loop
 from mofang.server.faults import fault, internal, interrupted
 from mofang.server.rooms import Rooms
-from mofang.server.store import Store
+from mofang.server.store import Store, new_id
 
 log = logging.getLogger("mofang.server")
 
@@ -180,6 +180,7 @@ class Generations:
     async def _finish(self, running: _Running, status: str, error: dict[str, Any] | None) -> None:
         """The store first, then the last event: who sees the end finds it stored."""
         reason = running.answer.choice().finish_reason if status == "done" else None
+        _name_calls(running.answer.choice().tool_calls)
         message = running.message()
         last: Event = {"type": status, "message_id": running.message_id}
         if status == "error":
@@ -227,6 +228,15 @@ class Generations:
         finally:
             saver.cancel()
             await asyncio.wait({saver})
+
+
+def _name_calls(calls: list[dict[str, Any]]) -> None:
+    """Each by an id of its own, also where the model's server gave none or one twice: people decide about calls by it."""
+    seen: set[str] = set()
+    for call in calls:
+        if not call["id"] or call["id"] in seen:
+            call["id"] = new_id("call")
+        seen.add(call["id"])
 
 
 def _tell(events: EventLog, delta: Delta) -> None:

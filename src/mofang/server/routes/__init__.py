@@ -24,6 +24,7 @@ from mofang.server.routes import (
     shelf,
     system,
     tokens,
+    tools,
     vector_stores,
 )
 
@@ -39,6 +40,7 @@ ROUTERS = tuple(
         models,
         generations,
         conversations,
+        tools,
         shelf,
         jobs,
         knowledge,

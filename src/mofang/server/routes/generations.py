@@ -12,7 +12,7 @@ from mofang.server.answer import question_of
 from mofang.server.backend import Backend
 from mofang.server.faults import fit, interrupted
 from mofang.server.routes.here import Here, Lang
-from mofang.wire import GenerationRequest
+from mofang.wire import GenerationRequest, Tool
 
 router = APIRouter(tags=["generations"])
 
@@ -20,11 +20,17 @@ router = APIRouter(tags=["generations"])
 @router.post("/v1/generations", status_code=202)
 async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str, Any]:
     """Store the new turns and start the answer; it goes on when the client leaves."""
+    return await start(body, backend, lang)
+
+
+async def start(body: GenerationRequest, backend: Backend, lang: str) -> dict[str, Any]:
+    """The same, for whoever else begins an answer."""
     if body.n not in (None, 1):
         raise Invalid("server.one_answer", param="n")
     if body.parent_id is not None and body.conversation_id is None:
         raise Invalid("server.parent_needs_conversation", param="parent_id")
     request, system = await _with_defaults(body, backend, lang)
+    request = request.model_copy(update={"tools": await _functions(request, backend, lang)})
     await backend.engines.admit(request.model, "chat")  # a refusal is this request's answer, not an event of a lost one
     return await backend.generations.begin(
         replace(question_of(request), prefix=request.prefix or ""),
@@ -37,15 +43,27 @@ async def begin(body: GenerationRequest, backend: Here, lang: Lang) -> dict[str,
 
 
 async def _with_defaults(body: GenerationRequest, backend: Backend, lang: str) -> tuple[GenerationRequest, str]:
-    """The request over its conversation's own choices: model, knowledge, sampling, system prompt, prefix."""
+    """The request over its conversation's own choices: model, knowledge, sampling, system prompt, prefix, tools.
+
+    An answer that goes on from its own text is in the middle of it: it is given no tools.
+    """
     if body.conversation_id is None:
         return body, body.system or ""
     kept = await asyncio.to_thread(backend.store.conversation, body.conversation_id)
     given = body.model_dump(exclude_unset=True, exclude_none=True)
     defaults = {**kept["sampling"], "model": kept["model"], "knowledge": kept["knowledge"]}
-    defaults |= {"prefix": kept["prefix"]}
+    defaults |= {"prefix": kept["prefix"], "tools": [] if given.get("prefix") else kept["tools"]}
     merged = fit(GenerationRequest, {**defaults, **given}, field="sampling", lang=lang)
     return merged, kept["system"] if body.system is None else body.system
+
+
+async def _functions(request: GenerationRequest, backend: Backend, lang: str) -> list[Tool] | None:
+    """The tools in OpenAI's shape, those of ours that are named in front."""
+    if request.tools is None:
+        return None
+    names = [tool for tool in request.tools if isinstance(tool, str)]
+    shapes = [tool for tool in request.tools if not isinstance(tool, str)]
+    return [*await backend.tools.functions(names, lang), *shapes]
 
 
 @router.get("/v1/generations/{generation_id}")

@@ -28,7 +28,7 @@ TITLE_CHARS = 30
 """Length of the title that a conversation gets from its first turn."""
 
 RUNNING = ("queued", "running")
-JSON_FIELDS = {"knowledge", "sampling"}
+JSON_FIELDS = {"knowledge", "sampling", "tools"}
 
 
 def now() -> str:
@@ -160,7 +160,70 @@ class Store:
             if kept:
                 _update(db, "messages", turn_id, kept)
             _touch(db, conversation_id, [turn])
-            return _message(db.execute("SELECT * FROM messages WHERE id = ?", (turn_id,)).fetchone())
+            return _message(_find_row(db, turn_id))
+
+    # ---- calls of tools ----
+
+    def claim_call(self, conversation_id: str, message_id: str, call_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The message of the result, empty and "running", and the call `call_id` of the answer `message_id` that it is
+        for. Whoever gets them settles the call; nobody else will. Calls are claimed in their order, each result below
+        the one before: models tell results apart by it.
+
+        Raises NotFound; Conflict for a call that was claimed already, or whose turn has not come.
+        """
+        with self._database.transaction() as db:
+            _find_conversation(db, conversation_id)
+            answer = _find_message(db, conversation_id, message_id)
+            calls, below = _calls(answer), _results(db, answer)
+            place = next((n for n, call in enumerate(calls) if call["id"] == call_id), None)
+            if place is None:
+                raise NotFound("tools.no_call", id=call_id, message=message_id)
+            if place < len(below):
+                raise Conflict("tools.call_decided", id=call_id)
+            if place > len(below):
+                raise Conflict("tools.not_yet", id=call_id, first=calls[len(below)]["id"])
+            turn = Message("tool", "", calls[place]["function"]["name"], None, call_id)
+            parent = below[-1]["id"] if below else message_id
+            turn_id = _add_turn(db, conversation_id, parent, turn, now())
+            _update(db, "messages", turn_id, {"status": "running"})
+            _touch(db, conversation_id, [])
+            return _message(_find_row(db, turn_id)), calls[place]
+
+    def settle_call(self, message_id: str, content: str, outcome: str, seconds: float) -> str | None:
+        """Store what came of a claimed call. With it the last of an answer's calls may be settled: the message to go on
+        from; None while others are not, where the conversation has gone on, and where it is gone."""
+        with self._database.transaction() as db:
+            row = _find_row(db, message_id)
+            if row is None:
+                return None
+            extra = {**json.loads(row["extra"]), "outcome": outcome, "seconds": round(seconds, 3)}
+            _update(db, "messages", message_id, {"content": content, "status": "done", "extra": _json(extra)})
+            answer = row
+            while answer["role"] == "tool":
+                answer = _find_row(db, answer["parent_id"])
+            below = _results(db, answer)
+            if len(below) < len(_calls(answer)) or any(result["status"] in RUNNING for result in below):
+                return None
+            last = str(below[-1]["id"])
+            followed = db.execute("SELECT 1 FROM messages WHERE parent_id = ?", (last,)).fetchone()
+            return None if followed else last
+
+    def lose_calls(self, told: str) -> None:
+        """`told` is what came of the calls that an earlier process left unfinished."""
+        with self._database.transaction() as db:
+            db.execute(
+                "UPDATE messages SET status = 'done', content = ?, extra = json_set(extra, '$.outcome', 'failed')"
+                " WHERE role = 'tool' AND status = 'running'",
+                (told,),
+            )
+
+    def message(self, conversation_id: str, message_id: str) -> dict[str, Any]:
+        with self._database.reading() as db:
+            _find_conversation(db, conversation_id)
+            row = _find_row(db, message_id)
+            if row is None or row["conversation_id"] != conversation_id:
+                raise NotFound("server.message_not_found", id=message_id, conversation=conversation_id)
+            return _message(row)
 
     # ---- answers ----
 
@@ -277,7 +340,9 @@ class Store:
     def interrupt_running(self, error: Mapping[str, Any]) -> int:
         """Answers that an earlier process left unfinished become errors and keep their text; how many."""
         with self._database.transaction() as db:
-            db.execute("UPDATE messages SET status = 'error' WHERE status IN ('queued', 'running')")
+            db.execute(
+                "UPDATE messages SET status = 'error' WHERE status IN ('queued', 'running') AND role = 'assistant'"
+            )
             changed = db.execute(
                 "UPDATE generations SET status = 'error', error = ?, finished_at = ?"
                 " WHERE status IN ('queued', 'running')",
@@ -429,6 +494,32 @@ def _find_message(db: sqlite3.Connection, conversation_id: str, message_id: str)
         raise NotFound("server.message_not_found", id=message_id, conversation=conversation_id)
     _check_written(row)
     return row
+
+
+def _find_row(db: sqlite3.Connection, message_id: str) -> Any:
+    """A message's row; None where there is none."""
+    return db.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone()
+
+
+def _calls(answer: sqlite3.Row) -> list[dict[str, Any]]:
+    """The calls that an answer wants made: one that was cut short may end in half of one."""
+    return json.loads(answer["extra"]).get("tool_calls") or [] if answer["status"] == "done" else []
+
+
+def _results(db: sqlite3.Connection, answer: sqlite3.Row) -> list[sqlite3.Row]:
+    """What came of the first of an answer's calls, as far as they were claimed: each stands below the one before."""
+    found: list[sqlite3.Row] = []
+    for call in _calls(answer):
+        above = found[-1]["id"] if found else answer["id"]
+        row = db.execute(
+            "SELECT * FROM messages WHERE parent_id = ? AND role = 'tool' AND json_extract(extra, '$.tool_call_id') = ?"
+            " ORDER BY number DESC LIMIT 1",
+            (above, call["id"]),
+        ).fetchone()
+        if row is None:
+            break
+        found.append(row)
+    return found
 
 
 def _check_written(row: sqlite3.Row) -> None:

@@ -1,4 +1,4 @@
-"""How a conversation is answered: model, knowledge bases, persona, system prompt, sampling. Kept with the conversation.
+"""How a conversation is answered: model, knowledge bases, tools, persona, system prompt, sampling. Kept with it.
 
 Before a conversation exists, the choices are a draft in this visitor's session; the first question turns them into the
 conversation's own.
@@ -10,7 +10,7 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.errors import MofangError
-from mofang.ui.components import personas
+from mofang.ui.components import personas, tools
 from mofang.ui.components.base import attempt, flash, plain, quiet
 from mofang.ui.session import client, t
 
@@ -34,7 +34,7 @@ RANGES: Final[dict[str, tuple[float, float, float]]] = {
 }
 
 Conversation = dict[str, Any]
-BLANK: Final[Conversation] = {"system": "", "prefix": "", "greeting": "", "persona": None, "knowledge": []}
+BLANK: Final[Conversation] = {"system": "", "prefix": "", "greeting": "", "persona": None, "knowledge": [], "tools": []}
 """What of a draft does not outlive it."""
 
 
@@ -105,7 +105,7 @@ def change(conversation: Conversation, **fields: Any) -> None:
 
 
 def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[dict[str, Any]]) -> None:
-    """One row above the conversation: model, knowledge, settings."""
+    """One row above the conversation: model, knowledge, tools, settings."""
     own = conversation["id"] or "new"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="chat_bar"):
         _model(conversation, models, own)
@@ -113,6 +113,7 @@ def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[di
             personas.choose(draft().get("persona"), take_persona)
         if bases:
             _knowledge(conversation, bases, own)
+        tools.choose(conversation.get("tools") or [], own, lambda names: change(conversation, tools=names))
         with (
             st.popover(t("settings"), icon=":material/tune:", key=f"settings_{own}"),
             st.container(key="settings_body"),
@@ -139,7 +140,7 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
         key=key,
         label_visibility="collapsed",
         on_change=lambda: change(conversation, model=st.session_state[key]),
-        width=260,
+        width=230,
     )
 
 

@@ -14,7 +14,7 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import document, jobs, settings
+from mofang.ui.components import document, jobs, settings, tools
 from mofang.ui.components.base import attempt, flash, fragment, mark, plain, quiet, show_fault, show_flash
 from mofang.ui.prose import anchor_of, sources_html, to_markdown
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
@@ -50,8 +50,9 @@ def page() -> None:
         with st.chat_message("assistant", avatar=":material/deployed_code:"):
             _live(running)
     show_flash()
+    waits = "" if running else tools.below(conversation, turns, partial(_regenerate, conversation))
     _unanswered(conversation, turns, running)
-    _input(conversation, turns, can_ask=bool(models), running=running)
+    _input(conversation, turns, closed=waits if models else t("ask_later"), running=running)
 
 
 def _conversation() -> Conversation:
@@ -84,7 +85,8 @@ def _chosen(conversation: Conversation) -> dict[str, str]:
 # ---- asking ----
 
 
-def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, running: str | None) -> None:
+def _input(conversation: Conversation, turns: list[Turn], *, closed: str, running: str | None) -> None:
+    """`closed`: why nothing can be asked; "": it can."""
     # Streamlit pins a chat input to the page's lower edge; the stop button is laid over its send button (style.css).
     if running:
         with st.bottom, st.container(key="stop_bar"):
@@ -96,8 +98,8 @@ def _input(conversation: Conversation, turns: list[Turn], *, can_ask: bool, runn
                 args=(partial(client().stop_generation, running),),
                 shortcut="Esc",
             )
-    placeholder = t("answering") if running else t("ask") if can_ask else t("ask_later")
-    if question := st.chat_input(placeholder, key="question", disabled=bool(running) or not can_ask):
+    placeholder = t("answering") if running else closed or t("ask")
+    if question := st.chat_input(placeholder, key="question", disabled=bool(running or closed)):
         _ask(conversation, turns, question)
         st.rerun()
 
@@ -106,7 +108,7 @@ def _ask(conversation: Conversation, turns: list[Turn], question: str) -> None:
     """Store the question and start its answer. What fails is shown on the next run, with nothing of ours lost."""
     try:
         if conversation["id"] is None:
-            names = ("system", "model", "knowledge", "sampling", "prefix", "greeting")
+            names = ("system", "model", "knowledge", "sampling", "prefix", "greeting", "tools")
             kept = {name: conversation[name] for name in names if conversation[name]}
             conversation = client().create_conversation(title=title_of(question), **kept)
             open_conversation(conversation["id"])
@@ -228,6 +230,9 @@ def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str
         with st.container(key=f"user_{message['id']}"):
             st.html(f'<div class="mf-user">{escape(words_of(message))}</div>')
             _under_turn(conversation, turn, is_free=running is None)
+        return
+    if message["role"] == "tool":
+        tools.result(conversation, message)
         return
     with st.container(key=f"answer_{message['id']}"):
         if running and message.get("generation_id") == running:
