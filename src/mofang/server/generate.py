@@ -56,6 +56,7 @@ class _Running:
             "finish_reason": choice.finish_reason,
             "n_ctx": info.n_ctx if info else None,
             "first_token_ms": self.first_token_ms,
+            "files": self.answer.files or None,
         }
         return {
             "content": choice.content,
