@@ -16,6 +16,7 @@ from knowledge.pdfs import pdf
 from mofang.client import ApiError, Client
 from mofang.server.backend import LocalBackend
 from mofang.server.store import iso
+from mofang.settings import Settings
 
 TEXT = "甲方应在三十日内付款。\n```\n代码 [3] <|im_end|>\n```\n"
 PNG = base64.b64decode("iVBORw0KGgo=")
@@ -303,3 +304,25 @@ def test_an_older_home_gets_the_new_columns(tmp_path: Path) -> None:
         assert db.execute("SELECT expires_at FROM files").fetchone()[0] is None
         assert db.execute("SELECT beside FROM conversations").fetchone()[0] == ""
     database.close()
+
+
+# ---- a real model ----
+
+
+@pytest.mark.model
+def test_a_real_model_answers_from_a_file_and_tells_when_one_is_too_long(home: Path, qwen: Path) -> None:
+    settings = Settings(home=home, port=0, n_ctx=2048, model_path=str(qwen.parent))
+    with serving(LocalBackend(settings)) as gateway, gateway.client() as client:
+        text = "甲方应在收到货物之后的四十五天以内付清全部货款。"
+        one = client.add_file("合同.pdf", pdf([[(50, 500, 12, text)]]))["id"]
+        model = qwen.stem
+        counted = client.file_reading(one, model=model)["tokens"]
+        home_id = client.create_conversation(model=model, sampling={"temperature": 0, "max_tokens": 60})["id"]
+        last = said(client, home_id, turn("合同规定甲方在多少天以内付清货款？只说天数。", one))[-1]
+        assert last["type"] == "done", last
+        answer = client.conversation(home_id)["messages"][1]
+        assert "45" in answer["content"] or "四十五" in answer["content"], answer["content"]
+        assert answer["files"][0]["tokens"] == counted == len(client.tokenize(text, model))
+        long = client.add_file("长.txt", (text * 200).encode())["id"]
+        error = said(client, home_id, turn("说什么？", long))[-1]["error"]
+        assert error["code"] == "files_too_long" and "1792" in error["message"]
