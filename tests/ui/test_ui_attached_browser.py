@@ -140,3 +140,23 @@ def test_a_diagram_that_is_being_written_is_code(bench: Any, visit: Any) -> None
     finally:
         bench.state.delay_s = 0.004
     expect(page.locator("[data-testid=stMermaidChart] img")).to_have_count(1, timeout=60_000)
+
+
+def test_a_diagram_brings_nothing_from_elsewhere(bench: Any, browser: Any) -> None:
+    """Mermaid would load pictures and follow links that an answer names; the page's policy and an image forbid it."""
+    chart = 'flowchart LR\n  A@{ img: "http://evil.example/x.png" }\n  A --> B["<img src=http://evil.example/y.png>"]'
+    page = browser.new_page()
+    came: list[str] = []
+    why: list[Any] = []
+    page.on("response", lambda answer: came.append(answer.url) if "evil" in answer.url else None)
+    page.on("requestfailed", lambda asked: why.append(asked.failure) if "evil" in asked.url else None)
+    page.goto(bench.url)
+    ask(page, "画一张图")
+    expect(page.locator(".mf-copy")).to_be_visible(timeout=30_000)
+    list(bench.state.conversations.values())[-1]["messages"][-1]["content"] = f"```mermaid\n{chart}\n```"
+    page.reload()
+    expect(page.locator("[data-testid=stMermaidError], [data-testid=stMermaidChart] img").first).to_be_visible(
+        timeout=30_000
+    )
+    assert came == [] and set(why) <= {"csp"}
+    page.close()
