@@ -209,6 +209,24 @@ class Client:
     def stop_generation(self, generation_id: str) -> None:
         self.request("POST", f"/v1/generations/{quoted(generation_id)}/stop")
 
+    # ---- files that conversations refer to ----
+
+    def add_file(self, name: str, content: bytes | BinaryIO, *, expires_in_s: int | None = None) -> dict[str, Any]:
+        """Upload a file; a turn refers to it by its id. `expires_in_s`: it leaves by itself where no turn did."""
+        fields = {"purpose": "user_data"}
+        if expires_in_s is not None:
+            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expires_in_s)}
+        files = {"file": (name, content, "application/octet-stream")}
+        return dict(self.request("POST", "/v1/files", data=fields, files=files))
+
+    def file_reading(self, file_id: str, model: str | None = None) -> dict[str, Any]:
+        """What it says to a model: kind, n_chars, notes; with `model`, which is loaded for that, also tokens."""
+        params = {} if model is None else {"model": model}
+        return dict(self.request("GET", f"/v1/files/{quoted(file_id)}/reading", params=params))
+
+    def delete_file(self, file_id: str) -> None:
+        self.request("DELETE", f"/v1/files/{quoted(file_id)}")
+
     # ---- trainings and exports ----
 
     def recipes(self) -> dict[str, Any]:

@@ -30,6 +30,12 @@ class Message:
     def has_image(self) -> bool:
         return isinstance(self.content, list) and any(part.get("type") == "image_url" for part in self.content)
 
+    @property
+    def file_ids(self) -> tuple[str, ...]:
+        """Of the files that it refers to, in their order; no engine reads such a part (server/attached.py)."""
+        parts = self.content if isinstance(self.content, list) else []
+        return tuple(str(part["file"]["file_id"]) for part in parts if part.get("type") == "file")
+
     def to_openai(self) -> dict[str, Any]:
         """OpenAI's shape, without the fields that are not set."""
         shape: dict[str, Any] = {"role": self.role, "content": self.content}

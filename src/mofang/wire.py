@@ -96,12 +96,21 @@ class ImageUrl(Request):
         return url
 
 
+class FileRef(Request):
+    """A file of /v1/files: what it says stands in the prompt, in this place."""
+
+    file_id: str = Field(min_length=1, max_length=200)
+    filename: str | None = None
+    """Accepted because our answers tell it; the file's own counts."""
+
+
 class Part(Request):
     """A piece of a message's content; each type has the field of its own name."""
 
-    type: Literal["text", "image_url", "refusal"]
+    type: Literal["text", "image_url", "file", "refusal"]
     text: str | None = None
     image_url: ImageUrl | None = None
+    file: FileRef | None = None
     refusal: str | None = None
 
     @model_validator(mode="after")
@@ -529,6 +538,8 @@ class ConversationRequest(Request):
     """How its answers begin."""
     tools: list[Word] | None = Field(default=None, max_length=1_000)
     """What its answers may call: names of GET /v1/tools."""
+    beside: str | None = None
+    """A second model whose answers are shown beside the first's; whoever asks starts both. "": none."""
 
 
 class NewConversation(ConversationRequest):

@@ -2,8 +2,10 @@
 
 Answers: a question with "错误" ends in an error, one with "慢" takes its time, any other gets a short Markdown answer;
 with a knowledge base it cites [1] and [2]; "太长" is cut off. A question with "工具" calls the conversation's tools,
-one after the other, and the answer below their results repeats them; the tool "钟__slow" takes its time. Recipes, their faults and files of examples are the product's own; a run is
-scripted: its loss falls, step by step. `python tests/ui/fake_gateway.py PORT` runs it by hand.
+one after the other, and the answer below their results repeats them; the tool "钟__slow" takes its time. Recipes, their
+faults and files of examples are the product's own; a run is scripted: its loss falls, step by step. A file whose name has
+"坏" cannot be read; one with "长" does not fit a model. A question with "图" is answered with Mermaid diagrams, one of them
+broken. `python tests/ui/fake_gateway.py PORT` runs it by hand.
 """
 
 import asyncio
@@ -44,6 +46,10 @@ ANSWER = (
 CITED = (
     "可以。把放着 `.gguf` 文件的文件夹写进 `MOFANG_MODEL_PATH`，它们就会出现在列表里，不会被复制[1]。"
     "也可以用 `mofang models add` 只登记一个文件[2]。"
+)
+DIAGRAMS = (
+    "流程如下：\n\n```mermaid\nflowchart LR\n  A[提问] --> B{有资料?}\n  B -->|有| C[引用]\n  B -->|没有| D[直接回答]\n```\n\n"
+    "这一张写错了：\n\n```mermaid\nflowchart LR\n  A[没有关上 --> B\n```\n\n完。\n"
 )
 SLOW = "这是一个慢慢写出来的回答。" * 12
 ERROR = {
@@ -138,6 +144,8 @@ class State:
     token_requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     """What was asked below the text: path and body."""
     token_s: float = 0.01
+    files: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    """Those of /v1/files: name and content."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of POST /v1/generations, newest last."""
     languages: list[str] = field(default_factory=list)
@@ -261,6 +269,7 @@ def create_app(state: State) -> FastAPI:
     _conversations(app, state)
     _tools(app, state)
     _shelf(app, state)
+    _files(app, state)
     _generations(app, state)
     _jobs(app, state)
     _knowledge(app, state)
@@ -398,7 +407,16 @@ def _conversations(app: FastAPI, state: State) -> None:
         return state.conversations[name]
 
     def keep(fields: dict[str, Any], messages: list[dict[str, Any]]) -> dict[str, Any]:
-        empty = {"title": "", "system": "", "model": "auto", "knowledge": [], "sampling": {}, "prefix": "", "tools": []}
+        empty = {
+            "title": "",
+            "system": "",
+            "model": "auto",
+            "knowledge": [],
+            "sampling": {},
+            "prefix": "",
+            "tools": [],
+            "beside": "",
+        }
         shape = {"id": state.id("conv"), **empty, "created_at": now(), **fields, "updated_at": now()}
         state.conversations[shape["id"]] = {**shape, "running_generation_id": None, "messages": messages}
         return state.conversations[shape["id"]]
@@ -413,12 +431,8 @@ def _conversations(app: FastAPI, state: State) -> None:
             return {"data": [short(one) for one in newest]}
         found = []
         for one in newest:
-            hits = [said for said in one["messages"] if query in said["content"]]
-            hit = (
-                {"message_id": hits[0]["id"], "role": hits[0]["role"], "text": hits[0]["content"][:60]}
-                if hits
-                else None
-            )
+            hits = [said for said in one["messages"] if query in words(said)]
+            hit = {"message_id": hits[0]["id"], "role": hits[0]["role"], "text": words(hits[0])[:60]} if hits else None
             if hit or query in one["title"]:
                 found.append({**short(one), "hit": hit})
         return {"data": found}
@@ -534,6 +548,70 @@ def message(state: State, role: str, parent: str | None, **fields: Any) -> dict[
     }  # fmt: skip
 
 
+def words(said: dict[str, Any]) -> str:
+    content = said["content"]
+    return "".join(part.get("text", "") for part in content) if isinstance(content, list) else str(content)
+
+
+def _files(app: FastAPI, state: State) -> None:
+    @app.post("/v1/files")
+    async def _(request: Request) -> Any:
+        async with request.form() as form:
+            file = form["file"]
+            assert not isinstance(file, str) and form["purpose"] == "user_data"
+            assert form["expires_after[anchor]"] == "created_at" and int(str(form["expires_after[seconds]"])) >= 3600
+            identity = state.id("file")
+            state.files[identity] = (str(file.filename), await file.read())
+        return {
+            "id": identity,
+            "object": "file",
+            "filename": state.files[identity][0],
+            "bytes": len(state.files[identity][1]),
+        }
+
+    def find(identity: str) -> tuple[str, bytes]:
+        if identity not in state.files:
+            raise fault(404, "file_not_found", f"没有编号为 {identity} 的文件")
+        return state.files[identity]
+
+    @app.get("/v1/files/{identity}/reading")
+    async def _(identity: str) -> Any:
+        name, content = find(identity)
+        if "坏" in name:
+            raise fault(422, "pdf_encrypted", f"{name} 有打开密码，读不出来", "请先去掉密码，另存一份再添加")
+        kind = "image" if name.endswith(".png") else "text"
+        notes = ["第 2 页没有文字"] if name.endswith(".pdf") else []
+        return {"id": identity, "filename": name, "kind": kind, "n_chars": len(content), "tokens": None, "notes": notes}
+
+    @app.delete("/v1/files/{identity}")
+    async def _(identity: str) -> Any:
+        find(identity)
+        del state.files[identity]
+        return {"id": identity, "object": "file", "deleted": True}
+
+
+TOO_LONG = {
+    "message": "文件与对话共有 51,200 个 token，模型的上下文最多装得下 7,936 个", "type": "invalid_request_error",
+    "code": "files_too_long", "param": "messages", "hint": "请把文件放进知识库，再选中这个知识库来提问",
+}  # fmt: skip
+
+
+def _told_files(conversation: dict[str, Any], answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files of all turns above an answer, as the gateway counts them."""
+    by_id = {said["id"]: said for said in conversation["messages"]}
+    at, path = answer["parent_id"], []
+    while at is not None:
+        path.append(by_id[at])
+        at = by_id[at]["parent_id"]
+    parts = [part for said in reversed(path) if isinstance(said["content"], list) for part in said["content"]]
+    refs = [part["file"] for part in parts if part["type"] == "file"]
+    notes = {"合同.pdf": ["第 2 页没有文字"]}
+    return [
+        {**ref, "tokens": None if ref["filename"].endswith(".png") else 3214, "notes": notes.get(ref["filename"], [])}
+        for ref in refs
+    ]
+
+
 def _generations(app: FastAPI, state: State) -> None:
     @app.post("/v1/generations", status_code=202)
     async def _(request: Request) -> Any:
@@ -577,22 +655,23 @@ def begin(state: State, body: dict[str, Any]) -> dict[str, Any]:
     messages = conversation["messages"]
     parent = body.get("parent_id") or (messages[-1]["id"] if messages else None)
     parent = None if parent == "root" else parent
+    asked = []
     for turn in body["messages"]:
         said = message(state, turn["role"], parent, content=turn["content"])
         conversation["messages"].append(said)
         parent = said["id"]
+        asked.append(parent)
     identity = state.id("gen")
-    answer = message(
-        state, "assistant", parent, status="running", generation_id=identity, model="qwen2.5-coder-0.5b-instruct"
-    )
+    model = "qwen2.5-coder-0.5b-instruct" if body.get("model", "auto") == "auto" else body["model"]
+    answer = message(state, "assistant", parent, status="running", generation_id=identity, model=model)
     conversation["messages"].append(answer)
     conversation.update(running_generation_id=identity, updated_at=now())
     shape = {
-        "id": identity, "object": "generation", "conversation_id": conversation["id"], "message_id": answer["id"], "user_message_ids": [],
+        "id": identity, "object": "generation", "conversation_id": conversation["id"], "message_id": answer["id"], "user_message_ids": asked,
         "model": answer["model"], "status": "running", "created_at": now(),
     }  # fmt: skip
     state.generations[identity], state.logs[identity] = shape, Log()
-    question = next(said["content"] for said in conversation["messages"] if said["id"] == parent)
+    question = next(words(said) for said in conversation["messages"] if said["id"] == parent)
     state.tasks.add(
         asyncio.create_task(
             _answer(state, shape, conversation, answer, question, bool(body.get("knowledge")), body.get("prefix") or "")
@@ -613,21 +692,25 @@ async def _answer(
     log, identity = state.logs[shape["id"]], shape["id"]
     log.events += [{"type": "queued"}, {"type": "prompt", "done": 64, "total": 128}]
     await asyncio.sleep(state.delay_s * 10)
+    if files := _told_files(conversation, answer):
+        log.events.append({"type": "files", "files": files})
+        answer["files"] = files
     sources = _sources() if grounded else []
     if grounded:
         log.events.append({"type": "sources", "sources": [{**source, "cited": False} for source in sources]})
-    text = CITED if grounded else SLOW if "慢" in question else ANSWER
+    text = CITED if grounded else SLOW if "慢" in question else DIAGRAMS if "图" in question else ANSWER
     results = _results(conversation, answer)
     calls = [] if results or "工具" not in question else _calls(state, conversation["tools"])
     text = f"工具说：{'、'.join(results)}" if results else "" if calls else text
     status, delay = "done", state.delay_s * (15 if "慢" in question else 1)
+    error = TOO_LONG if any("长" in file["filename"] for file in files) else ERROR
     finish = "tool_calls" if calls else "length" if "太长" in question and not prefix else "stop"
     text = text.removeprefix(prefix)[: 20 if finish == "length" else None]
     for index, letter in enumerate([prefix, *text] if prefix else text):
         if identity in state.stopped:
             status = "stopped"
             break
-        if "错误" in question and index == 12:
+        if error is TOO_LONG or ("错误" in question and index == 12):
             status = "error"
             break
         answer["content"] += letter
@@ -645,7 +728,8 @@ async def _answer(
     if calls:
         answer["tool_calls"] = calls
     shape["status"] = status
-    conversation["running_generation_id"] = None
+    under_way = [said["generation_id"] for said in conversation["messages"] if said["status"] == "running"]
+    conversation["running_generation_id"] = under_way[-1] if under_way else None
     last: dict[str, Any] = {
         "finish_reason": finish,
         "usage": usage,
@@ -653,7 +737,7 @@ async def _answer(
         "sources": sources,
         "message_id": answer["id"],
     }
-    log.events.append({"type": "error", "error": ERROR} if status == "error" else {"type": status, **last})
+    log.events.append({"type": "error", "error": error} if status == "error" else {"type": status, **last})
     log.closed = True
 
 

@@ -88,6 +88,7 @@ def test_streamlits_leftovers_are_said_by_streamlit() -> None:
     scripts = Path(streamlit.__file__).parent / "static" / "static" / "js"
     said = "\n".join(path.read_text(encoding="utf-8") for path in scripts.glob("*.js"))
     composed = {"leftover_copied", "leftover_per_file", "leftover_drop_files", "leftover_drop_file"}
+    composed |= {"leftover_upload_files", "leftover_upload_or_drop", "leftover_too_large"}
     for key, sentence in words.table("en").items():
         if key.startswith("leftover_") and key not in composed:
             assert sentence in said, key

@@ -200,4 +200,9 @@ def _shown(source: Source, lang: str) -> str:
 
 def defuse(text: str) -> str:
     """A source's text in which nothing closes its block, is a template's control token, or passes for our number."""
-    return _FOOTNOTE.sub(r"(\1)", _CONTROL.sub(lambda match: match.group().translate(_WEAKER), text))
+    return _FOOTNOTE.sub(r"(\1)", harmless(text))
+
+
+def harmless(text: str) -> str:
+    """A text of others in which nothing is a template's control token."""
+    return _CONTROL.sub(lambda match: match.group().translate(_WEAKER), text)

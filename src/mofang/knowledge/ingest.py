@@ -6,11 +6,8 @@ alone and is reported; the others go on.
 
 import asyncio
 import hashlib
-import logging
 import time
 import unicodedata
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, aclosing
@@ -21,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from mofang.engine.base import Embedder
-from mofang.errors import MofangError, TooLarge, Unreadable
+from mofang.errors import MofangError, TooLarge
 from mofang.knowledge import SPLITTERS
 from mofang.knowledge.archive import Source, path_of, unpacked
 from mofang.knowledge.base import AddReport, Chunk, FileReport, ParsedDocument
-from mofang.knowledge.loaders import parse
+from mofang.knowledge.loaders import explained, parse
 from mofang.knowledge.passage import digest
 from mofang.knowledge.space import out_of_space
 from mofang.knowledge.split.sentence import LIMIT
@@ -42,8 +39,6 @@ MIN_LIMIT = 40
 
 Report = Callable[[Progress], None]
 OpenEmbedder = Callable[[], AbstractAsyncContextManager[Embedder]]
-
-_log = logging.getLogger(__name__)
 
 
 class _Meter:
@@ -284,16 +279,5 @@ def _archive(name: str, told: tuple[str, ...] | MofangError) -> FileReport:
 
 
 def _failed(name: str, path: Path, error: Exception) -> FileReport:
-    fault = _in_our_words(name, path, error)
+    fault = explained(name, path, error)
     return FileReport(name, "failed", error=fault.message(), hint=fault.hint(), code=fault.code)
-
-
-def _in_our_words(name: str, path: Path, error: Exception) -> MofangError:
-    if isinstance(error, MofangError):
-        return error
-    if isinstance(error, OSError):
-        return Unreadable("knowledge.file_missing", path=path)
-    if isinstance(error, zipfile.BadZipFile | zlib.error):
-        return Unreadable("knowledge.package_damaged", name=name)
-    _log.error("the loader of %s failed", name, exc_info=error)
-    return Unreadable("knowledge.loader_failed", name=name, why=f"{type(error).__name__}: {error}")

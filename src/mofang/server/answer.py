@@ -12,6 +12,8 @@ from mofang.errors import EngineFailed, Invalid
 from mofang.knowledge.answer import mark_cited, says_not_found
 from mofang.knowledge.cite import Citing
 from mofang.messages import Delta, Message, Progress, Sampling, Source, Timings, Usage
+from mofang.server import attached
+from mofang.server.attached import Attached
 from mofang.server.begun import continued
 from mofang.server.events import Event
 from mofang.server.rooms import Grounding, Rooms
@@ -95,6 +97,8 @@ class Answer:
     """Of the completion's tokens, those of the thoughts, as the model's tokenizer cuts them."""
     refused: bool = False
     """The bases hold nothing on what was asked, and no model was asked either."""
+    files: list[dict[str, Any]] = field(default_factory=list)
+    """Those of the conversation: {"file_id", "filename", "tokens", "notes"}, counted by this answer's model."""
     truncated: dict[str, int] | None = None
     """{"dropped_messages", "dropped_tokens"} where the conversation was cut to fit."""
 
@@ -141,6 +145,8 @@ class Answer:
             fields["sources"] = self.cited_sources()
         if self.notices:
             fields["notices"] = self.notices
+        if self.files:
+            fields["files"] = self.files
         if self.truncated:
             fields["truncated"] = self.truncated
         return fields
@@ -194,15 +200,16 @@ async def answering(
     async with rooms.engines.use(question.model, "chat", progress=loading, keep_alive=question.keep_alive) as engine:
         assert isinstance(engine, ChatEngine)
         answer.info = engine.info()
-        question = await _fitting(question, engine, sampling, answer, tell)
-        messages = question.messages
+        files = await _attached(rooms, question, engine, answer, tell)
+        question = await _fitting(question, files, engine, sampling, answer, tell)
+        messages: Sequence[Message] = [files.whole(message) for message in question.messages]
         if question.knowledge:
             grounding = await _ground(rooms, question, engine, sampling, answer, tell)
             if grounding.answer and _is_free(question):
                 for delta in _given(grounding, answer):
                     yield delta
                 return
-            messages = grounding.messages
+            messages = files.into(grounding.messages, question.messages)
         judge = _judge(rooms, question, answer)
         begins = question.prefix
         source = await continued(engine, messages, sampling, begins) if begins else engine.chat(messages, sampling)
@@ -283,24 +290,50 @@ async def _room(question: Question, engine: ChatEngine, sampling: Sampling) -> i
     return prompt_room(engine.info().n_ctx, sampling) - begun
 
 
+async def _attached(
+    rooms: Rooms, question: Question, engine: ChatEngine, answer: Answer, tell: Callable[[Event], None]
+) -> Attached:
+    """What the files of the conversation say; which they are, and their tokens, is told."""
+    files = await attached.read(rooms.files, question.messages)
+    if not files.readings:
+        return files
+    answer.files = await attached.counted(files, engine)
+    tell({"type": "files", "files": answer.files})
+    if gone := files.gone():
+        answer.notices.append({"code": "files_gone", "message": say("server.files_gone", n=len(gone))})
+        tell({"type": "notice", **answer.notices[-1]})
+    return files
+
+
 async def _fitting(
-    question: Question, engine: ChatEngine, sampling: Sampling, answer: Answer, tell: Callable[[Event], None]
+    question: Question,
+    files: Attached,
+    engine: ChatEngine,
+    sampling: Sampling,
+    answer: Answer,
+    tell: Callable[[Event], None],
 ) -> Question:
     """The question as the model can take it; that turns were dropped is said. Raises Invalid for images that it
-    cannot see."""
+    cannot see, and for files that leave no room."""
     info = engine.info()
-    if not info.images and any(message.has_image for message in question.messages):
+    whole = [files.whole(message) for message in question.messages]
+    if not info.images and any(message.has_image for message in whole):
         raise Invalid("server.no_images", param="messages", model=info.model)
     if question.truncation == "disabled":
+        await files.check_room(engine, whole, sampling.options)
         return question
     room = await _room(question, engine, sampling)
-    cut = await cut_to(engine, question.messages, room, sampling.options)
+    cut = await cut_to(engine, whole, room, sampling.options)
+    await files.check_room(engine, cut.messages, sampling.options)
     if cut.dropped_messages:
         answer.truncated = {"dropped_messages": cut.dropped_messages, "dropped_tokens": cut.dropped_tokens}
         said = say("server.truncated", messages=cut.dropped_messages, tokens=cut.dropped_tokens)
         answer.notices.append({"code": "truncated", "message": said})
         tell({"type": "notice", **answer.notices[-1], **answer.truncated})
-    return replace(question, messages=cut.messages)
+    left = {id(message) for message in cut.messages}
+    return replace(
+        question, messages=[own for own, told in zip(question.messages, whole, strict=True) if id(told) in left]
+    )
 
 
 def _trimmed(logprobs: dict[str, Any], n_top: int) -> dict[str, Any]:
@@ -317,11 +350,11 @@ async def _ground(
     answer: Answer,
     tell: Callable[[Event], None],
 ) -> Grounding:
-    """The messages with the passages that belong to them."""
-    room = await _room(question, engine, sampling)
-    grounding = await rooms.library.ground(
-        list(question.knowledge), question.messages, engine=engine, max_prompt_tokens=room
-    )
+    """The messages with the passages that belong to them. What is searched for is the question, not its files, which
+    take their room all the same."""
+    room = await _room(question, engine, sampling) - sum(file["tokens"] or 0 for file in answer.files)
+    asked = [attached.plain(message) for message in question.messages]
+    grounding = await rooms.library.ground(list(question.knowledge), asked, engine=engine, max_prompt_tokens=room)
     _tell_of(grounding, "knowledge", answer, tell)
     return grounding
 
@@ -335,8 +368,10 @@ async def _stored(rooms: Rooms, question: Question) -> Grounding | None:
 
 
 def _is_free(question: Question) -> bool:
-    """Whether an answer may come from elsewhere than the model."""
+    """Whether an answer may come from elsewhere than the model: not where it is to be about a file."""
     asked = question.sampling.options
+    if any(message.file_ids for message in question.messages):
+        return False
     written = (
         question.prefix or question.top_logprobs is not None or question.sampling.stop or asked.keys() & STRUCTURED
     )

@@ -17,19 +17,11 @@ from mofang.strings import say, where
 from mofang.wire import MANY_CHARS, ChatMessage, NewConversation, Part, Request, SamplingFields, ToolCall
 
 FORMAT, VERSION = "mofang.conversations", 1
-KEPT = ("title", "system", "model", "knowledge", "sampling", "prefix", "tools", "created_at")
+KEPT = ("title", "system", "model", "knowledge", "sampling", "prefix", "tools", "beside", "created_at")
 """What is told of a conversation beside its messages."""
 BESIDE = (
-    "name",
-    "tool_calls",
-    "tool_call_id",
-    "outcome",
-    "seconds",
-    "edits",
-    "finish_reason",
-    "n_ctx",
-    "first_token_ms",
-)
+    "name", "tool_calls", "tool_call_id", "outcome", "seconds", "edits", "finish_reason", "n_ctx", "first_token_ms", "files",
+)  # fmt: skip
 """Fields of a message that not every message has."""
 SPEAKERS: dict[Role, str] = {
     "user": "server.export_user",
@@ -51,6 +43,15 @@ class Counts(Request):
     total_tokens: int = 0
     prompt_tokens_details: dict[str, int] = Field(default_factory=dict)
     completion_tokens_details: dict[str, int] = Field(default_factory=dict)
+
+
+class CountedFile(Request):
+    """A file that an answer's prompt held."""
+
+    file_id: str
+    filename: str
+    tokens: int | None = None
+    notes: list[str] = Field(default_factory=list)
 
 
 class ExportedMessage(Request):
@@ -76,6 +77,7 @@ class ExportedMessage(Request):
     finish_reason: str | None = None
     n_ctx: int | None = None
     first_token_ms: float | None = None
+    files: list[CountedFile] | None = None
 
 
 class ExportedConversation(NewConversation):
@@ -131,7 +133,7 @@ def markdown_of(conversation: Mapping[str, Any], path: Sequence[Mapping[str, Any
     for message in path:
         who = message["model"] if message["role"] == "assistant" else None
         parts.append(f"## {who or say(SPEAKERS[message['role']], lang=lang)}")
-        parts.append(_text(message["content"]))
+        parts += [_files(message["content"]), _text(message["content"])]
         if message["sources"]:
             lines = [_source(source, lang) for source in message["sources"]]
             parts.append(f"{say('server.export_sources', lang=lang)}\n\n" + "\n".join(lines))
@@ -146,6 +148,13 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         return "\n\n".join(str(part.get("text") or "") for part in content if part.get("type") == "text")
     return str(content or "")
+
+
+def _files(content: Any) -> str:
+    """The names of the files that a turn refers to, one a line."""
+    parts = content if isinstance(content, list) else []
+    names = [part["file"].get("filename") or part["file"]["file_id"] for part in parts if part.get("type") == "file"]
+    return "\n".join(f"- 📎 {name}" for name in names)
 
 
 # ---- in ----

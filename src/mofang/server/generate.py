@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mofang.errors import TooLarge
 from mofang.messages import Delta, Message
 from mofang.server.answer import Answer, Question, answering
 from mofang.server.events import Event, EventLog, on_this_loop
@@ -41,6 +42,8 @@ class _Running:
     began: float = field(default_factory=time.perf_counter)
     first_token_ms: float | None = None
     """From the request to the model's first word: waiting, loading and reading are in it."""
+    waits: bool = False
+    """Its model finds no room in memory until another answer has ended."""
     ending: bool = False
     """The result is being stored; nothing may cut that short."""
 
@@ -56,6 +59,7 @@ class _Running:
             "finish_reason": choice.finish_reason,
             "n_ctx": info.n_ctx if info else None,
             "first_token_ms": self.first_token_ms,
+            "files": self.answer.files or None,
         }
         return {
             "content": choice.content,
@@ -161,21 +165,47 @@ class Generations:
         status, error = "done", None
         try:
             async with self._saving(running):
-                source = answering(self._rooms, running.question, running.answer, on_this_loop(running.events.append))
-                async with aclosing(source) as deltas:
-                    given = bool(running.question.prefix)  # the first piece is then not the model's
-                    async for delta in deltas:
-                        if delta.content or delta.reasoning or delta.tool_calls:
-                            if running.first_token_ms is None and not given:
-                                running.first_token_ms = round(1000 * (time.perf_counter() - running.began), 1)
-                            given = False
-                        _tell(running.events, delta)
+                while not await self._write(running):
+                    await self._others_end(running)
         except asyncio.CancelledError:
             status, error = ("stopped", None) if running.stopped_by_user else ("error", interrupted(running.lang))
         except Exception as failure:
             status, error = "error", fault(internal(failure, self._rooms.settings), running.lang)
         running.ending = True
         await self._finish(running, status, error)
+
+    async def _write(self, running: _Running) -> bool:
+        """Follow the answer to its end. False: its model has no room beside those that answer now, and might have it
+        once one of them has ended."""
+        try:
+            source = answering(self._rooms, running.question, running.answer, on_this_loop(running.events.append))
+            async with aclosing(source) as deltas:
+                given = bool(running.question.prefix)  # the first piece is then not the model's
+                async for delta in deltas:
+                    if delta.content or delta.reasoning or delta.tool_calls:
+                        if running.first_token_ms is None and not given:
+                            running.first_token_ms = round(1000 * (time.perf_counter() - running.began), 1)
+                        given = False
+                    _tell(running.events, delta)
+        except TooLarge as error:
+            if error.code != "no_room" or running.answer.info or not self._others(running):
+                raise
+            return False
+        return True
+
+    def _others(self, running: _Running) -> list[_Running]:
+        """The answers that this one may wait for: not those that wait themselves, or they would wait for each other."""
+        return [other for other in self._running.values() if other is not running and not other.waits and other.task]
+
+    async def _others_end(self, running: _Running) -> None:
+        """Wait for the first of the others to end; this one holds nothing meanwhile."""
+        running.waits = True
+        running.events.append({"type": "queued"})
+        try:
+            tasks = [other.task for other in self._others(running) if other.task]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            running.waits = False
 
     async def _finish(self, running: _Running, status: str, error: dict[str, Any] | None) -> None:
         """The store first, then the last event: who sees the end finds it stored."""

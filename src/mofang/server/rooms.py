@@ -16,6 +16,7 @@ from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress, Source
 from mofang.models.ancestry import Ancestor
 from mofang.models.base import MemoryEstimate, ModelFacts, ModelRef
+from mofang.server.files import Files
 from mofang.settings import Settings
 
 Report = Callable[[Progress], None]
@@ -129,3 +130,5 @@ class Rooms(Protocol):
     def engines(self) -> Engines: ...
     @property
     def library(self) -> Library: ...
+    @property
+    def files(self) -> Files: ...

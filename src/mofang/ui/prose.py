@@ -5,13 +5,16 @@ and Streamlit's own directives (":red[…]", ":material/x:") stay text. Code is 
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from html import escape
+from textwrap import dedent
 from typing import Any
 
 from mofang.strings import where
 
 _CODE = re.compile(r"(^[ \t]*(?P<fence>`{3,}|~{3,}).*?(?:^[ \t]*(?P=fence)|\Z)|`[^`\n]+`)", re.S | re.M)
+_FENCE = re.compile(r"\A([ \t]*(?:`{3,}|~{3,})[ \t]*)mermaid\b", re.I)
+_DIAGRAM = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*mermaid[ \t]*\n(?P<source>.*)\n[ \t]*\1", re.S | re.I)
 _IMAGE = re.compile(r"!\[([^\]]*)\](?=[(\[])")
 _DIRECTIVE = re.compile(r":(?=[a-z_+-]+[\[/:])")
 _MATH = re.compile(
@@ -23,11 +26,26 @@ _FORMULA = re.compile(r"[\\^_={}]|^[A-Za-z](?:\s*[-+*/<>|,()]\s*[A-Za-z0-9]*)*$"
 _MARK = re.compile(r"[\[【](\d{1,2}(?:\s*[,，、]\s*\d{1,2})*)[\]】](?![(\[:])|[\[【](\d{1,2})[\]】](?=[\[【]\d)")
 
 
+def pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """An answer cut at its Mermaid diagrams: (text, False) and (a diagram's source, True). One that is not closed is
+    text, and so is one that stands deeper, within a list."""
+    last = 0
+    for code in _CODE.finditer(text):
+        found = _DIAGRAM.fullmatch(code.group())
+        if found and found["source"].strip():
+            yield text[last : code.start()], False
+            yield dedent(found["source"]), True
+            last = (text.find("\n", code.end()) + 1) or len(text)
+    yield text[last:], False
+
+
 def to_markdown(text: str, numbers: Container[int] = (), anchor: str = "") -> str:
-    """`numbers` are the sources that exist; [n] of another number stays as it is. `anchor` is what `anchor_of` gave."""
+    """`numbers` are the sources that exist; [n] of another number stays as it is. `anchor` is what `anchor_of` gave.
+
+    A diagram's source stays code: Streamlit would draw it, and draw half of it while it is being written."""
     parts, last = [], 0
     for code in _CODE.finditer(text):
-        parts += [_prose(text[last : code.start()], numbers, anchor), code.group()]
+        parts += [_prose(text[last : code.start()], numbers, anchor), _FENCE.sub(r"\1text", code.group())]
         last = code.end()
     return "".join([*parts, _prose(text[last:], numbers, anchor)])
 

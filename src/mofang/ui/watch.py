@@ -28,6 +28,8 @@ class Answer:
     reasoning: str = ""
     sources: tuple[dict[str, Any], ...] = ()
     notices: tuple[dict[str, Any], ...] = ()
+    files: tuple[dict[str, Any], ...] = ()
+    """Those of the conversation, with their tokens."""
     loading: dict[str, Any] = field(default_factory=dict)
     """{"model", "progress"} while a model is being loaded."""
     prompt: tuple[int, int] = (0, 0)
@@ -59,6 +61,8 @@ def after_event(answer: Answer, event: dict[str, Any]) -> Answer:
         return replace(answer, status="prompt", prompt=(event.get("done") or 0, event.get("total") or 0))
     if kind == "sources":
         return replace(answer, sources=tuple(event.get("sources") or ()))
+    if kind == "files":
+        return replace(answer, files=tuple(event.get("files") or ()))
     if kind == "notice":
         return replace(answer, notices=(*answer.notices, event))
     if kind in ("done", "stopped"):

@@ -5,14 +5,19 @@ errors and as the title when the file has none). It is plain blocking code and r
 for a file that is not what it should be, and says in `notes` what a person should know.
 """
 
+import logging
+import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
-from mofang.errors import TooLarge, Unreadable
+from mofang.errors import MofangError, TooLarge, Unreadable
 from mofang.knowledge import LOADERS
 from mofang.knowledge.base import ParsedDocument
 
 LATER = frozenset(["doc", "xls", "ppt", "wps", "et", "dps", "odt", "ods", "odp", "rtf", "mobi", "azw3", "rar", "7z"])
 """Formats that people bring and that we cannot read yet: refused with what to do instead."""
+
+_log = logging.getLogger(__name__)
 
 
 def suffix(name: str) -> str:
@@ -42,3 +47,15 @@ def parse(path: Path, name: str, *, limit_bytes: int | None = None) -> ParsedDoc
     if not document.text.strip():
         raise Unreadable("knowledge.no_text", name=name)
     return document
+
+
+def explained(name: str, path: Path, error: Exception) -> MofangError:
+    """What went wrong with a file in our words, whatever a format's library raised."""
+    if isinstance(error, MofangError):
+        return error
+    if isinstance(error, OSError):
+        return Unreadable("knowledge.file_missing", path=path)
+    if isinstance(error, zipfile.BadZipFile | zlib.error):
+        return Unreadable("knowledge.package_damaged", name=name)
+    _log.error("the loader of %s failed", name, exc_info=error)
+    return Unreadable("knowledge.loader_failed", name=name, why=f"{type(error).__name__}: {error}")

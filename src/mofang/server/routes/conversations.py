@@ -95,6 +95,7 @@ def add_message(conversation_id: str, body: MessageRequest, backend: Here) -> di
 
 @router.delete("/v1/conversations/{conversation_id}", status_code=204)
 async def delete(conversation_id: str, backend: Here) -> None:
-    """With its messages; an answer that is being written is stopped first."""
+    """With its messages, and the files that only it referred to; an answer that is being written is stopped first."""
     await backend.generations.stop_conversation(conversation_id)
     await asyncio.to_thread(backend.store.delete_conversation, conversation_id)
+    await asyncio.to_thread(backend.files.forget)

@@ -1,21 +1,37 @@
-"""/v1/files, as far as /v1/vector_stores needs it: upload, list, look, content, delete. Each key has its own."""
+"""/v1/files, as far as /v1/vector_stores and conversations need it: upload, list, look, read, content, delete. Each key
+has its own."""
 
 import asyncio
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from pydantic import Field
 
+from mofang.engine.base import ChatEngine
 from mofang.errors import Forbidden, Invalid, NotFound
-from mofang.server import uploads
+from mofang.server import attached, uploads
+from mofang.server.faults import fit
 from mofang.server.files import File
-from mofang.server.routes.here import Here
+from mofang.server.routes.here import Here, Lang
 from mofang.server.routes.pages import After, Before, Limit, Order, page, unix
+from mofang.wire import Request as WireRequest
 
 router = APIRouter(tags=["files"])
 
 Purpose = Literal["assistants", "user_data"]
 """What files can be for here; OpenAI's others (batch, fine-tune, vision, evals) have no use in this gateway."""
+
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+"""As OpenAI's clients name them in a form."""
+_EXPIRY = {"anchor": ANCHOR, "seconds": SECONDS}
+
+
+class Expiry(WireRequest):
+    """OpenAI's `expires_after`; from an hour to thirty days, as theirs."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
 
 
 def shape(file: File) -> dict[str, Any]:
@@ -24,7 +40,7 @@ def shape(file: File) -> dict[str, Any]:
         "object": "file",
         "bytes": file.bytes,
         "created_at": unix(file.created_at),
-        "expires_at": None,
+        "expires_at": unix(file.expires_at) if file.expires_at else None,
         "filename": file.name,
         "purpose": file.purpose,
         "status": "processed",
@@ -33,10 +49,12 @@ def shape(file: File) -> dict[str, Any]:
 
 
 @router.post("/v1/files", openapi_extra=uploads.openapi("file", "purpose", many=False))
-async def create(request: Request, backend: Here) -> dict[str, Any]:
-    """Upload one file (multipart: `file`, `purpose`)."""
+async def create(request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
+    """Upload one file (multipart: `file`, `purpose`, and with `expires_after[anchor]` "created_at" the seconds after
+    which it leaves by itself, `expires_after[seconds]`; a conversation that refers to it keeps it)."""
+    values = ("purpose", ANCHOR, SECONDS)
     upload = await uploads.receive(
-        request, backend.uploads, limit_mb=backend.settings.upload_limit_mb, field="file", values=("purpose",)
+        request, backend.uploads, limit_mb=backend.settings.upload_limit_mb, field="file", values=values
     )
     try:
         purpose = upload.values.get("purpose", "")
@@ -44,8 +62,10 @@ async def create(request: Request, backend: Here) -> dict[str, Any]:
             raise Invalid("server.bad_purpose", param="purpose", value=purpose, known=", ".join(get_args(Purpose)))
         if len(upload.files) != 1:
             raise Invalid("server.one_file", param="file", found=len(upload.files))
+        given = {name: upload.values[field] for name, field in _EXPIRY.items() if field in upload.values}
+        seconds = fit(Expiry, given, field="expires_after", lang=lang).seconds if given else None
         [(name, path)] = upload.files
-        return shape(await asyncio.to_thread(backend.files.keep, name, path, purpose))
+        return shape(await asyncio.to_thread(backend.files.keep, name, path, purpose, seconds))
     finally:
         await asyncio.to_thread(upload.discard)
 
@@ -66,6 +86,23 @@ def list_files(
 @router.get("/v1/files/{file_id}")
 def look(file_id: str, backend: Here) -> dict[str, Any]:
     return shape(backend.files.get(file_id))
+
+
+@router.get("/v1/files/{file_id}/reading")
+async def reading(
+    file_id: str, backend: Here, model: str | None = Query(default=None, max_length=200)
+) -> dict[str, Any]:
+    """What it says to a model, before it is sent to one: `kind` "text" or "image", its characters, what a person should
+    know about how it was read; with `model` also its tokens. Unreadable files say why."""
+    found = await asyncio.to_thread(backend.files.reading, file_id)
+    tokens = None
+    if model is not None:
+        async with backend.engines.use(model, "chat") as engine:
+            [told] = await attached.counted(attached.Attached({file_id: found}), cast(ChatEngine, engine))
+            tokens = told["tokens"]
+    kind = "image" if found.media_type else "text"
+    figures = {"n_chars": len(found.text), "tokens": tokens, "notes": list(found.notes)}
+    return {"id": file_id, "object": "file.reading", "filename": found.name, "kind": kind, **figures}
 
 
 @router.get("/v1/files/{file_id}/content", response_class=FileResponse)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Header, Query, Response
 
 from mofang.errors import Invalid
-from mofang.server import sse
+from mofang.server import attached, sse
 from mofang.server.answer import question_of
 from mofang.server.backend import Backend
 from mofang.server.faults import fit, interrupted
@@ -31,10 +31,11 @@ async def start(body: GenerationRequest, backend: Backend, lang: str) -> dict[st
         raise Invalid("server.parent_needs_conversation", param="parent_id")
     request, system = await _with_defaults(body, backend, lang)
     request = request.model_copy(update={"tools": await _functions(request, backend, lang)})
+    turns = await attached.named(backend.files, [message.to_message() for message in body.messages])
     await backend.engines.admit(request.model, "chat")  # a refusal is this request's answer, not an event of a lost one
     return await backend.generations.begin(
         replace(question_of(request), prefix=request.prefix or ""),
-        turns=[message.to_message() for message in body.messages],
+        turns=turns,
         system=system,
         conversation_id=body.conversation_id,
         parent_id=body.parent_id,

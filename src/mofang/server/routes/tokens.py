@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request
 
 from mofang.engine.base import ALL_TOKENS, ChatEngine, Engine
 from mofang.engine.worker.sample import Choices, chances
-from mofang.messages import NextToken
-from mofang.server import sse
+from mofang.messages import Message, NextToken
+from mofang.server import attached, sse
 from mofang.server.answer import Question, question_of
 from mofang.server.backend import Backend
 from mofang.server.routes.here import Here
@@ -61,8 +61,9 @@ async def apply_template(body: ChatRequest, request: Request, backend: Here) -> 
     options = question.sampling.options
     async with sse.until_client_leaves(request.receive), _use(body, backend) as engine:
         assert isinstance(engine, ChatEngine)
-        prompt = await engine.render(question.messages, options=options)
-        n_tokens = await engine.count_tokens(question.messages, options=options)
+        messages = await _read(question, backend)
+        prompt = await engine.render(messages, options=options)
+        n_tokens = await engine.count_tokens(messages, options=options)
         return {"model": engine.info().model, "prompt": prompt, "input_tokens": n_tokens}
 
 
@@ -76,7 +77,14 @@ async def counted(question: Question, request: Request, backend: Backend) -> int
     """Tokens of a question's prompt, its tools counted, its documents not."""
     async with sse.until_client_leaves(request.receive), _use(question, backend) as engine:
         assert isinstance(engine, ChatEngine)
-        return await engine.count_tokens(question.messages, options=question.sampling.options)
+        messages = await _read(question, backend)
+        return await engine.count_tokens(messages, options=question.sampling.options)
+
+
+async def _read(question: Question, backend: Backend) -> list[Message]:
+    """Its messages as a model reads them: with what their files say."""
+    files = await attached.read(backend.files, question.messages)
+    return [files.whole(message) for message in question.messages]
 
 
 @router.post("/v1/next_token")

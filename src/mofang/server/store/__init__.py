@@ -143,19 +143,20 @@ class Store:
     ) -> dict[str, Any]:
         """A message that a person wrote, placed as `begin` places a turn, or as a new version of the message `edits`.
 
-        A version of an answer keeps its sources. Raises NotFound; Conflict while the message or parent is being written.
+        A version of an answer keeps its sources, one of a turn its files. Raises NotFound; Conflict while the message or
+        parent is being written.
         """
         with self._database.transaction() as db:
             _find_conversation(db, conversation_id)
             kept: dict[str, Any] = {}
+            turn = Message(role or "user", content)
             if edits is None:
-                assert role is not None
                 parent, _ = _place(db, conversation_id, parent_id)
             else:
                 old = _find_message(db, conversation_id, edits)
-                role, parent = old["role"], old["parent_id"]
-                kept = {"sources": old["sources"], "extra": _json({"edits": edits})}
-            turn = Message(role, content)
+                turn, parent = _in_place_of(old, content), old["parent_id"]
+                parts = {"parts": turn.content} if turn.file_ids else {}
+                kept = {"sources": old["sources"], "extra": _json({"edits": edits, **parts})}
             turn_id = _add_turn(db, conversation_id, parent, turn, now())
             if kept:
                 _update(db, "messages", turn_id, kept)
@@ -551,7 +552,27 @@ def _add_turn(
             "created_at": moment,
         },
     )
+    _attach(db, conversation_id, turn.file_ids)
     return turn_id
+
+
+def _in_place_of(row: sqlite3.Row, text: str) -> Message:
+    """A message with other words, and the same files."""
+    old = _to_message(row)
+    parts = old.content if isinstance(old.content, list) else []
+    files = [part for part in parts if part.get("type") == "file"]
+    return Message(old.role, [*files, {"type": "text", "text": text}] if files else text)
+
+
+def _attach(db: sqlite3.Connection, conversation_id: str | None, file_ids: Sequence[str]) -> None:
+    """Note which files a conversation refers to: they stay as long as it does (files.py). Others' are none of its own."""
+    if conversation_id is None:
+        return
+    for file_id in file_ids:
+        own = "id = ? AND ? IN ('', owner)"
+        values = (file_id, CALLER.get())
+        db.execute(f"INSERT OR IGNORE INTO attached SELECT id, ? FROM files WHERE {own}", (conversation_id, *values))  # noqa: S608 (our own words)
+        db.execute(f"UPDATE files SET expires_at = NULL WHERE {own}", values)  # noqa: S608 (our own words)
 
 
 def _add_read(
@@ -581,6 +602,7 @@ def _add_read(
         "created_at": message.get("created_at") or moment,
     }
     _insert(db, "messages", values)
+    _attach(db, conversation_id, Message(message["role"], extra.get("parts")).file_ids)
     return str(values["id"])
 
 

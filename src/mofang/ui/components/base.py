@@ -94,10 +94,12 @@ def facts(*rows: tuple[str, str]) -> None:
     st.html(f'<dl class="mf-facts">{shown}</dl>')
 
 
-def flash(error: MofangError) -> None:
-    """Keep an error of a callback for the run that follows it."""
+def flash(*errors: MofangError) -> None:
+    """Keep the errors of a callback for the run that follows it."""
     lang = language()
-    st.session_state["flash"] = {"message": error.message(lang), "hint": error.hint(lang)}
+    hints = dict.fromkeys(error.hint(lang) for error in errors)
+    shape = {"message": "\n".join(error.message(lang) for error in errors), "hint": "\n".join(hints)}
+    st.session_state["flash"] = shape
 
 
 def tell(text: str) -> None:

@@ -34,7 +34,15 @@ RANGES: Final[dict[str, tuple[float, float, float]]] = {
 }
 
 Conversation = dict[str, Any]
-BLANK: Final[Conversation] = {"system": "", "prefix": "", "greeting": "", "persona": None, "knowledge": [], "tools": []}
+BLANK: Final[Conversation] = {
+    "system": "",
+    "prefix": "",
+    "greeting": "",
+    "persona": None,
+    "knowledge": [],
+    "tools": [],
+    "beside": "",
+}
 """What of a draft does not outlive it."""
 
 
@@ -118,6 +126,7 @@ def bar(conversation: Conversation, models: list[dict[str, Any]], bases: list[di
             st.popover(t("settings"), icon=":material/tune:", key=f"settings_{own}"),
             st.container(key="settings_body"),
         ):
+            _beside(conversation, models, own)
             _system(conversation, own)
             _prefix(conversation, own)
             _sampling(conversation, own)
@@ -141,6 +150,25 @@ def _model(conversation: Conversation, models: list[dict[str, Any]], own: str) -
         label_visibility="collapsed",
         on_change=lambda: change(conversation, model=st.session_state[key]),
         width=230,
+    )
+
+
+def _beside(conversation: Conversation, models: list[dict[str, Any]], own: str) -> None:
+    """The second model, which answers every question beside the first."""
+    current = conversation.get("beside") or ""
+    names = ["", *(model["id"] for model in models)]
+    if current not in names:
+        names.append(current)
+    key = _key("beside", own)
+    labels = {name: name or t("beside_nobody") for name in names}
+    st.selectbox(
+        t("beside"),
+        names,
+        index=names.index(current),
+        format_func=labels.__getitem__,
+        key=key,
+        on_change=lambda: change(conversation, beside=st.session_state[key]),
+        help=t("beside_help"),
     )
 
 

@@ -4,7 +4,7 @@ A run of the page takes a few small requests and never waits for a token: a runn
 looks at its Watch several times a second, so clicks are answered at once and a reload re-attaches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
 from typing import Any, Final
@@ -14,11 +14,11 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components import document, jobs, settings, tools
+from mofang.ui.components import attachments, beside, diagram, document, jobs, settings, tools
 from mofang.ui.components.base import attempt, flash, fragment, mark, plain, quiet, show_fault, show_flash
-from mofang.ui.prose import anchor_of, sources_html, to_markdown
+from mofang.ui.prose import anchor_of, pieces, sources_html, to_markdown
 from mofang.ui.session import client, conversation_id, language, link_params, open_conversation, t, watches
-from mofang.ui.tree import Message, Turn, choices_to, path, title_of, words_of
+from mofang.ui.tree import Message, Turn, choices_to, title_of, words_of
 from mofang.ui.watch import Answer
 
 TICK_S: Final = 0.2
@@ -34,7 +34,7 @@ def page() -> None:
     bases = client().knowledge()
     conversation = _conversation()
     _show_wanted(conversation)
-    turns = path(conversation["messages"], _chosen(conversation))
+    turns, pair = beside.shown(conversation, _chosen(conversation))
     running = conversation.get("running_generation_id")
     settings.bar(conversation, models, bases)
     if not models and not turns:
@@ -44,9 +44,12 @@ def page() -> None:
             _content(conversation["greeting"], [], "greeting")
     elif not turns and not running:
         _invite(conversation, bases)
-    for turn in turns:
+    for turn in turns[:-1] if pair else turns:
         _turn(conversation, turn, is_last=turn is turns[-1], running=running)
-    if running and not any(turn.message.get("generation_id") == running for turn in turns):
+    if pair:
+        beside.columns(conversation, pair, _chosen(conversation), partial(_one_of_two, running=running))
+    drawn = [turn.message for turn in turns] + pair
+    if running and not any(message.get("generation_id") == running for message in drawn):
         with st.chat_message("assistant", avatar=":material/deployed_code:"):
             _live(running)
     show_flash()
@@ -95,31 +98,41 @@ def _input(conversation: Conversation, turns: list[Turn], *, closed: str, runnin
                 key="stop",
                 icon=":material/stop_circle:",
                 on_click=attempt,
-                args=(partial(client().stop_generation, running),),
+                args=(partial(beside.stop, conversation, running),),
                 shortcut="Esc",
             )
     placeholder = t("answering") if running else closed or t("ask")
-    if question := st.chat_input(placeholder, key="question", disabled=bool(running or closed)):
-        _ask(conversation, turns, question)
+    disabled = bool(running or closed)
+    if said := st.chat_input(placeholder, key="question", disabled=disabled, accept_file="multiple"):
+        _ask(conversation, turns, said.text, said.files)
         st.rerun()
 
 
-def _ask(conversation: Conversation, turns: list[Turn], question: str) -> None:
+def _ask(conversation: Conversation, turns: list[Turn], question: str, files: Sequence[Any] = ()) -> None:
     """Store the question and start its answer. What fails is shown on the next run, with nothing of ours lost."""
-    try:
-        if conversation["id"] is None:
-            names = ("system", "model", "knowledge", "sampling", "prefix", "greeting", "tools")
-            kept = {name: conversation[name] for name in names if conversation[name]}
-            conversation = client().create_conversation(title=title_of(question), **kept)
-            open_conversation(conversation["id"])
-            settings.begin_anew()
-        body = _request(conversation, parent_id=turns[-1].message["id"] if turns else None)
-        client().generate({**body, "messages": [{"role": "user", "content": question}]})
-    except MofangError as error:
-        flash(error)
-        st.session_state["unsent"] = question
-    else:
-        st.session_state.pop("unsent", None)
+    refs, faults = attachments.send(files)
+    if not faults:
+        try:
+            _begin(conversation, turns, question, refs)
+        except MofangError as error:
+            faults.append(error)
+    st.session_state.pop("unsent", None)
+    if faults:
+        flash(*faults)
+        if question.strip() or refs:
+            st.session_state["unsent"] = question, refs
+
+
+def _begin(conversation: Conversation, turns: list[Turn], question: str, refs: list[attachments.Ref]) -> None:
+    if conversation["id"] is None:
+        names = ("system", "model", "knowledge", "sampling", "prefix", "greeting", "tools", "beside")
+        kept = {name: conversation[name] for name in names if conversation[name]}
+        conversation = client().create_conversation(title=title_of(question) or attachments.title_of(refs), **kept)
+        open_conversation(conversation["id"])
+        settings.begin_anew()
+    body = _request(conversation, parent_id=turns[-1].message["id"] if turns else None)
+    content = attachments.content(question, refs)
+    beside.ask(conversation, {**body, "messages": [{"role": "user", "content": content}]})
 
 
 def _unanswered(conversation: Conversation, turns: list[Turn], running: str | None) -> None:
@@ -138,13 +151,13 @@ def _unanswered(conversation: Conversation, turns: list[Turn], running: str | No
             args=(conversation, question),
         )
     elif unsent := st.session_state.get("unsent"):
-        st.html(f'<div class="mf-user">{escape(unsent)}</div>')
+        attachments.unsent(*unsent)
         st.button(
             t("send_again"),
             key="send_again",
             icon=":material/refresh:",
             on_click=_ask,
-            args=(conversation, turns, unsent),
+            args=(conversation, turns, *unsent),
         )
 
 
@@ -152,7 +165,7 @@ def _regenerate(conversation: Conversation, message: Message, *, prefix: str | N
     """Another answer beside this one; with `prefix`, its text, one that goes on where this one was cut off."""
     body = {**_request(conversation, parent_id=message["parent_id"]), "messages": []}
     try:
-        client().generate(body if prefix is None else {**body, "prefix": prefix})
+        beside.ask(conversation, body if prefix is None else {**body, "prefix": prefix})
     except MofangError as error:
         flash(error)
     else:
@@ -177,25 +190,27 @@ def _editor(conversation: Conversation, message: Message) -> None:
             height="content",
             label_visibility="collapsed",
         )
+        refs = attachments.kept(message)
         with st.container(horizontal=True, horizontal_alignment="right"):
             left = st.form_submit_button(t("cancel"), key=f"edit_cancel_{own}")
             saved = st.form_submit_button(
                 t("save_and_ask" if is_turn else "save"), type="primary", key=f"edit_save_{own}"
             )
         quiet(t("edit_turn_help" if is_turn else "edit_answer_help"))
-    if saved and text.strip() and text != words_of(message):
-        _save(conversation, message, text)
+    if saved and text.strip() and (text, refs) != (words_of(message), attachments.refs_of(message)):
+        _save(conversation, message, text, refs)
     if left or saved:
         _edit(None)
         st.rerun()
 
 
-def _save(conversation: Conversation, message: Message, text: str) -> None:
+def _save(conversation: Conversation, message: Message, text: str, refs: list[attachments.Ref]) -> None:
     parent = message.get("parent_id")
     try:
         if message["role"] == "user":
             body = _request(conversation, parent_id=parent or "root")
-            client().generate({**body, "messages": [{"role": "user", "content": text}]})
+            content = attachments.content(text, refs)
+            beside.ask(conversation, {**body, "messages": [{"role": "user", "content": content}]})
         else:
             client().add_message(conversation["id"], text, edits=message["id"])
     except MofangError as error:
@@ -228,7 +243,7 @@ def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str
         return
     if message["role"] == "user":
         with st.container(key=f"user_{message['id']}"):
-            st.html(f'<div class="mf-user">{escape(words_of(message))}</div>')
+            attachments.question(conversation, message)
             _under_turn(conversation, turn, is_free=running is None)
         return
     if message["role"] == "tool":
@@ -242,6 +257,12 @@ def _turn(conversation: Conversation, turn: Turn, *, is_last: bool, running: str
         _under(conversation, turn, is_last=is_last, is_free=running is None)
 
 
+def _one_of_two(conversation: Conversation, message: Message, *, running: str | None) -> None:
+    """An answer beside another's; `running` is one of those under way, perhaps the other."""
+    under_way = message["generation_id"] if beside.is_running(message) else running
+    _turn(conversation, Turn(message, 0, (message["id"],)), is_last=False, running=under_way)
+
+
 def _said(message: Message) -> None:
     _reasoning(message.get("reasoning"), message["id"])
     sources = message.get("sources") or []
@@ -253,6 +274,7 @@ def _said(message: Message) -> None:
             else None
         )
         show_fault(answer.error if answer else None)
+        attachments.way_out(answer.error if answer else None, message["id"])
     elif message["status"] == "stopped":
         quiet(t("was_stopped"))
     elif message.get("finish_reason") == "length":
@@ -262,10 +284,14 @@ def _said(message: Message) -> None:
         _originals(sources, message["id"])
 
 
-def _content(text: str, sources: Iterable[dict[str, Any]], message_id: str) -> None:
+def _content(text: str, sources: Iterable[dict[str, Any]], message_id: str, *, draws: bool = True) -> None:
+    """`draws`: diagrams are drawn; else, while they are being written, they are code."""
     numbers = {int(source["number"]) for source in sources}
-    if text.strip():
-        st.markdown(to_markdown(text, numbers, f"#{anchor_of(message_id, '')}"[1:]), anchors=False)
+    for place, (piece, is_diagram) in enumerate(pieces(text) if draws else [(text, False)]):
+        if is_diagram:
+            diagram.show(piece, f"{message_id}_{place}")
+        elif piece.strip():
+            st.markdown(to_markdown(piece, numbers, f"#{anchor_of(message_id, '')}"[1:]), anchors=False)
 
 
 def _reasoning(text: str | None, message_id: str) -> None:
@@ -380,7 +406,7 @@ def _under(conversation: Conversation, turn: Turn, *, is_last: bool, is_free: bo
                 icon=":material/resume:",
                 type="tertiary",
                 on_click=_regenerate,
-                args=(conversation, message),
+                args=({**conversation, "beside": ""}, message),
                 kwargs={"prefix": text},
             )
         if is_free and message.get("parent_id"):
@@ -426,7 +452,7 @@ def _gauge(message: Message) -> str:
 def _live(generation: str) -> None:
     answer = watches().of(client(), generation).answer()
     _reasoning(answer.reasoning, generation)
-    _content(answer.content, answer.sources, generation)
+    _content(answer.content, answer.sources, generation, draws=False)
     _state(answer)
     for notice in answer.notices:
         quiet(str(notice.get("message") or ""))

@@ -8,6 +8,8 @@
   for (const lang of Object.keys(MOFANG.words)) for (const key of english) known.set(MOFANG.words[lang][key], key);
   const ATTRIBUTES = ["aria-label", "title", "placeholder", "data-tooltip"];
   const OURS = ".stMarkdown, .stHtml, textarea, input, code, [data-testid=stChatMessage]";
+  const OF_DIAGRAMS = ["png", "fullscreen", "close_fullscreen", "copy_to_clipboard"];
+  const isOurs = (element) => element?.closest(OURS) && !element.closest("[data-testid=stMermaidError]");
 
   const language = () => new URLSearchParams(location.search).get("lang") || MOFANG.language;
 
@@ -19,13 +21,17 @@
     if (keys) return `${words.shortcut} ${keys[1]}`;
     const named = text.match(/^(Remove|移除|Help for|说明：) ?(.+)$/);
     if (named) return `${words[known.get(named[1])]} ${named[2]}`;
+    const about = text.match(/^([^:：]+)[:：] ?(.+)$/); // a button of a diagram: "Fullscreen: Diagram"
+    if (about && OF_DIAGRAMS.includes(known.get(about[1]))) return `${words[known.get(about[1])]}: ${about[2]}`;
+    const large = text.match(/^File is too large\. Maximum size is (\d+) bytes\.$/);
+    if (large) return words.too_large.replace("{n}", `${Math.floor(large[1] / 1e6)} MB`);
     const limit = text.match(/^(\d[\d.,]*\s?[KMGT]?B) per file(.*)$/) || text.match(/^每个文件最多 (\d[\d.,]*\s?[KMGT]?B)(.*)$/);
     return limit ? words.per_file.replace("{n}", limit[1]) + limit[2] : undefined;
   }
 
   function settle(node) {
     if (node.nodeType === Node.TEXT_NODE) {
-      if (!node.nodeValue.trim() || node.parentElement?.closest(OURS)) return;
+      if (!node.nodeValue.trim() || isOurs(node.parentElement)) return;
       const text = said(node.nodeValue);
       if (text !== undefined && text !== node.nodeValue) node.nodeValue = text;
       return;
