@@ -15,7 +15,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -145,7 +145,7 @@ def run(
     )
 
 
-def _lines(client: Client, requests: list[Request], concurrency: int) -> Iterator[dict[str, Any]]:
+def _lines(client: Client, requests: list[Request], concurrency: int) -> Generator[dict[str, Any], None, None]:
     """The answers, each as soon as it is there; never more than `concurrency` requests are under way."""
     leaving = threading.Event()
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="batch")
@@ -184,7 +184,7 @@ def _line(client: Client, request: Request, leaving: threading.Event) -> dict[st
 
 
 def _is_fine(line: Mapping[str, Any]) -> bool:
-    return line["response"]["status_code"] == 200
+    return bool(line["response"]["status_code"] == 200)
 
 
 # ---- the output ----

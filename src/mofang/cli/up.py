@@ -66,7 +66,7 @@ def _run(settings: "Settings", *, with_workbench: bool, browser: bool = False, p
         local.check_exposure(settings)
         if settings.log_contents:
             typer.echo(say("launch.contents_logged", path=settings.home / "logs" / "requests.jsonl"), err=True)
-        running = stack.enter_context(local.gateway(settings, **({"parts": parts} if parts else {})))
+        running = stack.enter_context(local.gateway(settings, parts=parts or local.own))
         stack.callback(typer.echo, say("launch.stopped"))
         if with_workbench:
             workbench = stack.enter_context(local.workbench(running))

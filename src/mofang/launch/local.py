@@ -110,7 +110,7 @@ Parts = Callable[[Settings], AbstractContextManager[tuple["Models | None", "Engi
 
 
 @contextmanager
-def _own(_: Settings) -> Iterator[tuple[None, None]]:
+def own(_: Settings) -> Iterator[tuple[None, None]]:
     yield None, None
 
 
@@ -119,11 +119,11 @@ def alone(**options: Any) -> Parts:
     wrong = next((name for name, value in options.items() if value and (name, value) != ("replicas", 1)), None)
     if wrong:
         raise Invalid("launch.not_local", param=f"--{wrong.replace('_', '-')}")
-    return _own
+    return own
 
 
 @contextmanager
-def gateway(settings: Settings, bound: socket.socket | None = None, *, parts: Parts = _own) -> Iterator[Running]:
+def gateway(settings: Settings, bound: socket.socket | None = None, *, parts: Parts = own) -> Iterator[Running]:
     """Own the home and serve it from a thread of this process for the length of the block."""
     from mofang.launch.doctor import examine
     from mofang.server import create_app

@@ -173,7 +173,7 @@ def _last_line(error: BaseException) -> str:
 class Replica:
     """One model in one process of the cluster. Every call names the engine's method, so that it knows none of them."""
 
-    async def __init__(self, engine: str, ref: ModelRef, settings: Settings) -> None:
+    async def __init__(self, engine: str, ref: ModelRef, settings: Settings) -> None:  # type: ignore[misc]  # Serve waits
         self._engine: Any = await ENGINES.get(engine)(ref, settings, progress=lambda _: None)
 
     async def call(self, method: str, *arguments: Any, **named: Any) -> Any:

@@ -128,11 +128,11 @@ def _meet(folder: Path) -> Path:
     with socket.socket() as found:
         found.bind(("", 0))
         here = (ray.util.get_node_ip_address(), found.getsockname()[1], f"meeting-{uuid.uuid4().hex}")
-    address, port, name = broadcast_from_rank_zero(here)
+    address, port, name = (str(each) for each in broadcast_from_rank_zero(here))
     os.environ.update(
         RANK=str(context.get_world_rank()), WORLD_SIZE=str(context.get_world_size()),
         LOCAL_RANK=str(context.get_local_rank()), LOCAL_WORLD_SIZE=str(context.get_local_world_size()),
-        MASTER_ADDR=address, MASTER_PORT=str(port),
+        MASTER_ADDR=address, MASTER_PORT=port,
     )  # fmt: skip
     return folder / "ranks" / name
 
