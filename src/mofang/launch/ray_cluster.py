@@ -4,6 +4,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ from typing import Any
 import ray
 
 from mofang.errors import MofangError
-from mofang.platform import n_cores
+from mofang.platform import end_child, n_cores, start_child
 from mofang.settings import Settings
 
 STORE_BYTES = 100_000_000
 """Ray's object store, in a Ray of our own: nothing large passes through it."""
 
+GUARD = "mofang.launch.ray_guard"
 KNOCK_S = 10.0
 """How long a cluster's head may take to answer."""
 
@@ -37,6 +39,8 @@ def connected(address: str) -> Iterator[None]:
         }  # fmt: skip
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
     ours = signal.getsignal(signal.SIGTERM)
+    leads = hasattr(os, "getsid") and os.getsid(0) == os.getpid()
+    guard = start_child([sys.executable, "-m", GUARD, str(os.getpid())]) if leads and not address else None
     try:
         _knock(address)
         ray.init(**told)
@@ -50,6 +54,8 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if guard:
+            end_child(guard)
 
 
 def _knock(address: str) -> None:
