@@ -40,10 +40,12 @@ def call(worker: str, recipe: Recipe, run: Run) -> dict[str, Any]:
 def _with_trainable_base(recipe: Training, run: Run) -> Training:
     """The recipe with a Hugging Face folder for its base: an import that is there already, or one made now.
 
-    Raises NotFound, Unreadable for data that is not there: said before an import, which takes its time.
+    Raises NotFound for a base that is not there, then NotFound, Unreadable for data: said before an import, which takes
+    its time.
     """
     if not recipe.base:
         return recipe
+    ModelStore(settings.load()).get_or_path(recipe.base)
     for path in (*recipe.data, *recipe.eval_data):
         files_of(Path(path))
     return recipe.model_copy(update={"base": _trainable(recipe.base, run)})
