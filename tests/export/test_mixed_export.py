@@ -202,4 +202,4 @@ def test_a_trainings_own_checkpoints_stay(
     kept = run.checkpoints / "step-00001"
     kept.mkdir(parents=True)
     gguf.run(run.recipe(), run)
-    assert kept.is_dir() and not worker.place_of(run).exists()
+    assert kept.is_dir() and not run.measured.exists()
