@@ -209,10 +209,8 @@ def test_an_index_is_rebuilt_with_its_progress(bench: Any, visit: Any) -> None:
     expect(page.get_by_text("索引已重建")).to_be_visible()
 
 
-def test_the_gateway_goes_and_comes_back(visit: Any, tmp_path: Path) -> None:
-    from conftest import Bench
-
-    with Bench(tmp_path) as bench:
+def test_the_gateway_goes_and_comes_back(bench: Any, visit: Any, tmp_path: Path) -> None:
+    with type(bench)(tmp_path) as bench:
         page = visit(bench.url)
         expect(page.get_by_text("正在等待网关")).to_be_visible()
         with bench.gateway():
