@@ -169,6 +169,11 @@ def _file() -> Path:
     return Path(home).expanduser().absolute() / "settings.toml"
 
 
+def secrets() -> list[str]:
+    """The settings that are nobody else's to see."""
+    return [name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)]
+
+
 def load(**overrides: Any) -> Settings:
     """The settings now; `overrides` (from the command line) win. Raises Invalid for an unknown name or a bad value."""
     file = _file()

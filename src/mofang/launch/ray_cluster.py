@@ -12,9 +12,9 @@ from typing import Any
 
 import ray
 
+from mofang import settings
 from mofang.errors import MofangError
 from mofang.platform import end_child, n_cores, start_child
-from mofang.settings import Settings
 
 STORE_BYTES = 100_000_000
 """Ray's object store, in a Ray of our own: nothing large passes through it."""
@@ -70,11 +70,21 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def share(count: int) -> int:
+    """Cores of each of so many processes, so that those on one machine have its cores between them."""
+    cores = [node["CPU"] for node in nodes() if node.get("CPU")]
+    return max(1, int(min(cores) // -(-count // len(cores))))
+
+
+def last_line(error: BaseException | None) -> str:
+    """What an error of Ray's comes to: above it stand the traces of every process on the way."""
+    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def environment() -> dict[str, str]:
     """What a process on another machine must know of this one's environment; no keys are among it."""
-    secret = {
-        f"MOFANG_{name.upper()}" for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation)
-    }
+    secret = {f"MOFANG_{name.upper()}" for name in settings.secrets()}
     ours = {name: value for name, value in os.environ.items() if name.startswith("MOFANG_") and name not in secret}
     told = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # see worker.prepare_process
     return {**ours, **{name: os.environ[name] for name in told if name in os.environ}}

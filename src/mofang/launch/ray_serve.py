@@ -39,7 +39,7 @@ from mofang.messages import Delta, Message, NextToken, Progress, Sampling
 from mofang.models.base import MemoryEstimate, ModelRef
 from mofang.models.store import ModelStore
 from mofang.registry import Registry
-from mofang.settings import Settings
+from mofang.settings import Settings, secrets
 
 BEAT_S, SILENCE_S = 1.0, 8.0
 """How often a replica that has nothing to say yet says so, and for how long it may be silent before it counts as lost."""
@@ -123,8 +123,8 @@ def _is_spread(ref: ModelRef) -> bool:
 async def _load(serving: Serving, engine: str, ref: ModelRef, settings: Settings) -> "RemoteChat":
     """The model in its replicas, once they answer. Raises EngineFailed with what was wrong."""
     most = serving.max_replicas or serving.replicas
-    secrets = (name for name, field in Settings.model_fields.items() if "Secret" in str(field.annotation))
-    told = {**dict.fromkeys(secrets), "n_threads": settings.n_threads or serving.cpus or _share(most)}
+    threads = settings.n_threads or serving.cpus or ray_cluster.share(most)
+    told = {**dict.fromkeys(secrets()), "n_threads": threads}
     between = AutoscalingConfig(
         min_replicas=serving.replicas, max_replicas=most, target_ongoing_requests=max(1, settings.n_slots)
     )
@@ -147,7 +147,7 @@ async def _load(serving: Serving, engine: str, ref: ModelRef, settings: Settings
         info: EngineInfo = await _asked(handle, "info")
     except RuntimeError as error:
         await asyncio.to_thread(serve.delete, name)
-        raise EngineFailed("launch.replica_failed", model=ref.name, why=_last_line(error)) from error
+        raise EngineFailed("launch.replica_failed", model=ref.name, why=_said(error)) from error
     except BaseException:
         await asyncio.to_thread(serve.delete, name)
         raise
@@ -155,16 +155,9 @@ async def _load(serving: Serving, engine: str, ref: ModelRef, settings: Settings
     return RemoteChat(name, handle, spread)
 
 
-def _share(most: int) -> int:
-    """Threads of each of so many replicas, so that those on one machine have its cores between them."""
-    cores = [node["CPU"] for node in ray_cluster.nodes() if node.get("CPU")]
-    return max(1, int(min(cores) // -(-most // len(cores))))
-
-
-def _last_line(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
     """Its last line's first sentence: what follows are Ray's numbers."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].split(". ")[0] if lines else type(error).__name__
+    return ray_cluster.last_line(error).split(". ")[0]
 
 
 # ---- on the cluster's machines ----
@@ -177,16 +170,15 @@ class Replica:
         self._engine: Any = await ENGINES.get(engine)(ref, settings, progress=lambda _: None)
 
     async def call(self, method: str, *arguments: Any, **named: Any) -> Any:
-        """What the engine's method returns, or the value of that name."""
-        found = getattr(self._engine, method)
-        value = found(*arguments, **named) if callable(found) else found
+        """What the engine's method returns."""
+        value = getattr(self._engine, method)(*arguments, **named)
         return await value if isinstance(value, Awaitable) else value
 
     async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[list[Delta], None]:
         """The pieces of an answer, those of JOIN_S together; an empty list every BEAT_S while there is none."""
         async with aclosing(getattr(self._engine, method)(*arguments)) as source:
             next_piece: asyncio.Task[Delta] = asyncio.ensure_future(anext(source))
-            joined, wait_s, loop = [], BEAT_S, asyncio.get_running_loop()
+            joined, begun, loop = [], False, asyncio.get_running_loop()
             until = loop.time() + BEAT_S
             try:
                 while True:
@@ -194,13 +186,11 @@ class Replica:
                     if done:
                         joined.append(next_piece.result())
                         next_piece = asyncio.ensure_future(anext(source))
-                        if len(joined) == 1 and wait_s == BEAT_S:
-                            until = loop.time()  # the first travels alone
-                        elif len(joined) == 1:
-                            until = loop.time() + JOIN_S
+                        if len(joined) == 1:
+                            until = loop.time() + (JOIN_S if begun else 0.0)  # the first travels alone
                     if loop.time() >= until:
                         yield joined
-                        wait_s = JOIN_S if joined else wait_s
+                        begun = begun or bool(joined)
                         joined, until = [], loop.time() + BEAT_S
             except StopAsyncIteration:
                 if joined:
@@ -258,7 +248,7 @@ def _lost(error: BaseException) -> EngineFailed:
         return cause
     if isinstance(cause, MofangError):
         raise cause from error
-    return EngineFailed("launch.replica_lost", why=_last_line(cause or error))
+    return EngineFailed("launch.replica_lost", why=_said(cause or error))
 
 
 class RemoteChat:

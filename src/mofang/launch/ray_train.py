@@ -75,12 +75,10 @@ def _scaling(launcher: Ray) -> ScalingConfig:
     workers = launcher.workers or gpus or len(nodes)
     if gpus and workers > gpus and not launcher.min_workers:
         raise Invalid("launch.too_few_gpus_ray", param="workers", n=workers, gpus=gpus)
-    on_each = -(-workers // len(nodes))
-    cpus = max(1, int(min(node["CPU"] for node in nodes) // on_each))
     return ScalingConfig(
         num_workers=(launcher.min_workers, workers) if launcher.min_workers else workers,
         use_gpu=bool(gpus),
-        resources_per_worker={"CPU": cpus, **({"GPU": 1} if gpus else {})},
+        resources_per_worker={"CPU": ray_cluster.share(workers), **({"GPU": 1} if gpus else {})},
     )
 
 
@@ -146,11 +144,6 @@ def _cause(words: dict[int, dict[str, Any]], failure: TrainingFailedError | None
     reasons = getattr(failure, "worker_failures", None) or {}
     for number, reason in sorted(reasons.items()):
         if "NoHome" in f"{type(reason)} {reason}":  # Ray raises a class of its own that derives from it
-            return MofangError("launch.ray_no_home", why=_line(reason))
-        return MofangError("launch.rank_failed", rank=number, why=_line(reason), log=run.log)
-    return MofangError("launch.rank_failed", rank=0, why=_line(failure), log=run.log)
-
-
-def _line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+            return MofangError("launch.ray_no_home", why=ray_cluster.last_line(reason))
+        return MofangError("launch.rank_failed", rank=number, why=ray_cluster.last_line(reason), log=run.log)
+    return MofangError("launch.rank_failed", rank=0, why=ray_cluster.last_line(failure), log=run.log)

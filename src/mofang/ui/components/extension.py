@@ -12,10 +12,9 @@ from typing import Any, Final
 
 import streamlit as st
 
-from mofang.errors import MofangError
 from mofang.strings import say
 from mofang.ui.components import datasets, measuring, runs
-from mofang.ui.components.base import attempt, badges, fragment, quiet, show_error, show_fault, stats
+from mofang.ui.components.base import attempt, badges, fragment, quiet, show_fault, stats
 from mofang.ui.components.form import form
 from mofang.ui.components.runs import Run
 from mofang.ui.components.tokens import cut
@@ -63,26 +62,15 @@ def begin() -> None:
     start = st.button(
         t("extend_start"), key="extend_start", type="primary", icon=":material/play_arrow:", disabled=not texts
     )
-    if start:
-        _start(KIND, {**wished, "model": model, "texts": texts})
+    if start and runs.start(KIND, {**wished, "model": model, "texts": texts}):
+        st.rerun()
     if not texts:
         quiet(t("extend_needs_texts"))
     with st.expander(t("measure_title"), icon=":material/straighten:", key="measure_fields"):
-        measuring.ask(models, model, texts, _start)
+        measuring.ask(models, model, texts)
     if known := client().runs(kind=KIND):
         st.html(f'<h4 class="mf-group">{escape(t("extend_before", n=len(known)))}</h4>')
         runs.listed(known, kind=KIND)
-
-
-def _start(kind: str, recipe: Mapping[str, Any]) -> None:
-    try:
-        with st.spinner(t("train_starting")):
-            run = client().start_run(kind, recipe)
-    except MofangError as error:
-        show_error(error)
-        return
-    runs.look_at(run["id"])
-    st.rerun()
 
 
 # ---- one of them ----

@@ -17,15 +17,16 @@ TICK_S: Final = 1.0
 Side = Mapping[str, Any]
 
 
-def ask(models: Sequence[str], model: str, texts: Sequence[str], start: Callable[[str, dict[str, Any]], None]) -> None:
+def ask(models: Sequence[str], model: str, texts: Sequence[str]) -> None:
     """Choose what to measure beside `model`, on the texts that were chosen above."""
     quiet(t("measure_text"))
     others = ["", *(name for name in models if name != model)]
     against = st.selectbox(
         t("measure_against"), others, format_func=lambda name: name or t("measure_alone"), key="measure_against"
     )
-    if st.button(t("measure_start"), key="measure_start", icon=":material/straighten:", disabled=not texts):
-        start(KIND, {"model": model, "texts": texts, **({"against": against} if against else {})})
+    start = st.button(t("measure_start"), key="measure_start", icon=":material/straighten:", disabled=not texts)
+    if start and runs.start(KIND, {"model": model, "texts": texts, **({"against": against} if against else {})}):
+        st.rerun()
     if known := client().runs(kind=KIND):
         runs.listed(known, kind=KIND)
 

@@ -48,6 +48,18 @@ def look_at(run_id: str | None) -> None:
         st.query_params.pop("run", None)
 
 
+def start(kind: str, recipe: Mapping[str, Any], launcher: Mapping[str, Any] | None = None) -> bool:
+    """Start a run and look at it, once the page is drawn again; False: it was refused, and that is said."""
+    try:
+        with st.spinner(t("train_starting")):
+            run = client().start_run(kind, recipe, launcher)
+    except MofangError as error:
+        show_error(error)
+        return False
+    look_at(run["id"])
+    return True
+
+
 # ---- all of them ----
 
 

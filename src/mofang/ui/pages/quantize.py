@@ -10,10 +10,9 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.client import ApiError
-from mofang.errors import MofangError
 from mofang.ui import figures, sums
 from mofang.ui.components import checks, extension, runs
-from mofang.ui.components.base import fragment, quiet, show_error, show_fault, show_flash, stats
+from mofang.ui.components.base import fragment, quiet, show_fault, show_flash, stats
 from mofang.ui.components.form import form
 from mofang.ui.components.runs import Run
 from mofang.ui.session import client, language, link_params, t, t_or
@@ -96,8 +95,9 @@ def _new() -> None:
         others = [name for name in schema["properties"] if name not in placed and name not in MAIN]
         with st.container(key="quantize_more"):
             recipe |= form(schema, others, key=f"quantize_{kind}")
-    if st.button(t("run_start"), key="quantize_start", type="primary", icon=":material/play_arrow:"):
-        _start(kind, recipe)
+    start = st.button(t("run_start"), key="quantize_start", type="primary", icon=":material/play_arrow:")
+    if start and runs.start(kind, recipe):
+        st.rerun()
 
 
 def _model(kind: str) -> Mapping[str, Any] | None:
@@ -146,17 +146,6 @@ def _reference(model: Mapping[str, Any]) -> dict[str, Any]:
         key="quantize_reference",
     )
     return {"reference": chosen} if chosen else {}
-
-
-def _start(kind: str, recipe: Mapping[str, Any]) -> None:
-    try:
-        with st.spinner(t("train_starting")):
-            run = client().start_run(kind, recipe)
-    except MofangError as error:
-        show_error(error)
-        return
-    runs.look_at(run["id"])
-    st.rerun()
 
 
 # ---- how large a GGUF is to be ----
@@ -253,8 +242,9 @@ def _with(made: str) -> None:
         return
     if model.get("kind") == "chat" and model.get("runnable", True):
         runs.chat_button(made)
-    if st.button(t("quantize_check"), key="quantize_check", icon=":material/compare_arrows:"):
-        _start("check", {"model": made})
+    start = st.button(t("quantize_check"), key="quantize_check", icon=":material/compare_arrows:")
+    if start and runs.start("check", {"model": made}):
+        st.rerun()
 
 
 def _watch(run_id: str, known: str) -> None:

@@ -126,7 +126,10 @@ def _new(*, is_first: bool) -> None:
         "export": EXPORTED if exports else "",
     }  # fmt: skip
     if st.button(t("train_start"), key="train_start", type="primary", icon=":material/play_arrow:", disabled=not data):
-        _start(kind, {field: value for field, value in recipe.items() if value not in ("", [])}, launcher)
+        wished = {field: value for field, value in recipe.items() if value not in ("", [])}
+        if runs.start(kind, wished, launcher):
+            st.session_state.pop(extension.PREFILLED, None)
+            st.rerun()
     if not data:
         quiet(t("train_needs_data"))
 
@@ -204,18 +207,6 @@ def _method(kinds: list[str]) -> str:
             key="train_method",
         )
     )
-
-
-def _start(kind: str, recipe: dict[str, Any], launcher: dict[str, Any]) -> None:
-    try:
-        with st.spinner(t("train_starting")):
-            run = client().start_run(kind, recipe, launcher)
-    except MofangError as error:
-        show_error(error)
-        return
-    st.session_state.pop(extension.PREFILLED, None)
-    runs.look_at(run["id"])
-    st.rerun()
 
 
 # ---- examples to teach with ----
