@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import platform as _platform
 import shutil
@@ -219,7 +220,7 @@ def memory() -> Memory:
 def _file_cache() -> int:
     """Bytes of files in the control group's memory: counted as used there, and given back on demand."""
     try:
-        lines = Path("/sys/fs/cgroup/memory.stat").read_text().splitlines()
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
     except OSError:
         return 0
     counts = dict(line.split() for line in lines)
@@ -246,13 +247,26 @@ def held(pid: int | None) -> Held:
     return Held(int(found.rss), int(found.rss) - int(getattr(found, "shared", 0)))
 
 
+CGROUP = Path("/sys/fs/cgroup")
+"""The control group (v2) of this process, as containers see it."""
+
+
 def _cgroup(name: str) -> int | None:
-    """A number from the control group v2 of this process, as containers see it; None when there is no limit."""
+    """A number of the control group; None when there is no limit."""
     try:
-        text = Path("/sys/fs/cgroup", name).read_text().strip()
+        text = (CGROUP / name).read_text().strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
+
+
+def _quota() -> float:
+    """Cores' worth of time that the control group may take (`docker run --cpus`); infinite when there is no limit."""
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return math.inf
+    return int(quota) / int(period) if quota.isdigit() else math.inf
 
 
 def busy(seconds: float = 0.5) -> float:
@@ -290,8 +304,9 @@ def loopback() -> str:
 
 
 def n_threads() -> int:
-    """Hardware threads that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Hardware threads that this process may run on, and no more than its container's share of time keeps busy."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(min(_quota(), allowed))))
 
 
 def cpu_flags() -> frozenset[str]:

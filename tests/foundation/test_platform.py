@@ -80,6 +80,20 @@ def test_memory_and_disk(tmp_path: Path) -> None:
     assert 1 <= platform.n_cores() <= (os.cpu_count() or 1)
 
 
+@pytest.mark.parametrize(
+    ("cpu_max", "n"), [("max 100000", 8), ("250000 100000", 3), ("50000 100000", 1), ("6400000 100000", 8), ("", 8)]
+)
+def test_a_containers_share_of_time_is_no_more_cores(
+    cpu_max: str, n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(platform.psutil, "cpu_count", lambda logical: 16)
+    monkeypatch.setattr(platform, "CGROUP", tmp_path)
+    assert platform.n_threads() == 8, "no file, no limit"
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert (platform.n_threads(), platform.n_cores()) == (n, n)
+
+
 def test_numa_nodes_are_this_process_s_threads_by_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform.os, "sched_getaffinity", lambda _: {0, 1, 2, 5, 6}, raising=False)
     assert platform.numa_nodes(tmp_path) == [{0, 1, 2, 5, 6}]
