@@ -69,6 +69,10 @@ class Bench:
     def __exit__(self, *_: object) -> None:
         end_child(self._child)
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def gateway(self) -> Any:
         return fake_gateway.serving(self.state, self.gateway_port)
 

@@ -233,7 +233,8 @@ def test_the_gateway_goes_and_comes_back(bench: Any, visit: Any, tmp_path: Path)
 
 # ---- every page, both languages, phone and desktop ----
 
-PHONE, TABLET = 390, 768
+PHONE, TABLET, DESK = 390, 768, 1440
+PICTURES = Path(__file__).parents[2] / "artefacts" / "pages"
 OVERFLOW = """() => {
   const wide = document.scrollingElement.scrollWidth > innerWidth ? ['page is ' + document.scrollingElement.scrollWidth] : [];
   const main = document.querySelector('[data-testid=stMain]');
@@ -337,8 +338,21 @@ PANELS = {
 """The microscope's tabs: what is pressed in each, and what comes of it."""
 
 
-def everything(page: Page, url: str, lang: str, extension: str) -> Any:
-    """Each state of each page, one after another. `extension`: the id of a finished one."""
+def furnish(state: fake_gateway.State) -> dict[str, str]:
+    """Something of everything to be seen; the id of a finished run of each kind that the walk looks at."""
+    state.conversations.clear()
+    state.questions["handbook"] = [fake_gateway.question(number) for number in (1, 2, 3)]
+    state.models.append({**fake_gateway.chat_model("smol-hf"), "format": "hf", "quantization": "", "runnable": False})
+    made = {"extend": fake_gateway.extended(state)}
+    for kind, recipe in (("gguf", {"model": "smol-hf", "bits": 4.8}), ("check", {"model": "smol-hf"})):
+        made[kind] = fake_gateway.new_run(state, kind, recipe)
+        fake_gateway.finished(state, made[kind])
+    state.models[:] = {model["id"]: model for model in state.models}.values()
+    return {kind: run["id"] for kind, run in made.items()}
+
+
+def everything(page: Page, url: str, lang: str, runs: dict[str, str]) -> Any:
+    """Each state of each page, one after another; `runs` as furnish returns them."""
     settled(page)
     yield "chat"
     page.locator("[class*=st-key-persona_pop] button").first.click()
@@ -389,10 +403,39 @@ def everything(page: Page, url: str, lang: str, extension: str) -> Any:
     page.locator("[class*=st-key-run_log] summary").click()
     page.wait_for_selector(".st-key-run_log code")
     yield "training"
-    page.goto(f"{url}/train?lang={lang}&run={extension}")
+    page.goto(f"{url}/train?lang={lang}&run={runs['extend']}")
     settled(page)
     page.wait_for_selector(".st-key-extend_cut_after .mf-piece")
     yield "report card"
+    page.goto(f"{url}/quantize?lang={lang}")
+    settled(page)
+    kinds = page.locator(".st-key-quantize_kind button")
+    for number in range(kinds.count()):
+        kinds.nth(number).click()
+        settled(page)
+        more = page.locator(".st-key-quantize_more_fields")
+        if more.count():
+            unfold(more)
+        settled(page)
+        yield f"quantize {number}"
+    for kind in ("gguf", "check"):
+        page.goto(f"{url}/quantize?lang={lang}&run={runs[kind]}")
+        settled(page)
+        page.wait_for_selector(".mf-stats")
+        yield f"quantized {kind}"
+    page.goto(f"{url}/system?lang={lang}")
+    settled(page)
+    page.wait_for_selector("[data-testid=stVegaLiteChart] :is(canvas, svg)")
+    for key in ("system_versions", "system_settings"):
+        unfold(page.locator(f".st-key-{key}"))
+    yield "system"
+    for number, name in ((1, "keys"), (2, "logs"), (3, "doctor")):
+        page.get_by_role("tab").nth(number).click()
+        page.wait_for_timeout(300)
+        if name == "doctor":
+            page.locator(".st-key-doctor_run button").click()
+            page.wait_for_selector("[role=tabpanel] dl.mf-facts dd code")
+        yield name
     page.goto(f"{url}/knowledge?lang={lang}")
     settled(page)
     yield "documents"
@@ -440,11 +483,9 @@ def everything(page: Page, url: str, lang: str, extension: str) -> Any:
 def test_nothing_is_clipped_and_every_page_speaks_one_language(bench: Any, visit: Any, lang: str) -> None:
     """One walk for both, as the walk is what takes long: on a phone, and each state also as wide as a tablet."""
     foreign = of_the_other_language(lang)
-    bench.state.conversations.clear()
-    bench.state.questions["handbook"] = [fake_gateway.question(number) for number in (1, 2, 3)]
-    extension = fake_gateway.extended(bench.state)["id"]
+    runs = furnish(bench.state)
     page = visit(f"{bench.url}?lang={lang}", width=PHONE, has_touch=True, locale="de-DE")
-    for state in everything(page, bench.url, lang, extension):
+    for state in everything(page, bench.url, lang, runs):
         assert page.evaluate(OVERFLOW) == [], state
         check_words(page, lang, foreign, state)
         page.set_viewport_size({"width": TABLET, "height": 1024})
@@ -457,6 +498,24 @@ def test_nothing_is_clipped_and_every_page_speaks_one_language(bench: Any, visit
     expect(page.locator("[data-testid=stSidebar]")).to_have_attribute("data-collapsed", "true")
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+def test_pictures_of_every_state(bench: Any, visit: Any, lang: str, scheme: str) -> None:
+    """To be looked at one by one, in artefacts/pages: phone, tablet and desk, light and dark, both languages."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    runs = furnish(bench.state)
+    page = visit(f"{bench.url}?lang={lang}", width=PHONE, scheme=scheme)
+    for number, state in enumerate(everything(page, bench.url, lang, runs)):
+        for width, height in ((TABLET, 1024), (DESK, 900), (PHONE, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_timeout(500)  # the sidebar slides
+            assert page.evaluate(SETTLED_OVERFLOW) == [], f"{state} at {width}"
+            name = f"{number:02}-{state.replace(' ', '-')}.{lang}.{scheme}.{width}.png"
+            page.screenshot(path=PICTURES / name)
+
+
 def of_the_other_language(lang: str) -> set[str]:
     other = "en" if lang == "zh" else "zh"
     foreign = {
@@ -464,7 +523,7 @@ def of_the_other_language(lang: str) -> set[str]:
         for key, sentence in words.table(other).items()
         if sentence != words.table(lang)[key] and "{" not in sentence
     }
-    foreign -= {"模型"} if lang == "en" else set()  # the scripted gateway's documents are called so
+    foreign -= {"模型", "通过"} if lang == "en" else set()  # words of the scripted gateway's documents and report
     return foreign - {"中文", "English", "Mofang", "模坊", "token", "Hugging Face"}
 
 
@@ -475,6 +534,7 @@ def check_words(page: Page, lang: str, foreign: set[str], state: str) -> None:
             break
         page.wait_for_timeout(100)
     assert not said & foreign, (state, said & foreign)
+    assert words.table(lang)["page_failed_hint"] not in said, state
     assert not {text for text in said if text in words.table(lang) and "_" in text}, state
     if lang == "zh":
         # What is wholly English is data: names of models, files, licences; never a sentence of ours or Streamlit's.
@@ -483,7 +543,9 @@ def check_words(page: Page, lang: str, foreign: set[str], state: str) -> None:
             for text in said
             if text.isascii() and len(text.split()) > 1 and text[0].isupper() and text[-1] not in ")0"
         }
-        assert not {text for text in english if not text.startswith(("Qwen", "BGE", "Some", "Top", "Min"))}, state
+        assert not {text for text in english if not text.startswith(("Qwen", "BGE", "Some", "Top", "Min", "Linux"))}, (
+            state
+        )
 
 
 def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:

@@ -2,12 +2,12 @@
 
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from html import escape
 from pathlib import Path
 from string import punctuation
-from typing import Any, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import streamlit as st
 
@@ -80,6 +80,22 @@ def plain(text: str) -> str:
 def badges(*labels: tuple[str, str]) -> str:
     """HTML of small labels: (text, one of "", "good", "warn")."""
     return "".join(f'<span class="mf-badge {tone}">{escape(text)}</span>' for text, tone in labels if text)
+
+
+CHART: Final[Mapping[str, Any]] = {
+    "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
+    "config": {
+        # Vega describes its axes in English to who cannot see them; `alt` says what a chart shows in the page's language.
+        "axis": {"aria": False},
+        "legend": {"aria": False, "orient": "top", "offset": 8, "padding": 0},
+    },
+}
+"""What every chart has."""
+
+
+def chart(points: Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]], spec: Mapping[str, Any], alt: str) -> None:
+    """Vega-Lite's `spec` drawn of `points`; `alt` in words for who cannot see it."""
+    st.vega_lite_chart(points, {**CHART, **spec}, width="stretch", alt=alt)
 
 
 def stats(*cells: tuple[str, str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import streamlit as st
 
 from mofang.ui import figures
-from mofang.ui.components.base import fragment, quiet
+from mofang.ui.components.base import chart, fragment, quiet
 from mofang.ui.components.runs import Run
 from mofang.ui.curve import Curve
 from mofang.ui.session import client, language, t
@@ -53,7 +53,7 @@ def show(known: Sequence[Run]) -> None:
         for step, value in curve.points(measure)
     ]
     if points:
-        st.vega_lite_chart(points, _spec([titles[own] for own in chosen]), width="stretch", alt=t("compare_alt"))
+        chart(points, _spec([titles[own] for own in chosen]), t("compare_alt"))
     else:
         quiet(t("compare_no_points"))
     rows = [*_outcomes(runs, curves), *_fields(runs)]
@@ -117,7 +117,6 @@ def _spec(series: Sequence[str]) -> dict[str, Any]:
     loss = {"field": "loss", "type": "quantitative", "title": t("curve_value")}
     return {
         "height": 320,
-        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
         "mark": {"type": "line", "strokeWidth": 2, "point": {"size": 30}},
         "encoding": {
             "x": {**step, "axis": {"tickMinStep": 1, "format": "d", "grid": False}, "scale": {"nice": False}},
@@ -126,7 +125,7 @@ def _spec(series: Sequence[str]) -> dict[str, Any]:
                 "field": "series",
                 "type": "nominal",
                 "scale": {"domain": list(series)},
-                "legend": {"title": None, "orient": "top", "columns": 2, "labelLimit": 240, "offset": 8, "padding": 0},
+                "legend": {"title": None, "columns": 2, "labelLimit": 240},
             },
             "tooltip": [
                 {"field": "series", "type": "nominal", "title": t("curve_series")},

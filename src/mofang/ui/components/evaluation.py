@@ -9,7 +9,7 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui.components import questions
-from mofang.ui.components.base import flash, quiet, stats
+from mofang.ui.components.base import chart, flash, quiet, stats
 from mofang.ui.session import client as gateway
 from mofang.ui.session import t, t_or
 
@@ -78,7 +78,7 @@ def result(found: Mapping[str, Any]) -> None:
             for leg, row in measures.items()
             for measure, value in row.items()
         ]
-        st.vega_lite_chart(bars, _spec(list(legs.values())), width="stretch", alt=t("evaluate_alt"))
+        chart(bars, _spec(list(legs.values())), t("evaluate_alt"))
         names = list(next(iter(measures.values())))
         rows = [
             {t("evaluate_measure"): name, **{legs[leg]: round(row[name], 3) for leg, row in measures.items()}}
@@ -128,7 +128,6 @@ def _spec(legs: Sequence[str]) -> dict[str, Any]:
     value = {"field": "value", "type": "quantitative", "title": None}
     return {
         "height": 220,
-        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
         "mark": {"type": "bar", "cornerRadiusEnd": 2},
         "encoding": {
             "x": {"field": "measure", "type": "nominal", "title": None, "sort": None, "axis": {"labelAngle": 0}},
@@ -136,7 +135,7 @@ def _spec(legs: Sequence[str]) -> dict[str, Any]:
             "y": {**value, "scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}},
             "color": {
                 "field": "leg", "type": "nominal", "scale": {"domain": list(legs)},
-                "legend": {"title": None, "orient": "top", "offset": 8, "padding": 0},
+                "legend": {"title": None},
             },
             "tooltip": [{"field": "leg", "type": "nominal", "title": t("evaluate_leg")},
                         {"field": "measure", "type": "nominal", "title": t("evaluate_measure")},

@@ -11,7 +11,18 @@ import streamlit as st
 
 from mofang.errors import MofangError
 from mofang.ui import figures
-from mofang.ui.components.base import attempt, badges, facts, fragment, plain, quiet, show_error, show_flash, stats
+from mofang.ui.components.base import (
+    attempt,
+    badges,
+    chart,
+    facts,
+    fragment,
+    plain,
+    quiet,
+    show_error,
+    show_flash,
+    stats,
+)
 from mofang.ui.session import client, language, t, t_or
 
 TICK_S: Final = 3.0
@@ -124,7 +135,6 @@ def _chart(rows: Sequence[Mapping[str, Any]], series: Mapping[str, str], title: 
     at = {"field": "at", "type": "temporal", "title": None}
     spec = {
         "height": 180,
-        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
         "mark": {"type": "line", "strokeWidth": 2, "interpolate": "monotone"},
         "encoding": {
             "x": {**at, "axis": {"format": "%H:%M", "grid": False, "tickCount": 6}},
@@ -133,13 +143,13 @@ def _chart(rows: Sequence[Mapping[str, Any]], series: Mapping[str, str], title: 
                 "field": "series",
                 "type": "nominal",
                 "scale": {"domain": list(series.values())},
-                "legend": {"title": None, "orient": "top", "symbolOpacity": 1, "offset": 8, "padding": 0},
+                "legend": {"title": None, "symbolOpacity": 1},
             },
             "tooltip": [{"field": "series", "type": "nominal", "title": t("curve_series")}, {**at, "format": "%H:%M:%S",
                         "title": t("system_time")}, {**value, "format": ".1f"}],
         },
     }  # fmt: skip
-    st.vega_lite_chart(points, spec, width="stretch", alt=alt)
+    chart(points, spec, alt)
 
 
 # ---- keys ----

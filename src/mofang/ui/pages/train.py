@@ -14,7 +14,7 @@ from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui import figures
 from mofang.ui.components import compare, datasets, extension, runs
-from mofang.ui.components.base import attempt, fragment, quiet, show_error, show_fault, show_flash, stats
+from mofang.ui.components.base import attempt, chart, fragment, quiet, show_error, show_fault, show_flash, stats
 from mofang.ui.components.form import Schema, form
 from mofang.ui.components.runs import Run
 from mofang.ui.curve import Curve
@@ -389,7 +389,7 @@ def _chart(curve: Curve) -> None:
     labels = {name: t(f"curve_{name}") for name in ("loss", "eval_loss") if curve.of(name)}
     if len(curve.rows) < 2:  # one point is no curve
         return
-    st.vega_lite_chart(curve.table(labels), _spec(), width="stretch", alt=t("curve_alt"))
+    chart(curve.table(labels), _spec(), t("curve_alt"))
     if curve.every > 1:
         quiet(t("curve_every", n=curve.every))
 
@@ -401,7 +401,6 @@ def _spec() -> dict[str, Any]:
     loss = {"field": "loss", "type": "quantitative", "title": t("curve_value")}
     return {
         "height": 320,
-        "padding": {"left": 4, "right": 8, "top": 4, "bottom": 4},
         "encoding": {
             "x": {
                 **step,
@@ -413,7 +412,7 @@ def _spec() -> dict[str, Any]:
                 "field": "series",
                 "type": "nominal",
                 "scale": {"domain": list(series.values())},
-                "legend": {"title": None, "orient": "top", "symbolOpacity": 1, "offset": 8, "padding": 0},
+                "legend": {"title": None, "symbolOpacity": 1},
             },
             "tooltip": [
                 {"field": "series", "type": "nominal", "title": t("curve_series")},
