@@ -36,6 +36,9 @@ def streamlit_options(host: str, port: int, upload_mb: int) -> dict[str, Any]:
         "client.showErrorLinks": "false",
         "client.showSidebarNavigation": False,
         "runner.magicEnabled": False,
+        # A full collection after each run of a script or fragment: five a second for every answer that is watched, and most
+        # of this process's time with twenty of them. Python collects by itself (tests/ui/test_ui_soak.py looks at memory).
+        "runner.postScriptGC": False,
         "global.disableWidgetStateDuplicationWarning": True,  # a form that a step before has filled in has defaults too
         "logger.hideWelcomeMessage": True,
         "logger.level": "warning",

@@ -22,6 +22,10 @@ from mofang.ui.session import default_language
 from mofang.ui.words import LANGUAGES, table, word
 
 STATIC: Final = Path(__file__).parent / "static"
+STREAMLIT: Final = Path(streamlit.__file__).parent / "static"
+FIRST: Final = ("Html", "PageLink", "Button", "ButtonGroup", "Selectbox", "ChatInput")
+"""Streamlit's parts that every first page draws, by the stems of their files. It asks for each when it meets it, one
+after another; asked for at once they are there when they are met."""
 POLICY: Final = "; ".join(
     [
         "default-src 'self'",
@@ -37,6 +41,8 @@ POLICY: Final = "; ".join(
         "frame-ancestors 'self'",
     ]
 )
+
+IMPORTED: Final = re.compile(r'(?:from|import)"\./([\w.-]+\.js)"')
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -78,7 +84,7 @@ class _Guard:
 @cache
 def page_html(lang: str) -> str:
     """Streamlit's own index.html with our title, language, script and first colours (no white flash in the dark)."""
-    html = (Path(streamlit.__file__).parent / "static" / "index.html").read_text(encoding="utf-8")
+    html = (STREAMLIT / "index.html").read_text(encoding="utf-8")
     html = html.replace('<html lang="en">', f'<html lang="{"zh-CN" if lang == "zh" else "en"}">')
     html = html.replace("<title>Streamlit</title>", f"<title>{word(lang, 'app_title')}</title>")
     # The preloaded font is Streamlit's, which our theme does not use.
@@ -92,8 +98,22 @@ def page_html(lang: str) -> str:
         # Without it Streamlit looks for itself under /models first, and the console shows its 404s.
         "<script>window.__streamlit={BACKEND_BASE_URL:location.origin}</script>"
         '<script defer src="./workbench/shell.js"></script>'
+        + "".join(f'<link rel="modulepreload" crossorigin href="./static/js/{name}">' for name in _parts())
     )
     return html.replace("</head>", f"{head}</head>")
+
+
+def _parts() -> list[str]:
+    """The files of FIRST and what they import. Another version of Streamlit may call them otherwise: none, then."""
+    folder = STREAMLIT / "static" / "js"
+    found: dict[str, None] = {}
+    wanted = [path.name for stem in FIRST for path in sorted(folder.glob(f"{stem}.*.js"))]
+    while wanted:
+        name = wanted.pop()
+        if name not in found and (folder / name).is_file():
+            found[name] = None
+            wanted += IMPORTED.findall((folder / name).read_text(encoding="utf-8"))
+    return list(found)
 
 
 async def _page(request: Request) -> Response:
