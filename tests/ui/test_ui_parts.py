@@ -11,7 +11,7 @@ import fake_gateway
 import httpx
 import pytest
 import streamlit
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from mofang.client import Client
@@ -247,6 +247,8 @@ def test_formulas_stay_and_prices_are_prices() -> None:
 
 
 @given(some.text(alphabet="![](){}`~$\\:[]【】1, 23abc甲\n", max_size=60))
+@example("太好了![1]")
+@example("\\!【1】")
 def test_no_answer_can_make_an_image(text: str) -> None:
     prosaic = re.sub(r"(?ms)^[ \t]*(`{3,}|~{3,}).*?(^[ \t]*\1|\Z)|`[^`\n]+`", "", prose.to_markdown(text, {1, 2}, "s-"))
     assert not re.search(r"(?<!\\)!\[[^\]]*\]\(", prosaic)

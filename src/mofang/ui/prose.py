@@ -73,7 +73,9 @@ def _words(text: str, numbers: Container[int], anchor: str) -> str:
         named = [int(digits) for digits in re.findall(r"\d+", found.group())]
         if not all(number in numbers for number in named):
             return found.group()
-        return "".join(f"[{number}](#{anchor}{number})" for number in named)
+        # "Good![1]" is no image: a word joiner, which nobody sees, between the two.
+        apart = "\u2060" if text[: found.start()].endswith("!") else ""
+        return apart + "".join(f"[{number}](#{anchor}{number})" for number in named)
 
     return _MARK.sub(link, text)
 
