@@ -74,7 +74,7 @@ def _words(text: str, numbers: Container[int], anchor: str) -> str:
         if not all(number in numbers for number in named):
             return found.group()
         # "Good![1]" is no image: a word joiner, which nobody sees, between the two.
-        apart = "\u2060" if text[: found.start()].endswith("!") else ""
+        apart = "\u2060" if text[max(0, found.start() - 1) : found.start()] == "!" else ""
         return apart + "".join(f"[{number}](#{anchor}{number})" for number in named)
 
     return _MARK.sub(link, text)
