@@ -384,6 +384,11 @@ class Client:
         body = {"message_id": message_id, "call_id": call_id, "decision": decision, **wishes}
         return dict(self.request("POST", path, body))
 
+    def stop_call(self, conversation_id: str, message_id: str) -> dict[str, Any]:
+        """End a call that is being made: the message of its result."""
+        path = f"/v1/conversations/{quoted(conversation_id)}/tool_calls/{quoted(message_id)}/stop"
+        return dict(self.request("POST", path))
+
     # ---- what conversations begin with ----
 
     def personas(self) -> list[dict[str, Any]]:

@@ -339,6 +339,33 @@ def test_a_slow_call_outlives_who_asked(gateway: Gateway, monkeypatch: pytest.Mo
         wait_until(lambda: client.conversation(home)["messages"][-1]["content"] == "好了")
 
 
+def test_a_call_that_takes_too_long_is_stopped(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its result says so to the model, the answer waits for somebody to go on, and what has settled stays as it is."""
+    ended = threading.Event()
+
+    async def endless(self: Tools, name: str, arguments: str, lang: str) -> Result:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        return Result("")
+
+    monkeypatch.setattr(Tools, "call", endless)
+    with gateway.client() as client:
+        home, answer = asked(client, "calculate '1'", chosen=["calculate"])
+        result = client.decide_call(home, answer["id"], answer["tool_calls"][0]["id"], "run", go_on=True, wait_s=0.1)
+        stopped = client.stop_call(home, result["id"])
+        assert (stopped["status"], stopped["outcome"]) == ("done", "stopped") and stopped["seconds"] >= 0.1
+        assert "停止" in stopped["content"] and ended.is_set()
+        assert client.stop_call(home, result["id"]) == stopped
+        assert client.conversation(home)["messages"][-1] == stopped, "no answer went on by itself"
+        client.generate({"conversation_id": home, "parent_id": result["id"]})
+        wait_until(lambda: client.conversation(home)["messages"][-1]["role"] == "assistant")
+        with pytest.raises(ApiError) as caught:
+            client.stop_call(home, "msg_none")
+        assert caught.value.status == 404
+
+
 def test_what_cannot_be_decided(gateway: Gateway, engine: ScriptedEngine) -> None:
     with gateway.client() as client:
         home, answer = asked(client, "calculate '1'", chosen=["calculate"])

@@ -757,6 +757,8 @@ def _results(conversation: dict[str, Any], answer: dict[str, Any]) -> list[str]:
 
 
 def _tools(app: FastAPI, state: State) -> None:
+    calls: dict[str, asyncio.Task[None]] = {}
+
     @app.get("/v1/tools")
     async def _() -> Any:
         return {"object": "list", "data": state.tools, "servers": state.servers}
@@ -778,7 +780,15 @@ def _tools(app: FastAPI, state: State) -> None:
         conversation["messages"].append(result)
         task = asyncio.create_task(_settle(state, conversation, answer, result, body))
         state.tasks.add(task)
+        calls[result["id"]] = task
         await asyncio.wait({task}, timeout=body["wait_s"])
+        return result
+
+    @app.post("/v1/conversations/{name}/tool_calls/{own}/stop")
+    async def _(name: str, own: str) -> Any:
+        calls[own].cancel()
+        result = next(one for one in state.conversations[name]["messages"] if one["id"] == own)
+        result.update(content="用户中途停止了这次调用", status="done", outcome="stopped", seconds=1.0)
         return result
 
 

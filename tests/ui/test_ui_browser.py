@@ -136,6 +136,12 @@ def test_a_pull_shows_progress_and_stops_and_ends(bench: Any, visit: Any) -> Non
     expect(job).to_contain_text("正在取回模型")
     expect(job).to_contain_text("MB/s")
     expect(job).to_contain_text("还剩约")
+    job.get_by_role("button", name="暂停").click()
+    expect(job).to_contain_text("已暂停")
+    expect(job).not_to_contain_text("MB/s")
+    page.reload()
+    job.get_by_role("button", name="继续").click()
+    expect(job).to_contain_text("MB/s")
     job.get_by_role("button", name="停止").click()
     expect(job).to_have_count(0)
     bench.state.pull_s = 1.5

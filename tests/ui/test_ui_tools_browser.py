@@ -67,6 +67,20 @@ def test_a_reload_while_it_runs(bench: Any, visit: Any) -> None:
     expect(page.locator(RESULT)).to_contain_text("钟 · 慢慢来 · 已执行")
 
 
+def test_one_that_takes_too_long_is_stopped(bench: Any, visit: Any) -> None:
+    page = visit(bench.url, width=390)
+    choose(page, "慢慢来")
+    page.keyboard.press("Escape")
+    ask(page, "用工具")
+    page.get_by_role("button", name="允许").click()
+    page.get_by_role("button", name="停止这次调用").click()
+    expect(page.locator(RESULT)).to_contain_text("慢慢来 · 已停止")
+    page.locator(".st-key-tools_go_on button").click()
+    expect(page.locator(ANSWER).last).to_contain_text("工具说：用户中途停止了这次调用")
+    expect(page.locator(INPUT)).to_be_enabled()
+    assert page.evaluate(OVERFLOW) == []
+
+
 def test_what_is_trusted_is_not_asked_about(bench: Any, visit: Any) -> None:
     page = visit(bench.url + "/?lang=en")
     choose(page, "计算")

@@ -28,7 +28,10 @@ class Calls:
 
     def __init__(self, tools: Tools, store: Store, settings: Settings) -> None:
         self._tools, self._store, self._settings = tools, store, settings
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[str, asyncio.Task[None]] = {}
+        """By the message of the result."""
+        self._stopped: set[str] = set()
+        """Of those that somebody stopped, until they have settled."""
 
     async def start(self) -> None:
         """Own up to what the last process left unfinished."""
@@ -36,10 +39,19 @@ class Calls:
 
     async def close(self) -> None:
         """End what runs; each has a result that says so."""
-        for task in self._running:
+        for task in self._running.values():
             task.cancel()
         if self._running:
-            await asyncio.wait(self._running)
+            await asyncio.wait(self._running.values())
+
+    async def stop(self, conversation_id: str, message_id: str) -> dict[str, Any]:
+        """End a call that takes too long: its message, settled. One that has settled stays as it is. Raises NotFound."""
+        await asyncio.to_thread(self._store.message, conversation_id, message_id)
+        if task := self._running.get(message_id):
+            self._stopped.add(message_id)
+            task.cancel()
+            await asyncio.wait({task})
+        return await asyncio.to_thread(self._store.message, conversation_id, message_id)
 
     async def decide(
         self, conversation_id: str, decision: ToolDecision, *, lang: str, go_on: GoOn | None
@@ -50,12 +62,16 @@ class Calls:
         )
         made = decision.decision == "run"
         task = asyncio.create_task(self._settle(message["id"], call["function"] if made else None, lang, go_on))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running[message["id"]] = task
+        task.add_done_callback(lambda _: self._forget(message["id"]))
         done, _ = await asyncio.wait({task}, timeout=decision.wait_s)
         for settled in done:
             settled.result()  # what kept it from being stored
         return await asyncio.to_thread(self._store.message, conversation_id, message["id"])
+
+    def _forget(self, message_id: str) -> None:
+        del self._running[message_id]
+        self._stopped.discard(message_id)
 
     async def _settle(self, message_id: str, function: Mapping[str, str] | None, lang: str, go_on: GoOn | None) -> None:
         """Make the call (None: it was refused), store what came of it, and begin what follows."""
@@ -65,8 +81,9 @@ class Calls:
             if function is not None:
                 result = await self._tools.call(function["name"], function["arguments"], lang)
                 text, outcome = result.text, "failed" if result.failed else "done"
-        except asyncio.CancelledError:  # the gateway ends
-            text, outcome, go_on = say("tools.interrupted", lang=lang), "failed", None
+        except asyncio.CancelledError:  # somebody stopped it, or the gateway ends
+            known = ("tools.stopped", "stopped") if message_id in self._stopped else ("tools.interrupted", "failed")
+            text, outcome, go_on = say(known[0], lang=lang), known[1], None
         seconds = time.perf_counter() - began
         last = await asyncio.to_thread(self._store.settle_call, message_id, text, outcome, seconds)
         if last is None or go_on is None:

@@ -71,7 +71,7 @@ class ExportedMessage(Request):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    outcome: Literal["done", "failed", "refused"] | None = None
+    outcome: Literal["done", "failed", "refused", "stopped"] | None = None
     seconds: float | None = None
     edits: str | None = None
     finish_reason: str | None = None

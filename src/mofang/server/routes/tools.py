@@ -52,3 +52,9 @@ async def decide(conversation_id: str, body: ToolDecision, backend: Here, lang: 
         await start(GenerationRequest(conversation_id=conversation_id, parent_id=parent_id), backend, lang)
 
     return await backend.calls.decide(conversation_id, body, lang=lang, go_on=go_on if body.go_on else None)
+
+
+@router.post("/v1/conversations/{conversation_id}/tool_calls/{message_id}/stop")
+async def stop(conversation_id: str, message_id: str, backend: Here) -> dict[str, Any]:
+    """End a call that is being made; `message_id` is its result's. The answer does not go on by itself after it."""
+    return await backend.calls.stop(conversation_id, message_id)

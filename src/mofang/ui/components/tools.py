@@ -15,7 +15,7 @@ import streamlit as st
 from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.ui.components import working
-from mofang.ui.components.base import facts, flash, fragment, plain, quiet, show_fault
+from mofang.ui.components.base import attempt, facts, flash, fragment, plain, quiet, show_fault
 from mofang.ui.session import client, language, t
 from mofang.ui.tree import Message, Turn, words_of
 from mofang.ui.watch import Task
@@ -27,7 +27,13 @@ LOOKS: Final = 4
 """After the last result; then somebody has to ask for the answer that did not begin."""
 SHOWN_CHARS: Final = 160
 """Of a tool's description, in the list."""
-ICONS: Final = {"done": "check", "failed": "error", "refused": "block", "running": "hourglass"}
+ICONS: Final = {
+    "done": "check",
+    "failed": "error",
+    "refused": "block",
+    "running": "hourglass",
+    "stopped": "stop_circle",
+}
 
 Conversation = dict[str, Any]
 Call = dict[str, Any]
@@ -110,12 +116,20 @@ def below(conversation: Conversation, turns: Sequence[Turn], answer: Callable[[M
         for place, call in enumerate(waiting):
             _card(conversation, asking, call, is_next=place == 0)
     last = results[-1] if results else None
-    if any(result["status"] == "running" for result in results):
+    if under_way := [result for result in results if result["status"] == "running"]:
+        st.button(
+            t("tool_stop"),
+            key="tool_stop",
+            icon=":material/stop_circle:",
+            on_click=attempt,
+            args=(partial(client().stop_call, conversation["id"], under_way[0]["id"]),),
+            shortcut="Esc",
+        )
         _follow(conversation["id"], _mark(conversation), None)
         return t("tool_running")
     if waiting or last is None:
         return t("tool_decide_first")
-    if st.session_state.get(f"tool_looks_{last['id']}", 0) < LOOKS:
+    if last.get("outcome") != "stopped" and st.session_state.get(f"tool_looks_{last['id']}", 0) < LOOKS:
         _follow(conversation["id"], _mark(conversation), last["id"])
         return t("answering")
     question = {"parent_id": last["id"]}
@@ -194,7 +208,7 @@ def result(conversation: Conversation, message: Message) -> None:
     call = _call_of(conversation, message)
     outcome = "running" if message["status"] == "running" else str(message.get("outcome") or "done")
     parts = [_title(conversation, call), t(f"tool_outcome_{outcome}")]
-    if outcome in ("done", "failed") and message.get("seconds") is not None:
+    if outcome in ("done", "failed", "stopped") and message.get("seconds") is not None:
         parts.append(t("seconds", n=f"{message['seconds']:.1f}"))
     with st.expander(plain(" · ".join(parts)), icon=f":material/{ICONS[outcome]}:", key=f"tool_result_{message['id']}"):
         quiet(call["function"]["name"])
