@@ -113,7 +113,7 @@ def fields(base: Path, store: ModelStore, tmp_path: Path) -> dict[str, dict[str,
         ("merge", [("merge", 1), ("merge", 12), ("check", 1)]),
         ("import", [("import", 1), ("import", 12)]),
         ("gptq", [("read", 1), ("quantize", 2), ("quantize", 8), ("write", 1)]),
-        ("gguf", [("source", 2), ("convert", 3)]),
+        ("gguf", [("convert", 1), ("convert", 3)]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

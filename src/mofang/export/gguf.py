@@ -9,8 +9,10 @@ tools/quantize.
 import os
 import shutil
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +80,17 @@ def _plain(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
     source = sources.find(recipe.model, run)
     stem = source.name.removesuffix("-hf")
     name = folder.free_name(recipe.name or f"{stem}-{kind}", overwrite=recipe.overwrite, run=run)
-    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         file = target / f"{name}.gguf"
-        parameters = folder.store().facts(source).parameters
         if quantize is None:
-            _convert(tools, source, file, kind, name, parameters, report)
+            _convert(tools, source, file, kind, name, report)
         else:
             whole = target / "whole.gguf"
-            _convert(tools, source, whole, "f16", name, parameters, report)
+            _convert(tools, source, whole, "f16", name, report)
             told, weighed = _weighed(recipe, run, source, whole, report) if recipe.imatrix else ({}, [])
             command = [str(quantize), *weighed, str(whole), str(file), kind.upper()]
-            _child(command, {}, file, int(parameters * 0.6), "quantize", report)
+            _child(command, {}, file, int(folder.store().facts(source).parameters * 0.6), "quantize", report)
             whole.unlink()
             return _publish(recipe, run, source, file, kind, **told)
         return _publish(recipe, run, source, file, kind)
@@ -116,11 +116,10 @@ def _mixed(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any
     suffix = f"{recipe.bits:g}bit" if recipe.bits else recipe.size.lower().replace(" ", "") or kind or "mixed"
     wanted = recipe.name or f"{source.name.removesuffix('-hf')}-{suffix}"
     name = folder.free_name(wanted, overwrite=recipe.overwrite, run=run)
-    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         whole, file = target / "whole.gguf", target / f"{name}.gguf"
-        _convert(tools, source, whole, "f16", name, folder.store().facts(source).parameters, report)
+        _convert(tools, source, whole, "f16", name, report)
         told = (auto if kind == AUTO else mixed).make(recipe, run, source, whole, file, report)
         whole.unlink()
         made = _publish(recipe, run, source, file, told.pop("type"), **told)
@@ -137,7 +136,6 @@ def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]
     types, n_matrices, n_weights = blocks(source)
     most = types.most_common(1)[0][0].lower()
     name = folder.free_name(recipe.name or f"{source.name}-{most}", overwrite=recipe.overwrite, run=run)
-    _look(source, report)
     tools = toolchain.converter(settings.load().home)
     with folder.aside(run) as target:
         file = target / f"{name}.gguf"
@@ -150,18 +148,10 @@ def _keep(recipe: Gguf, run: Run, kind: str, report: Reporter) -> dict[str, Any]
         environment = _ENVIRONMENT | {
             "PYTHONPATH": os.pathsep.join([str(tools / "gguf-py"), str(Path(mofang.__file__).parents[1])])
         }
-        _child(command, environment, file, source.size_bytes, "convert", report)
+        _child(command, environment, file, source.size_bytes, "convert", report, reads=source)
         shown = ", ".join(f"{each} × {n}" for each, n in types.most_common())
         run.note(say("export.gptq_kept", n=n_matrices, types=shown, rest=kind or say("export.gptq_rest_kept")))
         return _publish(recipe, run, source, file, most, kept={"weights": n_weights, "types": dict(types)})
-
-
-def _look(source: ModelRef, report: Reporter) -> None:
-    """Raises Unreadable for a source that is damaged: the converter would write NaN as it is."""
-    done = 0
-    for name, n_bytes in shards.check(source.path):
-        done += n_bytes
-        report("source", done, max(done, source.size_bytes), detail=name)
 
 
 def blocks(source: ModelRef) -> tuple[Counter[str], int, int]:
@@ -233,35 +223,56 @@ def tried(file: Path, ours: Tokenizer, run: Run) -> dict[str, Any]:
     return {"said": ours.decode(said)}
 
 
-def _convert(
-    tools: Path, source: ModelRef, file: Path, kind: str, name: str, parameters: int, report: Reporter
-) -> None:
+def _convert(tools: Path, source: ModelRef, file: Path, kind: str, name: str, report: Reporter) -> None:
     pre = load_tokenizer(source.path).cut_name()
     program = [str(CONVERTER), str(tools), pre] if pre else [str(tools / "convert_hf_to_gguf.py")]
     command = [
         sys.executable, *program, str(source.path), "--outtype", kind, "--outfile", str(file), "--model-name", name,
     ]  # fmt: skip
     environment = _ENVIRONMENT | {"PYTHONPATH": str(tools / "gguf-py")}
-    expected = int(parameters * BITS[kind] / 8)
+    expected = int(folder.store().facts(source).parameters * BITS[kind] / 8)
     need_disk(file.parent, expected)
-    _child(command, environment, file, expected, "convert", report)
+    _child(command, environment, file, expected, "convert", report, reads=source)
 
 
 def _child(
-    command: list[str], environment: dict[str, str], file: Path, expected: int, stage: str, report: Reporter
+    command: list[str],
+    environment: dict[str, str],
+    file: Path,
+    expected: int,
+    stage: str,
+    report: Reporter,
+    *,
+    reads: ModelRef | None = None,
 ) -> None:
     """Run one of llama.cpp's tools, its words into the run's log; progress is the growth of what it writes. It ends
-    with us, also when we are killed."""
-    child = start_program(command, log=report.run.log, env=environment)
-    try:
-        while child.poll() is None:
-            written = file.stat().st_size if file.exists() else 0
-            report(stage, min(written, expected), expected)
-            time.sleep(POLL_S)
-    finally:
-        end_child(child)
+    with us, also when we are killed.
+
+    reads: its source, which is looked at meanwhile: it leaves a core free, and would write NaN as it is. Raises
+    Unreadable where that is damaged."""
+    child, ended = start_program(command, log=report.run.log, env=environment), threading.Event()
+    with ThreadPoolExecutor(1) as one:
+        looking = one.submit(_look, reads, ended)
+        try:
+            while child.poll() is None:
+                if looking.done():
+                    looking.result()
+                written = file.stat().st_size if file.exists() else 0
+                report(stage, min(written, expected), expected)
+                time.sleep(POLL_S)
+            looking.result()
+        finally:
+            ended.set()
+            end_child(child)
     if child.returncode or not file.is_file():
         raise _failure(Path(command[1] if command[0] == sys.executable else command[0]).name, file, report.run)
+
+
+def _look(source: ModelRef | None, ended: threading.Event) -> None:
+    """Read every weight once, unless all has `ended`. Raises Unreadable."""
+    for _ in shards.check(source.path) if source else ():
+        if ended.is_set():
+            return
 
 
 def _failure(tool: str, file: Path, run: Run) -> MofangError:
