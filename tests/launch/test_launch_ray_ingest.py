@@ -49,25 +49,41 @@ def driver() -> psutil.Process:
     return descendants("ray_ingest_child")[0]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """One for all tests: two machines, both of them this one."""
-    from ray.cluster_utils import Cluster
+TWO_MACHINES = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+cluster.wait_for_nodes()
+print(cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
 
-    before = signal.getsignal(signal.SIGTERM)  # Ray takes it for itself
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        path = str(ingested.plugin(tmp_path_factory.mktemp("plugin")))
-        patch.setenv("PYTHONPATH", os.pathsep.join([path, os.environ.get("PYTHONPATH", "")]))
-        node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
-        found = Cluster(initialize_head=True, head_node_args=node)
-        try:
-            found.add_node(num_cpus=1, object_store_memory=100_000_000)
-            found.wait_for_nodes()
-            yield found
-        finally:
-            found.shutdown()
-            signal.signal(signal.SIGTERM, before)
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one for all tests, in a process of its own: two machines, both of them this one."""
+    path = os.pathsep.join([str(ingested.plugin(tmp_path_factory.mktemp("plugin"))), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_MACHINES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    address = process.stdout.readline().decode().strip()
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    try:
+        assert address
+        yield address
+    finally:
+        process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.stdout.close()
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 @asynccontextmanager
@@ -109,8 +125,8 @@ def local(
 
 
 @pytest.fixture
-def at(home: Path, cluster: Any) -> Home:
-    return Home(home, cluster.address)
+def at(home: Path, cluster: str) -> Home:
+    return Home(home, cluster)
 
 
 async def test_the_base_is_the_one_that_one_process_makes(
