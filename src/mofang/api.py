@@ -221,7 +221,7 @@ class KnowledgeBase:
 
         Raises NotFound for a path that is not there.
         """
-        where = {"launcher": launcher, "cluster": cluster, "workers": workers}
+        where: dict[str, str | int] = {"launcher": launcher, "cluster": cluster, "workers": workers}
         with ExitStack() as stack:
             files = [(Path(path).name, stack.enter_context(Path(path).open("rb"))) for path in paths]
             job = self._client.add_documents(self.name, files, **where)

@@ -242,7 +242,8 @@ class Ingest:
                 return None
             staged = await asyncio.to_thread(self.store.stage, path)
         except Exception as error:
-            return self._unread(place, name, path, error)
+            self._unread(place, name, path, error)
+            return None
         self._staged.add(staged)
         self._hands.open()
         try:
@@ -250,7 +251,8 @@ class Ingest:
             return await asyncio.to_thread(_Work, place, NewVersion(name, staged, document, chunks))
         except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
             self._discard([staged])
-            return self._unread(place, name, path, error)
+            self._unread(place, name, path, error)
+            return None
 
     def _unread(self, place: int, name: str, path: Source, error: Exception) -> None:
         self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
