@@ -243,6 +243,8 @@ class FakeLibrary:
     infos: dict[str, KnowledgeInfo] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     slow_s: float = 0.0
+    ingesters: list[Any] = field(default_factory=list)
+    """Who was to take each call's files in."""
 
     def create(self, name: str, *, title: str = "", embedding_model: str, store: str = "builtin") -> KnowledgeInfo:
         if name in self.bases:
@@ -310,8 +312,14 @@ class FakeLibrary:
         raise Unreadable("knowledge.no_pictures", name=self._base(name)[document_id][0].name)
 
     async def add(
-        self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        progress: Callable[[Progress], None],
+        ingester: Any = None,
     ) -> AddReport:
+        self.ingesters.append(ingester)
         report = AddReport()
         for done, (relative, path) in enumerate(files, start=1):
             progress(Progress("reading", done, len(files), "files", detail=relative))

@@ -211,14 +211,20 @@ class KnowledgeBase:
                 self.close()
                 raise
 
-    def add(self, *paths: str | Path) -> list[dict[str, Any]]:
+    def add(
+        self, *paths: str | Path, launcher: str = "local", cluster: str = "", workers: int = 0
+    ) -> list[dict[str, Any]]:
         """Take in files; returns what happened to each. A file that was added before is replaced.
+
+        launcher: "ray" lets the machines of a Ray cluster read and embed (docs/cluster.md): that at `cluster`, or a Ray
+        of its own on this machine without; `workers`: processes that embed, 0 for one a machine or GPU.
 
         Raises NotFound for a path that is not there.
         """
+        where: dict[str, str | int] = {"launcher": launcher, "cluster": cluster, "workers": workers}
         with ExitStack() as stack:
             files = [(Path(path).name, stack.enter_context(Path(path).open("rb"))) for path in paths]
-            job = self._client.add_documents(self.name, files)
+            job = self._client.add_documents(self.name, files, **where)
         return list(_result(self._client, job)["files"])
 
     def documents(self) -> list[dict[str, Any]]:

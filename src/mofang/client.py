@@ -431,10 +431,16 @@ class Client:
     def documents(self, name: str) -> list[dict[str, Any]]:
         return self.request("GET", f"/v1/knowledge/{quoted(name)}/documents")["data"]  # type: ignore[no-any-return]
 
-    def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]]) -> dict[str, Any]:
-        """Upload (relative name, content) pairs; the job's id leads to the progress, its last event to the report."""
+    def add_documents(
+        self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]], **where: str | int
+    ) -> dict[str, Any]:
+        """Upload (relative name, content) pairs; the job's id leads to the progress, its last event to the report.
+
+        where: who takes them in (launcher, cluster, workers; docs/api.md); the gateway itself when nothing is said.
+        """
         parts = [("files", (relative, content, "application/octet-stream")) for relative, content in files]
-        return self.request("POST", f"/v1/knowledge/{quoted(name)}/documents", files=parts)  # type: ignore[no-any-return]
+        path = f"/v1/knowledge/{quoted(name)}/documents"
+        return self.request("POST", path, files=parts, params=where)  # type: ignore[no-any-return]
 
     def remove_document(self, name: str, document_id: str) -> None:
         self.request("DELETE", f"/v1/knowledge/{quoted(name)}/documents/{quoted(document_id)}")

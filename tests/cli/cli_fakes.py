@@ -44,6 +44,8 @@ class FakeClient:
         self.conversations_: dict[str, dict[str, Any]] = {}
         self.bases: dict[str, dict[str, bytes]] = {}
         self.uploads: list[list[str]] = []
+        self.where: list[dict[str, Any]] = []
+        """Who was asked to take each upload in."""
         self.stopped: set[str] = set()
         self.problems: list[dict[str, Any]] = []
         self.events: dict[str, list[dict[str, Any]]] = {}
@@ -235,7 +237,8 @@ class FakeClient:
             for document, content in self.bases[name].items()
         ]  # fmt: skip
 
-    def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]]) -> dict[str, Any]:
+    def add_documents(self, name: str, files: Sequence[tuple[str, bytes | BinaryIO]], **where: Any) -> dict[str, Any]:
+        self.where.append(where)
         contents = [(relative, file if isinstance(file, bytes) else file.read()) for relative, file in files]
         if self.batch_refused and len(contents) > 1:
             raise ApiError(413, {"message": "太大", "code": "too_large"})

@@ -121,6 +121,34 @@ def test_a_refused_batch_costs_only_the_file_that_is_to_blame(run: Run, client: 
     assert client.uploads == [["手册/旧文件.txt"], ["手册/说明.md"], ["手册/第一章/安装.MD"]]
 
 
+def test_machines_of_a_cluster_take_in_more_at_a_time(
+    run: Run, client: FakeClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BATCH_FILES", 1)
+    options = ("--launcher", "ray", "--cluster", "10.0.0.1:6379", "--workers", "3")
+    assert run("kb", "add", "手册", "手册", *options).exit_code == 0
+    assert client.where == [{"launcher": "ray", "cluster": "10.0.0.1:6379", "workers": 3}]
+    assert run("kb", "add", "手册", "手册").exit_code == 0
+    assert client.where[1:] == [{"launcher": "local", "cluster": "", "workers": 0}] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--launcher", "rya"), "ray"),
+        (("--workers", "2"), "--workers"),
+        (("--cluster", "auto"), "--cluster"),
+        (("--launcher", "ray", "--cluster", "somewhere"), "主机:端口"),
+    ],
+)
+def test_a_wrong_cluster_is_said_before_anything_is_made(
+    run: Run, client: FakeClient, folder: Path, options: tuple[str, ...], part: str
+) -> None:
+    result = run("kb", "add", "手册", "手册", *options)
+    assert result.exit_code == 2 and part in result.stderr
+    assert client.bases == {} and client.uploads == []
+
+
 def test_a_slip_of_the_finger_is_pointed_at(run: Run, client: FakeClient, folder: Path) -> None:
     client.create_knowledge("产品手册")
     assert "名字相近的：产品手册" in run("kb", "add", "产品手冊", "手册").stderr

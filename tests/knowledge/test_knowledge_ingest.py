@@ -1,16 +1,23 @@
 """Taking documents in: what is embedded, what is kept, what fails alone; replacement and deletion."""
 
 import asyncio
+import random
 import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from knowledge_bench import Bench
+from knowledge_bench import Bench, CountingEmbedder
 
+import ingested
 from mofang.errors import Conflict, EngineFailed, NotFound
-from mofang.knowledge.ingest import clean_name
-from mofang.knowledge.store import FILE
+from mofang.knowledge import ingest
+from mofang.knowledge.base import AddReport
+from mofang.knowledge.ingest import Cut, Cutting, Ingest, clean_name, cut
+from mofang.knowledge.store import FILE, Store
+from mofang.messages import Progress
 
 
 def _count(bench: Bench, table: str) -> int:
@@ -247,3 +254,127 @@ async def test_two_adds_at_once_do_not_disturb_each_other(bench: Bench) -> None:
 )
 def test_names_lead_nowhere(given: str, kept: str) -> None:
     assert clean_name(given) == kept
+
+
+# ---- by many hands ----
+
+
+class ManyHands(CountingEmbedder):
+    """They do many things at a time and finish them in any order; a batch that holds `bad` fails."""
+
+    n_files, n_batches = 8, 4
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.random = random.Random(seed)
+        self.bad = "-"
+        self.flying, self.most, self.opened = 0, 0, 0
+        self.missing = False
+
+    def open(self) -> None:
+        self.opened += 1
+        if self.missing:
+            raise EngineFailed("engine.engine_died", model="hash", exit_code=1, why="nobody is there")
+
+    async def read(self, path: Path, name: str, cutting: Cutting) -> Cut:
+        await asyncio.sleep(self.random.random() / 50)
+        return await asyncio.to_thread(cut, path, name, cutting)
+
+    @asynccontextmanager
+    async def embedder(self) -> AsyncIterator["ManyHands"]:
+        yield self
+
+    async def embed(self, texts: Sequence[str], purpose: str) -> np.ndarray:
+        self.flying += 1
+        self.most = max(self.most, self.flying)
+        await asyncio.sleep(self.random.random() / 50)
+        self.flying -= 1
+        if any(self.bad in text for text in texts):
+            raise EngineFailed("engine.engine_died", model="hash", exit_code=1, why="test")
+        return await super().embed(texts, purpose)  # type: ignore[arg-type]
+
+
+async def by(hands: ManyHands, bench: Bench, files: Sequence[tuple[str, Path]]) -> AddReport:
+    store = Store(bench.folder / "knowledge" / "库")
+    return await Ingest(store, hands, Cutting(), bench.progress.append).run(files)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches and windows, so that there are many."""
+    monkeypatch.setattr(ingest, "BATCH", 8)
+    monkeypatch.setattr(ingest, "WINDOW", 200)
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_many_hands_make_the_base_that_one_pair_makes(seed: int, tmp_path: Path, small: None) -> None:
+    one, many = Bench(tmp_path / "one"), Bench(tmp_path / "many")
+    files = ingested.documents(tmp_path / "files")
+    expected = await one.add(*files)
+    hands = ManyHands(seed)
+    assert (await by(hands, many, files)).files == expected.files
+    bases = [bench.folder / "knowledge" / "库" for bench in (one, many)]
+    ingested.same(*bases)
+    ingested.is_whole(bases[1])
+    assert ingested.order(bases[0]) == ingested.order(bases[1])
+    assert sorted(hands.passages) == sorted(one.embedder.passages), "each passage once"
+    assert hands.most == 4
+    stages = [p for p in one.progress if p.stage in ("read", "embed")]
+    assert [(p.stage, p.done, p.total) for p in many.progress] == [(p.stage, p.done, p.total) for p in stages]
+
+
+async def test_a_batch_that_fails_among_others_costs_its_own_files(bench: Bench, small: None) -> None:
+    files = [bench.write(f"{i}.txt", f"第{i}份文件。" * 80) for i in range(12)]
+    hands = ManyHands()
+    hands.bad = "第5份"
+    report = await by(hands, bench, files)
+    failed = [file.name for file in report.failed]
+    assert "5.txt" in failed and len(failed) <= 5 and {file.code for file in report.failed} == {"engine_died"}
+    ingested.is_whole(bench.folder / "knowledge" / "库")
+    assert len(bench.library.documents("库")) == 12 - len(failed)
+    hands.bad = "-"
+    assert not (await by(hands, bench, files)).failed
+    assert len(bench.library.documents("库")) == 12
+
+
+async def test_passages_too_long_are_cut_smaller_while_others_are_under_way(bench: Bench, small: None) -> None:
+    files = [bench.write(f"{i}.txt", f"第{i}份：这是一句不长不短的话。" * (60 if i % 4 == 2 else 3)) for i in range(16)]
+    hands = ManyHands()
+    hands.longest = 100
+    report = await by(hands, bench, files)
+    assert not report.failed
+    assert [file.name for file in report.files if file.notes] == ["2.txt", "6.txt", "10.txt", "14.txt"]
+    assert max(map(len, hands.passages)) <= 100
+    ingested.is_whole(bench.folder / "knowledge" / "库")
+
+
+async def test_hands_that_are_not_there_are_said_once(bench: Bench) -> None:
+    hands = ManyHands()
+    hands.missing = True
+    files = [bench.write(f"{i}.txt", f"第{i}份文件。") for i in range(30)]
+    with pytest.raises(EngineFailed, match="nobody is there"):
+        await by(hands, bench, files)
+    ingested.is_whole(bench.folder / "knowledge" / "库")
+    await bench.add(*files)
+    hands.opened = 0
+    report = await by(hands, bench, files)
+    assert {file.status for file in report.files} == {"unchanged"} and not hands.opened
+
+
+async def test_leaving_many_hands_leaves_whole_documents_and_no_stray_files(bench: Bench, small: None) -> None:
+    files = ingested.documents(bench.folder / "files")
+    hands, seen = ManyHands(), asyncio.Event()
+
+    def tell(progress: Progress) -> None:
+        if progress.stage == "embed" and progress.done > 300:
+            seen.set()
+
+    store = Store(bench.folder / "knowledge" / "库")
+    task = asyncio.create_task(Ingest(store, hands, Cutting(), tell).run(files))
+    await seen.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    ingested.is_whole(store.folder)
+    assert 0 < len(bench.library.documents("库")) < len(files)
+    assert not (await by(hands, bench, [file for file in files if file[0].endswith(".md")])).failed

@@ -15,6 +15,8 @@ from mofang.errors import Invalid
 BATCH_BYTES = 32_000_000
 BATCH_FILES = 64
 """A batch is one upload and one job. Large enough to keep the embedder busy, small enough to show results soon."""
+FAR = 8
+"""So many times as large are they for workers that are begun for each: a Ray and its models take some seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,14 @@ def _apart(files: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
     return [(name if names.count(name) == 1 else path.absolute().as_posix().lstrip("/"), path) for name, path in files]
 
 
-def batches(files: Iterable[tuple[str, Path]]) -> Iterator[list[tuple[str, Path]]]:
-    """Uploads of a reasonable size. A file that is large by itself goes alone, so that its refusal is its own."""
+def batches(files: Iterable[tuple[str, Path]], *, times: int = 1) -> Iterator[list[tuple[str, Path]]]:
+    """Uploads of a reasonable size, or `times` as large. A file that is large by itself goes alone, so that its refusal
+    is its own."""
     batch: list[tuple[str, Path]] = []
     total = 0
     for name, path in files:
         n_bytes = path.stat().st_size
-        if batch and (len(batch) == BATCH_FILES or total + n_bytes > BATCH_BYTES):
+        if batch and (len(batch) == BATCH_FILES * times or total + n_bytes > BATCH_BYTES * times):
             yield batch
             batch, total = [], 0
         batch.append((name, path))

@@ -72,12 +72,19 @@ def list_(as_json: Json = False) -> None:
 def add(
     name: Base,
     paths: Annotated[list[Path], typer.Argument(help=say("cli.argument_paths"), metavar="PATH...")],
+    launcher: Annotated[str, typer.Option(help=say("cli.option_ingest_launcher"), metavar="local|ray")] = "local",
+    cluster: Annotated[str, typer.Option(help=say("main.option_cluster"), metavar="HOST:PORT")] = "",
+    workers: Annotated[int, typer.Option(min=0, help=say("cli.option_ingest_workers"), metavar="N")] = 0,
     as_json: Json = False,
 ) -> None:
     from mofang import api
+    from mofang import settings as _settings
     from mofang.cli import files, render
     from mofang.errors import Invalid
+    from mofang.launch import INGESTING
 
+    where: dict[str, Any] = {"cluster": cluster, "workers": workers}
+    far = INGESTING.get(launcher)(_settings.load(), **where)  # what is wrong is said before anything is sent
     chosen = files.select(paths, api.document_suffixes())
     if not chosen.files:
         raise Invalid("cli.no_documents", paths=", ".join(map(str, paths)), skipped=_skipped_words(chosen.skipped))
@@ -85,8 +92,8 @@ def add(
         created = _create_when_missing(client, name)
         reports: list[dict[str, Any]] = []
         stopped = False
-        for batch in files.batches(chosen.files):
-            done, stopped = ingest(client, name, batch)
+        for batch in files.batches(chosen.files, times=files.FAR if far else 1):
+            done, stopped = ingest(client, name, batch, launcher=launcher, **where)
             if not as_json:
                 for report in done:
                     _show_file(report)
@@ -121,8 +128,10 @@ def _create_when_missing(client: "Client", name: str) -> bool:
     return True
 
 
-def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tuple[list[dict[str, Any]], bool]:
-    """Upload and read one batch: the files' reports, and whether Ctrl-C ended it.
+def ingest(
+    client: "Client", name: str, batch: Sequence[tuple[str, Path]], **where: Any
+) -> tuple[list[dict[str, Any]], bool]:
+    """Upload and read one batch: the files' reports, and whether Ctrl-C ended it. where: see Client.add_documents.
 
     When a batch of several is refused as a whole, its files are tried one by one, so that one bad file costs only
     itself; a refused single file is reported as failed.
@@ -135,7 +144,7 @@ def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tu
         with ExitStack() as stack:
             opened = [(relative, stack.enter_context(path.open("rb"))) for relative, path in batch]
             with render.working(say("cli.uploading", what=title)):
-                job = client.add_documents(name, opened)
+                job = client.add_documents(name, opened, **where)
         return list(jobs.finish(client, job, title=title)["files"]), False
     except jobs.JobStopped:
         return [], True
@@ -151,7 +160,7 @@ def ingest(client: "Client", name: str, batch: Sequence[tuple[str, Path]]) -> tu
             return [{"name": batch[0][0], "status": "failed", "error": why, "hint": "", "code": "unreadable"}], False
     reports: list[dict[str, Any]] = []
     for file in batch:
-        done, stopped = ingest(client, name, [file])
+        done, stopped = ingest(client, name, [file], **where)
         reports += done
         if stopped:
             return reports, True

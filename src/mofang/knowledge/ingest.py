@@ -2,6 +2,10 @@
 
 Files are read ahead in windows, so that the total is known and small files share batches. What cannot be read fails
 alone and is reported; the others go on.
+
+Who reads and embeds are its `Hands`: this process (`Here`), or machines elsewhere (mofang.launch.ray_hands). They may do
+many things at a time and lose some of them; what they find is committed here alone, in the order of the files, so that a
+base comes out the same whoever worked for it.
 """
 
 import asyncio
@@ -9,15 +13,16 @@ import hashlib
 import time
 import unicodedata
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Container, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from mofang.engine.base import Embedder
+from mofang.engine.base import EngineInfo, Purpose, Vectors
 from mofang.errors import MofangError, TooLarge
 from mofang.knowledge import SPLITTERS
 from mofang.knowledge.archive import Source, path_of, unpacked
@@ -38,7 +43,79 @@ MIN_LIMIT = 40
 """Characters; an embedder that cannot take this is not one."""
 
 Report = Callable[[Progress], None]
-OpenEmbedder = Callable[[], AbstractAsyncContextManager[Embedder]]
+Cut = tuple[ParsedDocument, list[Chunk]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How files become chunks."""
+
+    splitter: str = "sentence"
+    limit_bytes: int | None = None
+
+
+def cut(path: Path, name: str, cutting: Cutting) -> Cut:
+    """A file's document and its chunks. Blocks. Raises what `parse` and a format's library raise."""
+    document = parse(path, name, limit_bytes=cutting.limit_bytes)
+    return document, SPLITTERS.get(cutting.splitter)(document, LIMIT)
+
+
+class Embeds(Protocol):
+    """The part of an Embedder that an ingest asks for."""
+
+    @property
+    def dimensions(self) -> int: ...
+    def info(self) -> EngineInfo: ...
+    async def embed(self, texts: Sequence[str], purpose: Purpose) -> Vectors: ...
+
+
+class Hands(Protocol):
+    """Who reads and embeds for an ingest."""
+
+    @property
+    def n_files(self) -> int:
+        """Files that are under way at a time."""
+        ...
+
+    @property
+    def n_batches(self) -> int:
+        """Batches that are embedded at a time, once the embedder is open."""
+        ...
+
+    def open(self) -> None:
+        """Called before a file is read, and at once again. Raises what no file is to blame for."""
+        ...
+
+    async def read(self, path: Path, name: str, cutting: Cutting) -> Cut:
+        """What `cut` returns, and raises."""
+        ...
+
+    def embedder(self) -> AbstractAsyncContextManager[Embeds]:
+        """Entered only when something has to be embedded."""
+        ...
+
+
+class Here:
+    """Hands of this process, which is answering others meanwhile: one thing at a time."""
+
+    n_files = n_batches = 1
+
+    def __init__(self, open_embedder: Callable[[], AbstractAsyncContextManager[Embeds]]) -> None:
+        self._open_embedder = open_embedder
+
+    def open(self) -> None:
+        pass
+
+    async def read(self, path: Path, name: str, cutting: Cutting) -> Cut:
+        return await asyncio.to_thread(cut, path, name, cutting)
+
+    def embedder(self) -> AbstractAsyncContextManager[Embeds]:
+        return self._open_embedder()
+
+
+Ingester = Callable[[Store, Sequence[tuple[str, Path]], Cutting, Report], Awaitable[AddReport]]
+"""Takes files into a base in place of this process; see mofang.launch.INGESTING."""
 
 
 class _Meter:
@@ -86,21 +163,29 @@ def _by_digest(new: NewVersion) -> dict[bytes, int]:
     return {digest(text): i for i, text in enumerate(new.passages())}
 
 
-class Ingest:
-    """One call of `add`. `open_embedder` is entered only when something has to be embedded."""
+@dataclass(eq=False, slots=True)
+class _Batch:
+    """Passages that are being embedded, by their digests, and the works that asked for them."""
 
-    def __init__(
-        self, store: Store, open_embedder: OpenEmbedder, report: Report, *, splitter: str, limit_bytes: int | None
-    ) -> None:
+    texts: dict[bytes, str]
+    works: list[_Work]
+    vectors: "asyncio.Task[Vectors]"
+
+
+class Ingest:
+    """One call of `add`."""
+
+    def __init__(self, store: Store, hands: Hands, cutting: Cutting, report: Report) -> None:
         self.store = store
-        self._open_embedder = open_embedder
+        self._hands = hands
+        self._cutting = cutting
         self._report = report
-        self._split: Callable[[ParsedDocument, int], list[Chunk]] = SPLITTERS.get(splitter)
-        self._limit_bytes = limit_bytes
+        self._split: Callable[[ParsedDocument, int], list[Chunk]] = SPLITTERS.get(cutting.splitter)
         self._stack = AsyncExitStack()
-        self._embedder: Embedder | None = None
+        self._embedder: Embeds | None = None
         self._embedding = _Meter(report, "embed", "passages")
         self._reports: dict[int, FileReport] = {}
+        self._staged: set[StagedFile] = set()
         self._vectors: dict[bytes, Vector] = {}
         """Of the window at hand."""
 
@@ -109,18 +194,23 @@ class Ingest:
         began = time.monotonic()
         with ExitStack() as opened:
             given = await asyncio.to_thread(opened.enter_context, unpacked(files))
-            async with self._stack, aclosing(self._windows(given.files)) as windows:
-                async for window in windows:
-                    try:
+            try:
+                async with self._stack, aclosing(self._windows(given.files)) as windows:
+                    async for window in windows:
                         await self._commit(window)
-                    finally:
-                        for work in window:
-                            self.store.discard(work.new.file)
+                        self._discard(work.new.file for work in window)
+            finally:
+                self._discard(list(self._staged))
         archives = [_archive(name, told) for name, told in given.told.items()]
         reports = archives + [self._reports[place] for place in range(len(given.files))]
         if any(report.status == "replaced" for report in reports):
             await asyncio.to_thread(self.store.sweep)
         return AddReport(reports, time.monotonic() - began)
+
+    def _discard(self, files: Iterable[StagedFile]) -> None:
+        for file in files:
+            self.store.discard(file)
+            self._staged.discard(file)
 
     # ---- reading ----
 
@@ -128,40 +218,44 @@ class Ingest:
         await asyncio.to_thread(self.store.sweep)
         known = await asyncio.to_thread(self.store.digests_of_files)
         meter = _Meter(self._report, "read", "files", len(files))
+        named = [(clean_name(given) or path.name, path) for given, path in files]
+        reads = (self._read(place, name, path, known.get(name)) for place, (name, path) in enumerate(named))
+        names = iter(named)
         window: list[_Work] = []
-        try:
-            for place, (given, path) in enumerate(files):
-                name = clean_name(given) or path.name
-                work = await asyncio.to_thread(self._read, place, name, path, known.get(name))
-                meter.step(1, name)
+        async with aclosing(_in_order(reads, self._hands.n_files)) as works:
+            async for work in works:
+                meter.step(1, next(names)[0])
                 if work is None:
                     continue
                 window.append(work)
                 if sum(len(one.new.chunks) for one in window) >= WINDOW:
-                    ready, window = window, []
-                    yield ready
-            if window:
-                ready, window = window, []
-                yield ready
-        finally:
-            for work in window:
-                self.store.discard(work.new.file)
+                    yield window
+                    window = []
+        if window:
+            yield window
 
-    def _read(self, place: int, name: str, path: Source, known: str | None) -> _Work | None:
-        """Blocking. None when there is nothing left to do: the report says why."""
-        staged: StagedFile | None = None
+    async def _read(self, place: int, name: str, path: Source, known: str | None) -> _Work | None:
+        """None when there is nothing left to do: the report says why."""
         try:
-            if known is not None and _sha256(path) == known:
+            if known is not None and await asyncio.to_thread(_sha256, path) == known:
                 self._reports[place] = FileReport(name, "unchanged")
                 return None
-            staged = self.store.stage(path)
-            document = parse(staged.path, name, limit_bytes=self._limit_bytes)
-            return _Work(place, NewVersion(name, staged, document, self._split(document, LIMIT)))
-        except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
-            if staged is not None:
-                self.store.discard(staged)
-            self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
+            staged = await asyncio.to_thread(self.store.stage, path)
+        except Exception as error:
+            self._unread(place, name, path, error)
             return None
+        self._staged.add(staged)
+        self._hands.open()
+        try:
+            document, chunks = await self._hands.read(staged.path, name, self._cutting)
+            return await asyncio.to_thread(_Work, place, NewVersion(name, staged, document, chunks))
+        except Exception as error:  # whatever a format's library raises: this file fails, and the report says so
+            self._discard([staged])
+            self._unread(place, name, path, error)
+            return None
+
+    def _unread(self, place: int, name: str, path: Source, error: Exception) -> None:
+        self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
 
     # ---- embedding and committing ----
 
@@ -172,48 +266,76 @@ class Ingest:
             work.got(self._vectors)
         self._embedding.total += len(wanted) - len(self._vectors)
         waiting = await self._put_ready(window)
-        while waiting:
-            await self._embed(waiting)
-            waiting = await self._put_ready(waiting)
+        if waiting:
+            await self._embed(waiting, await self._embedder_now())
 
-    async def _embed(self, waiting: list[_Work]) -> None:
-        """One batch, from the first works that wait. A failure fails the works that are in it."""
-        batch: dict[bytes, str] = {}
+    async def _embed(self, waiting: list[_Work], embedder: Embeds) -> None:
+        """In batches, from the first works that wait, and commit those that lack nothing any more."""
+        flying: deque[_Batch] = deque()
+        try:
+            while waiting:
+                while len(flying) < self._hands.n_batches and (batch := self._batch(waiting, flying, embedder)):
+                    flying.append(batch)
+                await self._land(waiting, flying, embedder)
+                waiting = await self._put_ready(waiting)
+        finally:
+            await _cancelled([batch.vectors for batch in flying])
+
+    def _batch(self, waiting: list[_Work], flying: Iterable[_Batch], embedder: Embeds) -> _Batch | None:
+        """The next one that is asked for; None when everything is."""
+        asked = {key for batch in flying for key in batch.texts}
+        texts: dict[bytes, str] = {}
         inside: list[_Work] = []
         for work in waiting:
-            if len(batch) >= BATCH:
+            if len(texts) >= BATCH:
                 break
-            inside.append(work)
-            before = len(batch)
-            wanted = islice(work.missing.items(), BATCH - len(batch))
-            batch.update((key, work.new.passage(i)) for key, i in wanted)
-            work.n_embedded += len(batch) - before
-        embedder = await self._embedder_now()
-        try:
-            vectors = await embedder.embed(list(batch.values()), "passage")
-        except TooLarge:
-            await self._shorten(inside, embedder)
-            return
-        except MofangError as error:
-            for work in inside:
-                self._give_up(work, error)
-            return
-        self._vectors.update(zip(batch, np.asarray(vectors, dtype=np.float32), strict=True))
-        for work in waiting:
-            for key in batch:
-                work.missing.pop(key, None)
-        self._embedding.step(len(batch), inside[0].new.name)
+            before = len(texts)
+            open_ = ((key, i) for key, i in work.missing.items() if key not in asked)
+            if taken := {key: work.new.passage(i) for key, i in islice(open_, BATCH - before)}:
+                texts |= taken
+                work.n_embedded += len(texts) - before
+                inside.append(work)
+        if not texts:
+            return None
+        return _Batch(texts, inside, asyncio.create_task(embedder.embed(list(texts.values()), "passage")))
 
-    async def _embedder_now(self) -> Embedder:
+    async def _land(self, waiting: list[_Work], flying: deque[_Batch], embedder: Embeds) -> None:
+        """Take in the oldest batch. A failure fails the works that are in it; one that was too large waits for all others
+        and is made smaller."""
+        too_large: list[_Work] = []
+        while flying:
+            batch = flying[0]
+            try:
+                vectors = await batch.vectors
+            except TooLarge:
+                too_large += [work for work in batch.works if work not in too_large]
+            except MofangError as error:
+                for work in batch.works:
+                    self._give_up(work, error)
+            else:
+                self._got(waiting, batch, vectors)
+            flying.popleft()
+            if not too_large:
+                return
+        await self._shorten(too_large, embedder)
+
+    def _got(self, waiting: list[_Work], batch: _Batch, vectors: Vectors) -> None:
+        self._vectors.update(zip(batch.texts, np.asarray(vectors, dtype=np.float32), strict=True))
+        for work in waiting:
+            for key in batch.texts:
+                work.missing.pop(key, None)
+        self._embedding.step(len(batch.texts), batch.works[0].new.name)
+
+    async def _embedder_now(self) -> Embeds:
         if self._embedder is None:
-            embedder = await self._stack.enter_async_context(self._open_embedder())
+            embedder = await self._stack.enter_async_context(self._hands.embedder())
             model, dimensions = await asyncio.to_thread(self.store.embedder)
             name = self.store.folder.name
             check_embedder(name, model, dimensions, embedder.info().model, embedder.dimensions)
             self._embedder = embedder
         return self._embedder
 
-    async def _shorten(self, works: list[_Work], embedder: Embedder) -> None:
+    async def _shorten(self, works: list[_Work], embedder: Embeds) -> None:
         """A batch was too large. Embed one by one; a document with too large a passage is cut anew, half as long."""
         for work in works:
             work.n_embedded = 0
@@ -258,6 +380,29 @@ class Ingest:
     def _give_up(self, work: _Work, error: MofangError) -> None:
         work.missing = {}
         self._reports[work.place] = _failed(work.new.name, work.new.file.path, error)
+
+
+async def _in_order(calls: Iterable[Coroutine[Any, Any, T]], n: int) -> AsyncGenerator[T, None]:
+    """What the calls return, in their order; n of them are under way at a time."""
+    waiting = iter(calls)
+    flying: deque[asyncio.Task[T]] = deque()
+    try:
+        while True:
+            flying.extend(asyncio.create_task(call) for call in islice(waiting, n - len(flying)))
+            if not flying:
+                return
+            found = await flying[0]
+            flying.popleft()
+            yield found
+    finally:
+        await _cancelled(flying)
+
+
+async def _cancelled(tasks: Sequence["asyncio.Task[T]"]) -> None:
+    """Once they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def clean_name(name: str) -> str:

@@ -27,7 +27,7 @@ from mofang.knowledge.base import AddReport, Block, Chunk, DocumentInfo, Hit, Kn
 from mofang.knowledge.centre import Centres
 from mofang.knowledge.drafted import Drafted
 from mofang.knowledge.evidence import Usual, has_words, is_first
-from mofang.knowledge.ingest import Ingest
+from mofang.knowledge.ingest import Cutting, Here, Ingest, Ingester
 from mofang.knowledge.legs import Legs, Report
 from mofang.knowledge.rerank import RERANKED, OpenReranker, reranked
 from mofang.knowledge.retrieve import Asked
@@ -72,8 +72,7 @@ class Library:
         searches use. reranker: opens one by its name; None: there are none here."""
         self.folder = folder
         self._embedder = embedder
-        self._splitter = splitter
-        self._limit_bytes = limit_bytes
+        self._cutting = Cutting(splitter, limit_bytes)
         settings = settings or Settings()
         self._legs = Legs(settings)
         self._reranker = settings.reranker_model
@@ -175,19 +174,18 @@ class Library:
             return await asyncio.to_thread(pages.draw, sheet, width)
 
     async def add(
-        self, name: str, files: Sequence[tuple[str, Path]], *, progress: Callable[[Progress], None]
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        progress: Callable[[Progress], None],
+        ingester: Ingester | None = None,
     ) -> AddReport:
-        """Read, embed and commit (relative name, path) pairs; a file that fails does not stop the others."""
+        """Read, embed and commit (relative name, path) pairs; a file that fails does not stop the others.
+
+        ingester: does so in place of this process."""
         store = self._store(name)
-        model, _ = await asyncio.to_thread(store.embedder)
-        ingest = Ingest(
-            store,
-            lambda: self._embedder(model),  # type: ignore[arg-type, return-value]
-            progress,
-            splitter=self._splitter,
-            limit_bytes=self._limit_bytes,
-        )
-        report = await ingest.run(files)
+        report = await (ingester or self._ingest)(store, files, self._cutting, progress)
         await asyncio.to_thread(self._settle, store, progress)  # also what an add that was killed did not come to
         return report
 
@@ -306,6 +304,17 @@ class Library:
         return grounding
 
     # ---- inside ----
+
+    async def _ingest(
+        self,
+        store: Store,
+        files: Sequence[tuple[str, Path]],
+        cutting: Cutting,
+        progress: Callable[[Progress], None],
+    ) -> AddReport:
+        model, _ = await asyncio.to_thread(store.embedder)
+        hands = Here(lambda: self._embedder(model))  # type: ignore[arg-type, return-value]
+        return await Ingest(store, hands, cutting, progress).run(files)
 
     def _settle(self, store: Store, progress: Callable[[Progress], None], *, files: bool = True) -> None:
         """The documents are safe by now: a store that does not answer is a warning here and a notice in each search; files

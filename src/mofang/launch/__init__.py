@@ -1,4 +1,4 @@
-"""Who computes: on this machine, or on several. This table is the only list of ways to serve."""
+"""Who computes: on this machine, or on several. The only lists of ways to serve, and to take documents in."""
 
 from mofang.registry import Entry, Registry
 
@@ -11,3 +11,13 @@ SERVING = Registry(
 )
 """Each is called with the options of `mofang serve` (cluster, replicas, max_replicas, cpus) and returns the gateway's
 parts (launch.local.Parts). Raises Invalid for an option that it cannot use."""
+
+INGESTING = Registry(
+    "ingesting",
+    {
+        "local": Entry("mofang.launch.local:ingest_here", "the gateway reads, its embedder embeds"),
+        "ray": Entry("mofang.launch.ray_ingest:spread", "machines of a Ray cluster read and embed", "ray", "ray"),
+    },
+)
+"""Each is called with the settings and the options of `mofang kb add` (cluster, workers) and returns who does the work
+(knowledge.ingest.Ingester); None: the gateway itself. Raises as those of SERVING."""

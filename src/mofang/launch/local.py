@@ -122,9 +122,16 @@ def alone(**options: Any) -> Parts:
     return own
 
 
+def ingest_here(_: Settings, **options: Any) -> None:
+    """The gateway takes documents in by itself. Raises Invalid for options of other launchers."""
+    if wrong := next((name for name, value in options.items() if value), None):
+        raise Invalid("launch.ingest_not_local", param=wrong, option=f"--{wrong}")
+
+
 @contextmanager
 def gateway(settings: Settings, bound: socket.socket | None = None, *, parts: Parts = own) -> Iterator[Running]:
     """Own the home and serve it from a thread of this process for the length of the block."""
+    from mofang.launch import INGESTING
     from mofang.launch.doctor import examine
     from mofang.server import create_app
     from mofang.server.backend import LocalBackend
@@ -135,7 +142,7 @@ def gateway(settings: Settings, bound: socket.socket | None = None, *, parts: Pa
         bound = bound or bind(settings.host, settings.port, setting="MOFANG_PORT")
         port = bound.getsockname()[1]
         settings = _with_owner(settings).model_copy(update={"port": port, "ui_port": settings.workbench_port or 0})
-        backend = LocalBackend(settings, models=models, engines=engines, doctor=examine)
+        backend = LocalBackend(settings, models=models, engines=engines, doctor=examine, ingesting=INGESTING)
         app = create_app(backend)
         server = uvicorn.Server(
             uvicorn.Config(

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from mofang import settings
-from mofang.errors import MofangError
+from mofang.errors import Invalid, MofangError
 from mofang.platform import end_child, n_cores, start_child
 
 STORE_BYTES = 100_000_000
@@ -28,10 +28,9 @@ KNOCK_S = 10.0
 def connected(address: str) -> Iterator[None]:
     """Connected to the cluster at `address` ("auto": the one that this machine belongs to), or to a Ray of our own that
     ends with the block. Raises MofangError where nobody answers."""
-    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        told["address"] = address
-    else:
+    # "local" is said: of no address at all, Ray makes the cluster that `ray start` began on this machine.
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
+    if not address:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # asked for by a new Ray: other users give it no orders
         told |= {
             "num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES,
@@ -68,6 +67,17 @@ def _knock(address: str) -> None:
 def nodes() -> list[dict[str, float]]:
     """What each living machine of the cluster has: {"CPU": 8.0, "GPU": 1.0, …}."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def crew(workers: int, *, fewer: bool = False) -> tuple[int, bool]:
+    """How many processes, and whether each has a GPU: as many as were asked for, else one for each GPU of the cluster, or
+    for each machine where there is none. Raises Invalid for more than there are GPUs, unless `fewer` will do."""
+    machines = [node for node in nodes() if node.get("CPU")]
+    gpus = int(sum(node.get("GPU", 0) for node in machines))
+    count = workers or gpus or len(machines)
+    if gpus and count > gpus and not fewer:
+        raise Invalid("launch.too_few_gpus_ray", param="workers", n=count, gpus=gpus)
+    return count, bool(gpus)
 
 
 def share(count: int) -> int:

@@ -26,7 +26,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from mofang.client import ApiError
-from mofang.errors import Invalid, MofangError
+from mofang.errors import MofangError
 from mofang.launch import rank, ray_cluster
 from mofang.recipes import Recipe
 from mofang.recipes.launchers import Ray
@@ -70,15 +70,11 @@ def run(launcher: Ray, recipe: Recipe, run: Run) -> dict[str, Any]:
 
 def _scaling(launcher: Ray) -> ScalingConfig:
     """As many workers as were asked for, each with its share of a machine's cores. Raises Invalid for more than fit."""
-    nodes = [node for node in ray_cluster.nodes() if node.get("CPU")]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    workers = launcher.workers or gpus or len(nodes)
-    if gpus and workers > gpus and not launcher.min_workers:
-        raise Invalid("launch.too_few_gpus_ray", param="workers", n=workers, gpus=gpus)
+    workers, on_gpus = ray_cluster.crew(launcher.workers, fewer=bool(launcher.min_workers))
     return ScalingConfig(
         num_workers=(launcher.min_workers, workers) if launcher.min_workers else workers,
-        use_gpu=bool(gpus),
-        resources_per_worker={"CPU": ray_cluster.share(workers), **({"GPU": 1} if gpus else {})},
+        use_gpu=on_gpus,
+        resources_per_worker={"CPU": ray_cluster.share(workers), **({"GPU": 1} if on_gpus else {})},
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from mofang.engine.base import CALLER, ChatEngine, Vectors
 from mofang.errors import Conflict, Forbidden
 from mofang.knowledge.base import AddReport, Chunk, DocumentInfo, Hit, KnowledgeInfo, Span
+from mofang.knowledge.ingest import Ingester
 from mofang.knowledge.library import not_found
 from mofang.knowledge.within import Filter
 from mofang.messages import Message
@@ -194,9 +195,16 @@ class Guarded:
         self.check(name, write=True)
         self._library.forget_questions(name)
 
-    async def add(self, name: str, files: Sequence[tuple[str, Path]], *, progress: Report) -> AddReport:
+    async def add(
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        progress: Report,
+        ingester: Ingester | None = None,
+    ) -> AddReport:
         self.check(name, write=True)
-        return await self._library.add(name, files, progress=progress)
+        return await self._library.add(name, files, progress=progress, ingester=ingester)
 
     async def rebuild(self, name: str, *, progress: Report) -> int:
         self.check(name, write=True)

@@ -12,8 +12,10 @@ from typing import Any, Protocol, cast
 
 from mofang import platform
 from mofang.engine.base import Embedder, Engine, Kind
+from mofang.knowledge.ingest import Ingester
 from mofang.models.base import ModelRef
 from mofang.models.catalogue import CatalogueEntry
+from mofang.registry import Registry
 from mofang.server import pulls
 from mofang.server.access import Access, Guarded
 from mofang.server.calls import Calls
@@ -80,6 +82,10 @@ class Backend(Rooms, Protocol):
         """What this machine has and lacks (launch.doctor's findings), in the asker's language; blocks."""
         ...
 
+    def ingester(self, launcher: str, **options: Any) -> Ingester | None:
+        """Who takes documents in (launch.INGESTING); None: this process. Raises UnknownName, MissingExtra, Invalid."""
+        ...
+
     async def pull(self, name: str, kind: Kind, source: str | None, progress: Report) -> ModelRef:
         """Bring a model; "auto": the default of `kind` whose source answers."""
         ...
@@ -107,7 +113,9 @@ class LocalBackend:
         engines: Engines | None = None,
         library: Library | None = None,
         doctor: Callable[[Settings], Sequence[Any]] = lambda settings: (),
+        ingesting: Registry | None = None,
     ) -> None:
+        """ingesting: the ways to take documents in; None: this process is the only one."""
         self.settings = settings
         self.uploads = settings.home / "uploads"
         self.jobs = Jobs(settings, settings.home / "jobs.json", pulls.lasting(self))
@@ -128,6 +136,7 @@ class LocalBackend:
         self.calls = Calls(self.tools, self.store, settings)
         self.history = History(self._standing)
         self._doctor = doctor
+        self._ingesting = ingesting
 
     async def start(self) -> None:
         self.history.start()
@@ -163,6 +172,9 @@ class LocalBackend:
 
     def examine(self) -> Sequence[Any]:
         return self._doctor(self.settings)
+
+    def ingester(self, launcher: str, **options: Any) -> Ingester | None:
+        return self._ingesting.get(launcher)(self.settings, **options) if self._ingesting else None
 
     def catalogue(self) -> Sequence[CatalogueEntry]:
         from mofang.models import catalogue

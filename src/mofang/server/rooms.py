@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from mofang.engine.base import ChatEngine, Engine, EngineInfo, Kind, Vectors
 from mofang.errors import MofangError
 from mofang.knowledge.base import AddReport, Chunk, DocumentInfo, Hit, KnowledgeInfo, Span
+from mofang.knowledge.ingest import Ingester
 from mofang.knowledge.within import Filter
 from mofang.messages import Message, Progress, Source
 from mofang.models.ancestry import Ancestor
@@ -101,7 +102,14 @@ class Library(Protocol):
     def keep_question(self, name: str, passage: Hit, question: str, answer: str) -> dict[str, Any]: ...
     def change_question(self, name: str, question_id: str, changes: Mapping[str, Any]) -> dict[str, Any]: ...
     def forget_questions(self, name: str) -> None: ...
-    async def add(self, name: str, files: Sequence[tuple[str, Path]], *, progress: Report) -> AddReport: ...
+    async def add(
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        *,
+        progress: Report,
+        ingester: Ingester | None = None,
+    ) -> AddReport: ...
     async def rebuild(self, name: str, *, progress: Report) -> int: ...
     def close(self) -> None: ...
     async def search(

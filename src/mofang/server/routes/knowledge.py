@@ -16,10 +16,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from mofang.errors import MofangError
 from mofang.knowledge import evalset
 from mofang.knowledge.base import KnowledgeInfo
+from mofang.knowledge.ingest import Ingester
 from mofang.knowledge.within import Filter
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.server import evaluation, sse, uploads
 from mofang.server.answer import Answer, Question, answering
+from mofang.server.auth import check_owner
 from mofang.server.backend import Backend
 from mofang.server.events import Event
 from mofang.server.faults import fault, internal, interrupted
@@ -124,14 +126,25 @@ def documents(name: str, backend: Here) -> dict[str, Any]:
 
 
 @router.post("/v1/knowledge/{name}/documents", status_code=202, openapi_extra=uploads.OPENAPI)
-async def add_documents(name: str, request: Request, backend: Here, lang: Lang) -> dict[str, Any]:
-    """Take files in (multipart field "files", any number). The job's result says what happened to each of them."""
-    await _admit(name, request, backend, write=True)
+async def add_documents(
+    name: str,
+    request: Request,
+    backend: Here,
+    lang: Lang,
+    launcher: str = Query(default="local", max_length=100),
+    cluster: str = Query(default="", max_length=300),
+    workers: int = Query(default=0, ge=0, le=10_000),
+) -> dict[str, Any]:
+    """Take files in (multipart field "files", any number). The job's result says what happened to each of them.
+
+    `launcher`: "ray" lets the machines of a Ray cluster read and embed; the owner's to use, as it starts processes there.
+    """
+    ingester = await _admit(name, request, backend, write=True, launcher=launcher, cluster=cluster, workers=workers)
     upload = await uploads.receive(request, backend.uploads, limit_mb=backend.settings.upload_limit_mb)
 
     async def work(report: Callable[[Progress], None]) -> Any:
         try:
-            added = await backend.library.add(name, upload.files, progress=report)
+            added = await backend.library.add(name, upload.files, progress=report, ingester=ingester)
             return asdict(added)
         finally:
             await asyncio.to_thread(upload.discard)
@@ -139,10 +152,17 @@ async def add_documents(name: str, request: Request, backend: Here, lang: Lang) 
     return backend.jobs.start("ingest", name, work, lang=lang).shape()
 
 
-async def _admit(name: str, request: Request, backend: Backend, *, write: bool) -> None:
-    """Refuse an upload before it is read; what is still sent is thrown away, so that the client hears the reason."""
+async def _admit(
+    name: str, request: Request, backend: Backend, *, write: bool, launcher: str = "local", **options: Any
+) -> Ingester | None:
+    """Refuse an upload before it is read; what is still sent is thrown away, so that the client hears the reason.
+    Returns who takes it in."""
     try:
         await asyncio.to_thread(backend.library.check, name, write=write)
+        ingester = backend.ingester(launcher, **options)
+        if ingester:
+            check_owner()
+        return ingester
     except MofangError:
         await uploads.drain(request)
         raise
