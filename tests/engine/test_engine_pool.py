@@ -509,7 +509,8 @@ async def test_callers_are_served_in_turn(rig: Rig) -> None:
 async def test_a_model_is_loaded_anew_beside_itself(rig: Rig) -> None:
     """Who came before is answered by the old engine, who comes from then on by the new one; the old one leaves with its
     last answer, and until then its memory counts."""
-    async with rig.pool.use("m", "chat", keep_alive=60) as old:
+    await rig.pool.load("m", keep_alive=60)
+    async with rig.pool.use("m", "chat") as old:
         rig.engines.gate = asyncio.Event()
         reload = asyncio.create_task(rig.pool.load("m", reload=True))
         await _settle()

@@ -94,7 +94,7 @@ def serving(
             time.sleep(0.1)
         yield Served(owner.url, home, process, clusters, within)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(timeout=60)

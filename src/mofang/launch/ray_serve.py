@@ -59,9 +59,9 @@ CHECK_EVERY_S, CHECK_TIMEOUT_S = 1, 2
 """Three checks in a row that fail, and Serve begins the replica anew: some nine seconds for one that hangs."""
 STARTS = 2
 """How often a replica that cannot load its model tries again."""
-DRAIN_S, DRAIN_LOOK_S = 900.0, 1.0
-"""For how long a replica that is to go may still answer (longer than an answer takes), and how often it looks whether it
-does: not before the gateway has heard that it goes."""
+DRAIN_S, DRAIN_LOOK_S = 300.0, 1.0
+"""For how long a replica that is to go may still answer, and how often it looks whether it does: not before the gateway has
+heard that it goes. One that hangs is replaced at once, and holds its memory for as long."""
 BUSY_S, CALM_S, LOOK_BACK_S = 5.0, 300.0, 12.0
 """How long there must be much, or little, to do before replicas come or go, and over which time that is measured: the
 gateway counts every ten seconds."""
