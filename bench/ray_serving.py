@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from mofang.engine.llama.native import free_port
-from mofang.models.store import ModelStore
+from mofang.models.store import ModelStore, write_manifest
 from mofang.platform import describe as machine
 from mofang.settings import Settings
 from serving import Server, child
@@ -36,6 +36,9 @@ FIRSTS = 10
 async def gateway(place: Path, model: Path, slots: int, *options: str) -> AsyncIterator[Server]:
     """A gateway with a home of its own, the model loaded."""
     ModelStore(Settings(home=place)).add(model, "m")
+    embedder = place / "models" / "hash"  # or the default one would be brought, and read the handbook meanwhile
+    embedder.mkdir()
+    write_manifest(embedder, {"name": "hash", "kind": "embedding", "format": "gguf", "engine": "hash"})
     port = free_port()
     env = {
         "MOFANG_HOME": str(place), "MOFANG_PORT": str(port), "MOFANG_CHAT_MODEL": "m", "MOFANG_AUTO_TUNE": "0",

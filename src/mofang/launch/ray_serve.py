@@ -51,8 +51,9 @@ from mofang.settings import Settings, secrets
 
 BEAT_S, SILENCE_S = 1.0, 8.0
 """How often a replica that has nothing to say yet says so, and for how long it may be silent before it counts as lost."""
-JOIN_S = 0.02
-"""Pieces that come within it travel together, but for the first."""
+JOIN_S, MOST_JOIN_S = 0.02, 0.16
+"""Pieces that come within it travel together, but for the first: so much for each answer under way, and at most. A message
+between Ray's processes takes a millisecond of a core, whatever is in it."""
 PATIENCE_S, PAUSE_S = 30.0, 0.25
 """For how long another replica is looked for, at other places of the ring, until one has come in place of the lost one."""
 CHECK_EVERY_S, CHECK_TIMEOUT_S = 1, 2
@@ -180,6 +181,11 @@ def _stamps(ref: ModelRef, settings: Settings) -> dict[str, str]:
     return {one.name: lora.stamp(one.path) for one in adapters.of_base(ModelStore(settings), ref)}
 
 
+def _says(piece: Delta) -> bool:
+    """Whether somebody has read something with it."""
+    return bool(piece.content or piece.reasoning or piece.tool_calls)
+
+
 # ---- on the cluster's machines ----
 
 
@@ -189,6 +195,7 @@ class Replica:
 
     async def __init__(self, engine: str, ref: ModelRef, settings: Settings) -> None:  # type: ignore[misc]  # Serve waits
         self._engine: Any = await ENGINES.get(engine)(ref, settings, progress=lambda _: None)
+        self._n_answers = 0
 
     async def call(self, adapter: ModelRef | None, method: str, *arguments: Any, **named: Any) -> Any:
         """What the engine's method returns."""
@@ -196,11 +203,12 @@ class Replica:
         return await value if isinstance(value, Awaitable) else value
 
     async def stream(self, adapter: ModelRef | None, method: str, *arguments: Any) -> AsyncGenerator[list[Delta], None]:
-        """The pieces of an answer, those of JOIN_S together; an empty list every BEAT_S while there is none."""
+        """The pieces of an answer, several together but for the first words; an empty list every BEAT_S of silence."""
         async with aclosing(getattr(self._under(adapter), method)(*arguments)) as source:
             next_piece: asyncio.Task[Delta] = asyncio.ensure_future(anext(source))
             joined, begun, loop = [], False, asyncio.get_running_loop()
             until = loop.time() + BEAT_S
+            self._n_answers += 1
             try:
                 while True:
                     done, _ = await asyncio.wait({next_piece}, timeout=max(0.0, until - loop.time()))
@@ -208,15 +216,16 @@ class Replica:
                         joined.append(next_piece.result())
                         next_piece = asyncio.ensure_future(anext(source))
                         if len(joined) == 1:
-                            until = loop.time() + (JOIN_S if begun else 0.0)  # the first travels alone
+                            until = loop.time() + (min(MOST_JOIN_S, JOIN_S * self._n_answers) if begun else 0.0)
                     if loop.time() >= until:
                         yield joined
-                        begun = begun or bool(joined)
+                        begun = begun or any(map(_says, joined))
                         joined, until = [], loop.time() + BEAT_S
             except StopAsyncIteration:
                 if joined:
                     yield joined
             finally:
+                self._n_answers -= 1
                 next_piece.cancel()
 
     def _under(self, adapter: ModelRef | None) -> Any:
@@ -376,7 +385,7 @@ class _Application:
                     async with asyncio.timeout(SILENCE_S):
                         pieces = await anext(source)
                     for piece in pieces:
-                        begun = begun or bool(piece.content or piece.reasoning or piece.tool_calls)
+                        begun = begun or _says(piece)
                         yield piece
             except StopAsyncIteration:
                 return
