@@ -156,7 +156,7 @@ class Client:
         self.request("DELETE", f"/v1/models/{quoted(name)}")
 
     def load_model(self, name: str, **wishes: Any) -> dict[str, Any]:
-        """`wishes`: pin, keep_alive; see wire.LoadRequest."""
+        """`wishes`: pin, keep_alive, reload, replicas, max_replicas; see wire.LoadRequest."""
         return self.request("POST", f"/v1/models/{quoted(name)}/load", wishes or None)  # type: ignore[no-any-return]
 
     def unload_model(self, name: str) -> None:

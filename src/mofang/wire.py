@@ -637,6 +637,12 @@ class LoadRequest(Request):
     pin: bool | None = None
     """True: it stays in memory until it is unloaded; None: as before."""
     keep_alive: KeepAlive | None = None
+    reload: bool = False
+    """As it lies on disk now, also where it is in memory: the new one is loaded beside the one that answers."""
+    replicas: int | None = Field(default=None, ge=1)
+    """Copies of it, on a cluster; None: as before, or 1 beside `max_replicas`."""
+    max_replicas: int = Field(default=0, ge=0)
+    """As many when there is much to do, `replicas` when there is not; 0: always `replicas`."""
 
 
 class AddRequest(Request):

@@ -134,6 +134,12 @@ def test_ps_shows_who_is_at_work_who_waits_and_who_leaves_when(run: Run, client:
 def test_load_and_unload_pass_on_what_was_wished(run: Run, client: FakeClient) -> None:
     assert "echo" in run("models", "load", "echo", "--pin", "--keep-alive", "1h").stdout
     run("models", "load", "echo")
-    assert client.bodies == [{"pin": True, "keep_alive": "1h"}, {"pin": None, "keep_alive": None}]
+    run("models", "load", "echo", "--reload", "--replicas", "3")
+    plain = {"pin": None, "keep_alive": None, "reload": False}
+    assert client.bodies == [
+        {**plain, "pin": True, "keep_alive": "1h"},
+        plain,
+        {**plain, "reload": True, "replicas": 3, "max_replicas": 0},
+    ]
     assert "e5" in run("models", "unload", "e5").stdout
     assert [engine["model"] for engine in client.engines] == ["echo", "千问-小"]

@@ -16,7 +16,7 @@ from mofang.engine.base import CALLER
 from mofang.engine.echo import EchoEngine
 from mofang.engine.pool import Pool
 from mofang.engine.room import Guest
-from mofang.errors import Busy, Conflict, EngineFailed, TooLarge
+from mofang.errors import Busy, Conflict, EngineFailed, Invalid, TooLarge
 from mofang.messages import Delta, Message, Progress, Sampling
 from mofang.models.base import MemoryEstimate, ModelRef
 from mofang.platform import Held, Memory
@@ -504,3 +504,62 @@ async def test_callers_are_served_in_turn(rig: Rig) -> None:
     hold.set()
     await asyncio.gather(*tasks)
     assert order == ["x", "x", "y", "x"], "one each in turn, y before the last x"
+
+
+async def test_a_model_is_loaded_anew_beside_itself(rig: Rig) -> None:
+    """Who came before is answered by the old engine, who comes from then on by the new one; the old one leaves with its
+    last answer, and until then its memory counts."""
+    await rig.pool.load("m", keep_alive=60)
+    async with rig.pool.use("m", "chat") as old:
+        rig.engines.gate = asyncio.Event()
+        reload = asyncio.create_task(rig.pool.load("m", reload=True))
+        await _settle()
+        async with rig.pool.use("m", "chat") as still:
+            assert still is old and rig.engines.loads == 2 and not reload.done()
+        rig.engines.gate.set()
+        assert (await reload).model == "m"
+        async with rig.pool.use("m", "chat") as new:
+            assert new is rig.engines.made[1] and new is not old
+            assert [info.running for info in rig.pool.loaded()] == [1]
+        assert old.alive() and "".join([delta.content async for delta in old.chat(SAY, Sampling())]) == "你好🙂世界"  # type: ignore[attr-defined]
+    await _settle()
+    assert not old.alive() and new.alive()
+    assert rig.pool.loaded()[0].unloads_in_s == pytest.approx(60), "what was wished holds for the new one"
+
+
+async def test_a_reload_that_fails_changes_nothing(rig: Rig) -> None:
+    assert await _answer(rig.pool)
+    rig.engines.fault = EngineFailed("engine.load_failed", model="m", why="broken", log="-")
+    with pytest.raises(EngineFailed):
+        await rig.pool.load("m", reload=True)
+    assert await _answer(rig.pool) == "你好🙂世界" and rig.engines.loads == 2 and len(rig.engines.made) == 1
+
+
+async def test_a_reload_without_room_for_both_waits_for_nobody(rig: Rig) -> None:
+    """An idle model leaves first; one that answers somebody stays, and the reload is refused."""
+    rig.models.needs = 600_000_000
+    rig.pool._settings = rig.pool._settings.model_copy(update={"memory_budget_mb": 1000})
+    assert await _answer(rig.pool)
+    async with rig.pool.use("m", "chat") as old:
+        with pytest.raises(TooLarge):
+            await rig.pool.load("m", reload=True)
+        assert old.alive()
+    await rig.pool.load("m", reload=True)
+    assert not old.alive() and await _answer(rig.pool) == "你好🙂世界" and rig.engines.loads == 2
+
+
+async def test_unloading_ends_a_reload_too(rig: Rig) -> None:
+    await _answer(rig.pool)
+    rig.engines.gate = asyncio.Event()
+    reload = asyncio.create_task(rig.pool.load("m", reload=True))
+    await _settle()
+    await rig.pool.unload("m")
+    with pytest.raises(EngineFailed):
+        await reload
+    assert rig.pool.loaded() == [] and not any(engine.alive() for engine in rig.engines.made)
+
+
+async def test_copies_are_refused_where_there_is_one(rig: Rig) -> None:
+    with pytest.raises(Invalid) as raised:
+        await rig.pool.load("m", replicas=(2, 0))
+    assert raised.value.code == "one_copy"

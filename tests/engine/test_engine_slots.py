@@ -91,7 +91,8 @@ def test_another_file_build_or_context_is_another_folder(tmp_path: Path) -> None
     ]
     path.write_bytes(b"two!")
     others.append(slots.folder(tmp_path, ref, launch, "p 1"))
-    assert len({here, *others}) == 7
+    others.append(slots.folder(tmp_path, replace(ref, sha256="1" * 64), launch, "p 1"))
+    assert len({here, *others}) == 8, "also where the manifest knows nothing of the change"
 
 
 def test_only_the_last_long_prompts_are_remembered() -> None:

@@ -85,6 +85,8 @@ def test_what_only_the_owner_may(locked: Gateway) -> None:
             ("POST", "/v1/models/add", {"path": "/etc/passwd"}),
             ("POST", "/v1/models/remote", {"name": "x", "base_url": "http://127.0.0.1:1/v1", "model": "y"}),
             ("DELETE", "/v1/models/echo", None),
+            ("POST", "/v1/models/echo/load", {"reload": True}),
+            ("POST", "/v1/models/echo/load", {"replicas": 9}),
             ("POST", "/v1/runs", {"kind": "sft", "recipe": {}}),
         ):
             assert code(http.request(method, path, json=body)) == (403, "owner_only"), (method, path)

@@ -305,12 +305,17 @@ def load(
     name: Installed,
     pin: Annotated[bool, typer.Option("--pin", help=say("cli.option_pin"))] = False,
     keep_alive: Annotated[str | None, typer.Option(help=say("cli.option_keep_alive"), metavar="TIME")] = None,
+    reload: Annotated[bool, typer.Option("--reload", help=say("cli.option_reload"))] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, help=say("cli.option_replicas"))] = None,
+    max_replicas: Annotated[int, typer.Option(min=0, help=say("cli.option_max_replicas"))] = 0,
     as_json: Json = False,
 ) -> None:
     from mofang import api
     from mofang.cli import render
 
-    wishes = {"pin": True if pin else None, "keep_alive": keep_alive}
+    wishes: dict[str, Any] = {"pin": True if pin else None, "keep_alive": keep_alive, "reload": reload}
+    if replicas or max_replicas:
+        wishes |= {"replicas": replicas, "max_replicas": max_replicas}
     with api.gateway() as client, render.working(say("cli.loading", model=name, percent="")):
         engine = client.load_model(name, **wishes)
     if as_json:

@@ -32,6 +32,7 @@ LAUNCHER = typer.Option("local", "--launcher", help=say("main.option_launcher"),
 CLUSTER = typer.Option("", help=say("main.option_cluster"), metavar="HOST:PORT")
 REPLICAS = typer.Option(1, help=say("main.option_replicas"), min=1)
 MAX_REPLICAS = typer.Option(0, help=say("main.option_max_replicas"), min=0)
+CALM = typer.Option(0.0, "--calm", help=say("main.option_calm"), min=0, metavar="SECONDS")
 CPUS = typer.Option(0, help=say("main.option_cpus"), min=0)
 
 
@@ -42,13 +43,16 @@ def serve(
     cluster: str = CLUSTER,
     replicas: int = REPLICAS,
     max_replicas: int = MAX_REPLICAS,
+    calm: float = CALM,
     cpus: int = CPUS,
 ) -> None:
     from mofang import settings as _settings
     from mofang.errors import Invalid
     from mofang.launch import SERVING
 
-    options = {"cluster": cluster, "replicas": replicas, "max_replicas": max_replicas, "cpus": cpus}
+    options = {
+        "cluster": cluster, "replicas": replicas, "max_replicas": max_replicas, "calm": calm, "cpus": cpus,
+    }  # fmt: skip
     settings = _settings.load(host=host, port=port)
     parts = SERVING.get(launcher)(**options)
     if 0 < max_replicas < replicas:

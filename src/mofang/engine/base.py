@@ -152,6 +152,16 @@ class Adaptable(Protocol):
 
 
 @runtime_checkable
+class Scalable(Protocol):
+    """An engine of several copies, which may become more or fewer while they answer."""
+
+    async def scale(self, replicas: int, max_replicas: int) -> None:
+        """So many copies, and up to `max_replicas` when there is much to do (0: never more). A copy that goes ends its
+        answers first. Raises EngineFailed when there is no room for so many; then there are as many as before."""
+        ...
+
+
+@runtime_checkable
 class Embedder(Engine, Protocol):
     """Turns texts into vectors."""
 

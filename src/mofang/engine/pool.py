@@ -3,7 +3,9 @@
 A model has as many places as its engine has slots; whoever finds none waits (engine.line), and when too many wait the
 next one is refused (Busy). One load at a time for a model, whoever asked; it goes on when the one who asked leaves.
 All models share one budget of memory (engine.room): for one more, those that were idle longest leave. Unloading a
-model that answers somebody is refused (Conflict): it would break an answer that was promised.
+model that answers somebody is refused (Conflict): it would break an answer that was promised. A model that is to be
+loaded anew is loaded beside itself: whoever asks from then on is answered by the new one, and the one before leaves with
+the last of its own.
 """
 
 import asyncio
@@ -18,7 +20,7 @@ from typing import Protocol
 
 from mofang.engine import ENGINES, engine_name, room
 from mofang.engine.autotune import AutoTuner
-from mofang.engine.base import CALLER, Adaptable, Engine, EngineInfo, Kind
+from mofang.engine.base import CALLER, Adaptable, Engine, EngineInfo, Kind, Scalable
 from mofang.engine.line import Full, Line
 from mofang.errors import Busy, Conflict, EngineFailed, Invalid, MofangError, TooLarge
 from mofang.messages import Progress
@@ -71,6 +73,14 @@ class _Place:
         """Set whenever the last one leaves."""
         self.last_words = ""
         """What the log said when it crashed."""
+        self.follows: _Place | None = None
+        """Whom it is to come after; that one stays until it has."""
+
+    def heir(self) -> "_Place":
+        """An empty place that is to follow this one."""
+        place = _Place(self.line.limit, self.pinned)
+        place.seconds, place.follows = self.seconds, self
+        return place
 
     @property
     def in_use(self) -> bool:
@@ -93,6 +103,12 @@ class Pool:
         self._engines = engines
         self._clock = clock
         self._places: dict[str, _Place] = {}
+        self._beside: list[tuple[str, _Place]] = []
+        """By the names of their models: those that are loaded to follow another one, and those that were followed and
+        still answer."""
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._replacing = asyncio.Lock()
+        """Held while a model is loaded beside itself."""
         self._deciding = asyncio.Lock()
         """Held while somebody decides who fits into memory."""
         self._sweeper: asyncio.Task[None] | None = None
@@ -114,14 +130,14 @@ class Pool:
         """
         asked = await asyncio.to_thread(self._models.resolve, name, kind)
         ref = await self._base(asked)
-        place = self._place(ref.name)
-        async with place.door:
-            await self._renew(asked, ref, place)
+        async with self._place(ref.name).door:
+            await self._renew(asked, ref)
+        place = self._place(ref.name)  # another one, if the model was loaded anew while we waited
         await self._enter(ref, place, progress)
         began = self._clock()
         try:
             # It may have died while we waited.
-            yield _adapted(await self._ready(ref, place, progress), asked)
+            yield adapted(await self._ready(ref, place, progress), asked)
         except EngineFailed as error:
             place.last_words = str(error.values.get("why", ""))
             raise
@@ -133,16 +149,30 @@ class Pool:
                 place.idle.set()
 
     async def load(
-        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+        self,
+        name: str,
+        kind: Kind | None = None,
+        *,
+        pin: bool | None = None,
+        keep_alive: float | None = None,
+        reload: bool = False,
+        replicas: tuple[int, int] | None = None,
     ) -> EngineInfo:
-        """Load a model without using it. `pin`: whether it stays in memory until it is unloaded; None: as before."""
+        """Load a model without using it. `pin`: whether it stays in memory until it is unloaded; None: as before.
+
+        `reload`: as it lies on disk now, also where it is in memory; answers under way end as they began. `replicas`:
+        how many copies, and how many at most when there is much to do; Invalid where there is one.
+        """
         if kind:
             ref = await asyncio.to_thread(self._models.resolve, name, kind)
         else:
             ref = await asyncio.to_thread(self._models.get, name)
         ref = await self._base(ref)
+        engine = await (self._renewed(ref) if reload else self._ready(ref, self._place(ref.name), None))
         place = self._place(ref.name)
-        engine = await self._ready(ref, place, None)
+        if replicas:
+            await _scale(engine, *replicas)
+            place.line.open(engine.info().n_slots)
         place.pinned = place.pinned if pin is None else pin
         self._touch(place, keep_alive)
         return self._info(place, engine)
@@ -158,9 +188,11 @@ class Pool:
         if place.line.running or (place.line.waiting and not place.loading):
             raise Conflict("engine.in_use", model=name, running=place.line.running, waiting=place.line.waiting)
         place.pinned = False
-        if place.loading:
-            place.loading.cancel()
-            await asyncio.wait({place.loading})
+        loads = {one.loading for one in self._all(name) if one.loading}
+        for load in loads:
+            load.cancel()
+        if loads:
+            await asyncio.wait(loads)
         await self._empty(place)
 
     def loaded(self) -> list[EngineInfo]:
@@ -170,7 +202,8 @@ class Pool:
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by model."""
-        return {name: place.line.waiting for name, place in self._places.items() if place.line.waiting}
+        waiting = {name: sum(place.line.waiting for place in self._all(name)) for name in self._places}
+        return {name: count for name, count in waiting.items() if count}
 
     async def sweep(self) -> None:
         """Unload what has been idle for long enough."""
@@ -185,11 +218,11 @@ class Pool:
         await self._tuner.close()
         if self._sweeper:
             self._sweeper.cancel()
-        loads = [place.loading for place in self._places.values() if place.loading]
-        for task in loads:
+        places = [*self._places.items(), *self._beside]
+        tasks = [*(place.loading for _, place in places if place.loading), *self._leaving]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*loads, return_exceptions=True)
-        places = list(self._places.items())
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._places.clear()
         for name, place in places:
             place.line.fail(EngineFailed("engine.closed", model=name))
@@ -201,6 +234,10 @@ class Pool:
         if name not in self._places:
             self._places[name] = _Place(self._settings.queue_limit, name in self._settings.pinned)
         return self._places[name]
+
+    def _all(self, name: str) -> list[_Place]:
+        """Its place, and those beside it."""
+        return [place for one, place in [*self._places.items(), *self._beside] if one == name]
 
     def _touch(self, place: _Place, keep_alive: float | None) -> None:
         """Somebody used it just now, and may have said how long it should stay."""
@@ -264,14 +301,58 @@ class Pool:
         """The model whose process answers: an adapter's base, else the model itself."""
         return await asyncio.to_thread(self._models.get, asked.base) if asked.base else asked
 
-    async def _renew(self, asked: ModelRef, ref: ModelRef, place: _Place) -> None:
+    async def _renew(self, asked: ModelRef, ref: ModelRef) -> None:
         """Unload a base that was loaded before the adapter came, once all who use it or wait for it are done."""
-        while asked.base and (engine := place.engine) and isinstance(engine, Adaptable) and not engine.knows(asked):
-            if not place.line.idle:
-                place.idle.clear()
-                await place.idle.wait()
-            else:
+        while asked.base and isinstance(engine := self._place(ref.name).engine, Adaptable) and not engine.knows(asked):
+            if self._place(ref.name).line.idle:
                 await self.unload(ref.name)
+            else:
+                await _left(self._place(ref.name))
+
+    async def _renewed(self, ref: ModelRef) -> Engine:
+        """A newly loaded engine for all who come from now on. Those before them are answered by the one that is there,
+        which leaves with the last of them.
+
+        Where memory does not hold both, an idle one leaves first. Raises what a load raises; then, but for that case, all
+        is as it was.
+        """
+        async with self._replacing:
+            before = self._place(ref.name)
+            if before.engine is None:
+                return await self._ready(ref, before, None)
+            heir = before.heir()
+            self._beside.append((ref.name, heir))
+            try:
+                engine = await self._ready(ref, heir, None)
+            except TooLarge:
+                if before.in_use:
+                    raise
+                await self._empty(before)
+                return await self._ready(ref, before, None)
+            except BaseException:
+                if heir.loading:
+                    heir.loading.cancel()
+                self._see_off(ref.name, heir)
+                raise
+            finally:
+                self._beside.remove((ref.name, heir))
+            heir.follows, heir.keep_s, self._places[ref.name] = None, before.keep_s, heir
+            self._see_off(ref.name, before)
+            return engine
+
+    def _see_off(self, name: str, place: _Place) -> None:
+        """Empty a place that nobody enters any more, once all who are there have left."""
+
+        async def leave() -> None:
+            while not place.line.idle:
+                await _left(place)
+            await self._empty(place)
+            self._beside.remove((name, place))
+
+        self._beside.append((name, place))
+        task = asyncio.create_task(leave(), name=f"see off {name}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _ready(self, ref: ModelRef, place: _Place, progress: Report | None) -> Engine:
         """The model's engine, loading it if need be."""
@@ -392,10 +473,10 @@ class Pool:
                 name,
                 place.needs,
                 held(place.engine.info().pid if place.engine else None),
-                stays=place.in_use or place.pinned,
+                stays=place.in_use or place.pinned or place is newcomer.follows or place not in self._places.values(),
                 used_at=place.used_at,
             )
-            for name, place in self._places.items()
+            for name, place in [*self._places.items(), *self._beside]
             if place is not newcomer and (place.engine or place.needs)
         ]
 
@@ -436,13 +517,25 @@ def _hearing(place: _Place, progress: Report | None) -> Iterator[None]:
         place.reports.remove(progress)
 
 
-def _adapted(engine: Engine, asked: ModelRef) -> Engine:
+def adapted(engine: Engine, asked: ModelRef) -> Engine:
     """What answers for `asked`: the engine itself, or the engine with an adapter."""
     if not asked.base:
         return engine
     if not isinstance(engine, Adaptable):
         raise Invalid("engine.takes_no_adapters", param="model", model=asked.name, engine=engine.info().engine)
     return engine.adapted(asked)
+
+
+async def _left(place: _Place) -> None:
+    """Wait until the next time that nobody is there."""
+    place.idle.clear()
+    await place.idle.wait()
+
+
+async def _scale(engine: Engine, replicas: int, max_replicas: int) -> None:
+    if not isinstance(engine, Scalable):
+        raise Invalid("engine.one_copy", param="replicas", model=engine.info().model)
+    await engine.scale(replicas, max_replicas)
 
 
 def _gb(bytes_: int) -> str:

@@ -9,7 +9,7 @@ SERVING = Registry(
         "ray": Entry("mofang.launch.ray_serve:spread", "models are replicas on a Ray cluster", "ray", "ray"),
     },
 )
-"""Each is called with the options of `mofang serve` (cluster, replicas, max_replicas, cpus) and returns the gateway's
+"""Each is called with the options of `mofang serve` (cluster, replicas, max_replicas, calm, cpus) and returns the gateway's
 parts (launch.local.Parts). Raises Invalid for an option that it cannot use."""
 
 INGESTING = Registry(

@@ -32,7 +32,7 @@ class Busy(Protocol):
 
 def process(info: EngineInfo) -> int | str:
     """What tells the places of one loaded model from another's: an adapter answers in its base's process."""
-    return info.pid or info.model
+    return info.pid or info.model.partition(":")[0]
 
 
 class Metrics:

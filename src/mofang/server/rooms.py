@@ -56,7 +56,14 @@ class Engines(Protocol):
         ...
 
     async def load(
-        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+        self,
+        name: str,
+        kind: Kind | None = None,
+        *,
+        pin: bool | None = None,
+        keep_alive: float | None = None,
+        reload: bool = False,
+        replicas: tuple[int, int] | None = None,
     ) -> EngineInfo: ...
     async def unload(self, name: str) -> None: ...
     def loaded(self) -> Sequence[EngineInfo]: ...

@@ -44,7 +44,7 @@ def folder(home: Path, ref: ModelRef, launch: Launch, provider: str) -> Path:
     `provider`: name and version of the llama.cpp build.
     """
     stat = ref.path.stat()
-    file = ref.sha256 or f"{ref.path} {stat.st_size} {stat.st_mtime_ns}"
+    file = f"{ref.sha256} {ref.path} {stat.st_size} {stat.st_mtime_ns}"  # a manifest's digest is of when it was added
     said = {name: value for name, value in dataclasses.asdict(launch).items() if name not in _NOT_STATE}
     what = json.dumps([file, provider, said], sort_keys=True)
     return root(home) / hashlib.sha256(what.encode()).hexdigest()[:32]

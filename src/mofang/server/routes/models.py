@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from mofang.errors import Forbidden, Invalid
 from mofang.platform import memory
 from mofang.server import described, pulls, shapes
-from mofang.server.auth import is_loopback
+from mofang.server.auth import check_owner, is_loopback
 from mofang.server.faults import fault
 from mofang.server.neighbours import MOST
 from mofang.server.routes.here import Here, Lang, Owner
@@ -92,9 +92,15 @@ def neighbours(
 
 @router.post("/v1/models/{name}/load")
 async def load(name: str, backend: Here, body: LoadRequest | None = None) -> dict[str, Any]:
-    """Bring it into memory and wait until it is there; pinned, it stays until it is unloaded."""
+    """Bring it into memory and wait until it is there; pinned, it stays until it is unloaded. To load it anew, or in so
+    many copies, is for the owner."""
     wish = body or LoadRequest()
-    return shapes.engine(await backend.engines.load(name, pin=wish.pin, keep_alive=wish.keep_alive))
+    changes: dict[str, Any] = {"reload": True} if wish.reload else {}
+    if wish.replicas or wish.max_replicas:
+        changes["replicas"] = (wish.replicas or 1, wish.max_replicas)
+    if changes:
+        check_owner()
+    return shapes.engine(await backend.engines.load(name, pin=wish.pin, keep_alive=wish.keep_alive, **changes))
 
 
 @router.post("/v1/models/{name}/unload", status_code=204)
