@@ -68,7 +68,7 @@ def mofang(monkeypatch: pytest.MonkeyPatch):
 
 
 def planned(home: Path, **wish: Any) -> plan_serve.ServingPlan:
-    return plan_serve.plan(Asked(**{"users": 20, "think_s": 30.0, "ttft_s": 4.0, **wish}), Settings(home=home))
+    return plan_serve.plan(Asked(**{"users": 20, "think_s": 30.0, "ttft_s": 8.0, **wish}), Settings(home=home))
 
 
 def log_answers(home: Path, pairs: list[tuple[int, int, int]]) -> None:
@@ -89,9 +89,9 @@ def log_answers(home: Path, pairs: list[tuple[int, int, int]]) -> None:
 def test_the_fewest_replicas_that_are_enough(measured: Path) -> None:
     found = planned(measured)
     by_count = {row.replicas: row for row in found.rows}
-    assert by_count[found.replicas].ttft_p95_s <= 4.0
+    assert by_count[found.replicas].ttft_p95_s <= 8.0
     assert {found.replicas - 1, found.replicas, found.replicas + 1} - {0} <= by_count.keys()
-    assert found.replicas == 1 or by_count[found.replicas - 1].ttft_p95_s > 4.0
+    assert found.replicas == 1 or by_count[found.replicas - 1].ttft_p95_s > 8.0
     more = planned(measured, users=80)
     assert more.replicas > found.replicas, "four times the people"
     assert more.memory_bytes == Models.needs and more.slots == 4 and more.machine_bytes > 0
@@ -166,13 +166,13 @@ def test_the_search_finds_the_smallest(needed: int) -> None:
 
 
 def test_the_command_says_it_and_as_json(measured: Path, mofang, tmp_path: Path) -> None:
-    shown = mofang("serve", "--users", "20", "--p95-ttft", "4s", "--picture", str(tmp_path / "plan.png"))
+    shown = mofang("serve", "--users", "20", "--p95-ttft", "8s", "--picture", str(tmp_path / "plan.png"))
     assert shown.exit_code == 0, shown.output
     assert "qwen" in shown.stdout and "→" in shown.stdout and "2.00 GB" in shown.stdout
     with Image.open(tmp_path / "plan.png") as image:
         assert image.format == "PNG" and image.size == (plan_picture.WIDTH * 2, plan_picture.HEIGHT * 2)
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10, "something is drawn"
-    told = json.loads(mofang("serve", "--users", "20", "--p95-ttft", "4s", "--json").stdout)
+    told = json.loads(mofang("serve", "--users", "20", "--p95-ttft", "8s", "--json").stdout)
     assert told["model"] == "qwen" and told["asked"]["users"] == 20 and told["rows"][0]["replicas"] == 1
 
 

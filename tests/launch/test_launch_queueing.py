@@ -1,6 +1,7 @@
 """The simulation behind `mofang plan serve` against what is known exactly: Erlang, machines with repairmen, Little."""
 
 import math
+from dataclasses import replace
 from random import Random
 from statistics import mean
 
@@ -20,7 +21,7 @@ from mofang.launch.queueing import (
     simulate,
 )
 
-STEP_S = 0.01
+STEP_S = 0.001
 """Of a token, in the services without a prompt to read: answers do not slow each other down."""
 FREE = Speeds(1e9, {count: count / STEP_S for count in range(1, 65)})
 
@@ -54,9 +55,9 @@ def erlang_c(slots: int, load: float) -> float:
 
 @pytest.mark.parametrize(("users", "slots", "think_s"), [(8, 2, 3.0), (20, 4, 5.0), (30, 4, 4.0)])
 def test_a_closed_queue_waits_as_long_as_it_must(users: int, slots: int, think_s: float) -> None:
-    found = simulate(Service(1, slots, FREE), Crowd(users, think_s, exponential(1.0)), requests=30_000)
+    found = simulate(Service(1, slots, FREE), Crowd(users, think_s, exponential(1.0)), requests=15_000)
     wait, rate = repairmen(users, slots, think_s, 1.0 + STEP_S)
-    assert mean(found.ttft) == pytest.approx(wait, rel=0.06, abs=0.01)
+    assert mean(found.ttft) == pytest.approx(wait, rel=0.08, abs=0.01)
     assert found.requests_per_s == pytest.approx(rate, rel=0.02)
 
 
@@ -65,8 +66,8 @@ def test_many_users_wait_as_erlang_says(load: float) -> None:
     """A thousand who think long are as good as a stream of strangers."""
     slots, users, serve_s = 4, 1000, 0.5 + STEP_S
     think_s = users * serve_s / load
-    found = simulate(Service(1, slots, FREE), Crowd(users, think_s, exponential(0.5)), requests=40_000)
-    waits = [each for each in found.ttft if each > 2 * STEP_S]
+    found = simulate(Service(1, slots, FREE), Crowd(users, think_s, exponential(0.5)), requests=20_000)
+    waits = [each for each in found.ttft if each > 4 * STEP_S]
     assert len(waits) / len(found.ttft) == pytest.approx(erlang_c(slots, load), rel=0.08)
     expected = erlang_c(slots, load) * serve_s / (slots - load)
     assert mean(found.ttft) == pytest.approx(expected, rel=0.1)
@@ -112,21 +113,23 @@ def test_nobody_is_lost_and_nobody_is_early(service: Service, crowd: Crowd, seed
     assert 0 <= found.busy <= 1.0001
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(SERVICES, CROWDS)
 def test_littles_law(service: Service, crowd: Crowd) -> None:
     """Inside on average = asked a second times seconds inside; and all users = that rate times the whole round."""
-    found = simulate(service, crowd, requests=6000)
+    found = simulate(service, crowd, requests=3000)
     assert found.mean_inside == pytest.approx(found.requests_per_s * mean(found.responses), rel=0.06)
     whole = found.requests_per_s * (crowd.think_s + mean(found.responses))
     assert whole == pytest.approx(crowd.users, rel=0.06)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(SPEEDS, CROWDS, st.integers(1, 8))
 def test_one_more_replica_never_makes_it_worse(speeds: Speeds, crowd: Crowd, slots: int) -> None:
+    """Where every question may go anywhere: people who stay can be unlucky with where the new one stands."""
+    crowd = replace(crowd, turns=1.0)
     found = [
-        percentile(simulate(Service(count, slots, speeds), crowd, requests=3000).ttft, 0.95) for count in range(1, 6)
+        percentile(simulate(Service(count, slots, speeds), crowd, requests=1500).ttft, 0.95) for count in range(1, 6)
     ]
     for fewer, more in zip(found, found[1:], strict=False):
         assert more <= fewer * 1.1 + 0.01, found

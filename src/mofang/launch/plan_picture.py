@@ -8,7 +8,9 @@ from mofang.launch.plan_serve import ServingPlan
 WIDTH, HEIGHT = 760, 480
 """As all lengths here in points (paper.SCALE)."""
 BOX = (76, 108, 724, 404)
-LINE, HALF, CHOSEN = "#2f5fd0", "#8a9bb0", "#b4652a"
+COLOURS, CHOSEN = {"p50": "#8a9bb0", "p95": "#2f5fd0"}, "#b4652a"
+LEAST_S = 0.001
+"""What the axis begins with."""
 
 
 def draw(found: ServingPlan, path: Path) -> None:
@@ -20,24 +22,23 @@ def draw(found: ServingPlan, path: Path) -> None:
     paper.text(BOX[0], 52, paper.say("picture_about", think=f"{asked.think_s:g}", **lengths), 13, PALE)
     left, top, right, bottom = BOX
     across = Axis.counts([row.replicas for row in found.rows])
-    up = Axis.powers([asked.ttft_s, *(max(row.ttft_p50_s, 0.001) for row in found.rows),
-                      *(row.ttft_p95_s for row in found.rows)])  # fmt: skip
+    curves = {
+        "p50": [(row.replicas, max(row.ttft_p50_s, LEAST_S)) for row in found.rows],
+        "p95": [(row.replicas, max(row.ttft_p95_s, LEAST_S)) for row in found.rows],
+    }
+    up = Axis.powers([asked.ttft_s, *(seconds for curve in curves.values() for _, seconds in curve)])
 
     def spot(replicas: float, seconds: float) -> tuple[float, float]:
-        height = min(1.0, max(0.0, up.place(max(seconds, 0.001))))
-        return left + across.place(replicas) * (right - left), bottom - height * (bottom - top)
+        return left + across.place(replicas) * (right - left), bottom - up.place(seconds) * (bottom - top)
 
     paper.frame(BOX, across, up, paper.say("picture_up"), paper.say("picture_across"))
     _, wanted = spot(found.replicas, asked.ttft_s)
     paper.line((left, wanted, right, wanted), CHOSEN)
     paper.text(right, wanted - 4, paper.say("picture_wanted", seconds=f"{asked.ttft_s:g}"), 12, CHOSEN, "rd")
-    for colour, word, values in (
-        (HALF, "p50", [(row.replicas, row.ttft_p50_s) for row in found.rows]),
-        (LINE, "p95", [(row.replicas, row.ttft_p95_s) for row in found.rows]),
-    ):
-        spots = [spot(*value) for value in values]
+    for word, curve in curves.items():
+        colour, spots = COLOURS[word], [spot(*point) for point in curve]
         paper.line([length for each in spots for length in each], colour, 2)
-        for (x, y), (replicas, seconds) in zip(spots, values, strict=True):
+        for (x, y), (replicas, seconds) in zip(spots, curve, strict=True):
             chosen = replicas == found.replicas
             paper.dot(x, y, CHOSEN if chosen else colour, hollow=not chosen)
             if chosen:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from statistics import mean
 from typing import Any
 
@@ -103,6 +104,16 @@ def plan(asked: Asked, settings: Settings, *, tell: Callable[[int], None] = lamb
     service = Service(1, known.slots, known.speeds)
     outcomes: dict[int, Outcome] = {}
 
+    def never(least: float) -> Invalid:
+        return Invalid(
+            "plan.never", param="--p95-ttft", wanted=f"{asked.ttft_s:g}", least=f"{least:.2g}", prompt=round(prompt),
+            speed=f"{known.speeds.prompt:.0f}", model=ref.name,
+        )  # fmt: skip
+
+    alone = _reading_alone(known.speeds, lengths)
+    if alone > asked.ttft_s:
+        raise never(alone)
+
     def p95(replicas: int) -> float:
         if replicas not in outcomes:
             tell(replicas)
@@ -111,11 +122,7 @@ def plan(asked: Asked, settings: Settings, *, tell: Callable[[int], None] = lamb
 
     fewest = fewest_for(p95, asked.ttft_s, most=asked.users)
     if fewest is None:
-        alone = percentile(outcomes[asked.users].ttft, TOLD)
-        raise Invalid(
-            "plan.never", param="--p95-ttft", wanted=f"{asked.ttft_s:g}", least=f"{alone:.2g}", prompt=round(prompt),
-            speed=f"{known.speeds.prompt:.0f}", model=ref.name,
-        )  # fmt: skip
+        raise never(p95(asked.users))
     for number in range(max(1, fewest - 1), fewest + 2):
         p95(number)
     return ServingPlan(
@@ -142,11 +149,18 @@ def fewest_for(p95: Callable[[int], float], wanted: float, *, most: int) -> int 
     return high
 
 
+def _reading_alone(speeds: Speeds, lengths: Lengths) -> float:
+    """Seconds that 95 of 100 prompts take at most where nobody else asks: no number of replicas is faster."""
+    random = Random(0)
+    return percentile(sorted(lengths(random)[0] / speeds.prompt for _ in range(SEEN)), TOLD)
+
+
 def _row(replicas: int, found: Outcome) -> Row:
-    half, told = (percentile(found.ttft, share) for share in (0.5, TOLD))
-    each = percentile(found.speeds, 0.5) if found.speeds else 0.0
-    figures = (half, told, each, found.tokens_per_s, found.busy)
-    return Row(replicas, *(round(figure, 4) for figure in figures))
+    return Row(
+        replicas, ttft_p50_s=round(percentile(found.ttft, 0.5), 4), ttft_p95_s=round(percentile(found.ttft, TOLD), 4),
+        tokens_per_s_each=round(percentile(found.speeds, 0.5), 2) if found.speeds else 0.0,
+        tokens_per_s=round(found.tokens_per_s, 2), busy=round(found.busy, 4),
+    )  # fmt: skip
 
 
 # ---- what is stored ----

@@ -74,10 +74,10 @@ def plan(tokens: int, home: Path, *, method: str = "sft", base: str = "", worker
     used = [past for past in alike if past.workers == near]
     gain, note = _gain(alike, near, workers)
     rates = [past.rate * gain for past in used]
-    hours = [tokens / rate / 3600 for rate in (median(rates), max(rates), min(rates))]
+    hours, least, most = (round(tokens / rate / 3600, 3) for rate in (median(rates), max(rates), min(rates)))
     return TrainingPlan(
-        method, str(newest.kind[0]), str(newest.kind[1]), tokens, workers, round(median(rates), 2),
-        *(round(each, 3) for each in hours), beside=_beside(used[0]),
+        method=method, base=str(newest.kind[0]), tune=str(newest.kind[1]), tokens=tokens, workers=workers,
+        tokens_per_s=round(median(rates), 2), hours=hours, least_hours=least, most_hours=most, beside=_beside(used[0]),
         memory_bytes=max(past.memory_bytes for past in used), runs=[past.run.id for past in used],
         notes=[note] if note else [],
     )  # fmt: skip

@@ -25,6 +25,9 @@ TURNS = 4
 """Questions of one conversation, on average. A guess, not studied: it decides how unevenly replicas are used."""
 ENOUGH, ENOUGH_EACH = 4000, 8
 """Requests that are counted: in all, and of each person; the 95th percentile moves by a few per cent from seed to seed."""
+VARIATION = 0.5
+"""Of lengths of which only the mean is known: standard deviation / mean. A guess: prompts with passages and answers with a
+limit vary less than an exponential does (1)."""
 WARM_UP = 0.2
 """Part of the requests that is not counted: everybody begins by thinking."""
 
@@ -32,8 +35,8 @@ Lengths = Callable[[Random], tuple[int, int]]
 """Tokens of a prompt that must be read (none that a cache holds), and of its answer."""
 
 
-def around(prompt: float, answer: float, variation: float = 1.0) -> Lengths:
-    """Lengths that vary around these means. `variation`: standard deviation / mean; 1: exponential, 0: not at all."""
+def around(prompt: float, answer: float, variation: float = VARIATION) -> Lengths:
+    """Lengths that vary around these means (a gamma distribution). `variation`: see VARIATION; 0: not at all."""
 
     def drawn(random: Random, mean: float) -> int:
         shape = 1 / variation**2 if variation else 0.0
@@ -214,19 +217,21 @@ class _Replica:
             self.prompts.append(self.line.popleft())
         count = len(self.answers)
         step = self.speeds.step_s(count) if count else 0.0
-        self.began, self.reads = now, []
+        self.began, self.reads, self.end = now, [], math.inf
         if self.prompts:
             room = max(1, self.speeds.n_batch - count)
+            left = min((each.answer for each in self.answers), default=self.prompts[0].prompt)
+            # As long as one prompt fills the batches by itself, whoever comes changes nothing: they are one stretch.
+            batches = max(1, min(self.prompts[0].prompt // room, left))
+            room *= batches
             for each in self.prompts:
                 self.reads.append(min(room, each.prompt))
                 room -= self.reads[-1]
-            self.steps = min(1, count)
-            self.end = now + step + sum(self.reads) / self.speeds.prompt
+            self.steps = batches if count else 0
+            self.end = now + batches * step + sum(self.reads) / self.speeds.prompt
         elif count:
             self.steps = min(each.answer for each in self.answers)
             self.end = now + self.steps * step
-        else:
-            self.end = math.inf
 
 
 class _Simulation:
