@@ -78,15 +78,15 @@ def foreseen(case: Case) -> dict[str, list[float]]:
 def serving(folder: Path) -> Iterator[str]:
     """Two replicas of the echo behind a gateway of their own; its address."""
     home = folder / "home"
-    model = home / "models" / "echo"
-    model.mkdir(parents=True)
-    manifest = {"name": "echo", "kind": "chat", "format": "gguf", "engine": "echo"}
     told = {"delay_s": DELAY_S, "n_slots": SLOTS, "n_ctx": 4096}
-    (model / "manifest.json").write_text(json.dumps({**manifest, "echo": told}), encoding="utf-8")
+    for name, kind in (("echo", "chat"), ("hash", "embedding")):  # an embedder, so that none is brought
+        manifest = {"name": name, "kind": kind, "format": "gguf", "engine": name, "echo": told}
+        (home / "models" / name).mkdir(parents=True)
+        (home / "models" / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MOFANG_")},
         "MOFANG_HOME": str(home), "MOFANG_N_SLOTS": str(SLOTS), "MOFANG_CHAT_MODEL": "echo", "HOME": str(folder),
-        "MOFANG_EMBEDDING_MODEL": "none", "MOFANG_AUTO_TUNE": "0",
+        "MOFANG_AUTO_TUNE": "0",
     }  # fmt: skip
     command = [sys.executable, "-m", "mofang", "serve", "--port", "0", "--launcher", "ray", "--replicas", str(REPLICAS)]
     with (folder / "log").open("wb") as log:

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from mofang.export.paper import INK, PALE, Axis, Paper
+from mofang.export.paper import PALE, Axis, Paper
 from mofang.launch.plan_serve import ServingPlan
 
 WIDTH, HEIGHT = 760, 480
 """As all lengths here in points (paper.SCALE)."""
 BOX = (76, 108, 724, 404)
-COLOURS, CHOSEN = {"p50": "#8a9bb0", "p95": "#2f5fd0"}, "#b4652a"
+COLOURS, CHOSEN = {"p50": "#6b7c93", "p95": "#2f5fd0"}, "#b4652a"
 LEAST_S = 0.001
 """What the axis begins with."""
 
@@ -42,6 +42,5 @@ def draw(found: ServingPlan, path: Path) -> None:
             chosen = replicas == found.replicas
             paper.dot(x, y, CHOSEN if chosen else colour, hollow=not chosen)
             if chosen:
-                paper.text(x + 10, y - 4, f"{word} {seconds:.2g} s", 13, INK, "ld")
-        paper.text(spots[0][0] - 10, spots[0][1], word, 12, colour, "rm")
+                paper.text(x + 4, y + 10, f"{word} {seconds:.2g} s", 13, colour)
     paper.save(path)

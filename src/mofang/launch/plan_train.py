@@ -65,9 +65,11 @@ def plan(tokens: int, home: Path, *, method: str = "sft", base: str = "", worker
     METHODS.get(method)
     known = [past for run in Runs(home).list() if (past := _past(run, method))]
     fitting = [past for past in known if base in ("", past.kind[0])]
+    if not known:
+        raise NotFound("plan.no_runs", method=method)
     if not fitting:
-        bases = ", ".join(sorted({str(past.kind[0]) for past in known})) or "-"
-        raise NotFound("plan.no_runs", method=method, base=base or "-", known=bases)
+        bases = ", ".join(sorted({str(past.kind[0]) for past in known}))
+        raise NotFound("plan.no_runs_of_base", method=method, base=base, known=bases)
     newest = fitting[0]
     alike = [past for past in fitting if past.kind == newest.kind]
     near = min({past.workers for past in alike}, key=lambda count: (abs(log(count / workers)), count))
