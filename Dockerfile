@@ -1,5 +1,6 @@
 # Does what `make run` does, in a container. Written for any Docker or Podman; no engine was at hand to run it.
-#   docker compose up        (compose.yaml sets the key, the ports and the volume)
+#   docker compose up                                          (compose.yaml sets the key, the ports and the volume)
+#   docker build --build-arg EXTRAS=ray -t mofang:ray .        for a cluster's machines (deploy/, docs/cluster.md)
 FROM python:3.12-slim
 
 # libgomp1: the prebuilt llama.cpp needs it, and slim images leave it out.
@@ -7,15 +8,16 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libgomp1 \
     && rm -rf /var/lib/apt/lists/*
 
-# A mirror: docker compose build --build-arg PIP_INDEX_URL=…
+# A mirror: docker compose build --build-arg PIP_INDEX_URL=…   What more is installed: --build-arg EXTRAS=ray,ocr
 ARG PIP_INDEX_URL
+ARG EXTRAS
 ENV PIP_INDEX_URL=${PIP_INDEX_URL} PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 WORKDIR /opt/mofang
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
 COPY docs docs
-RUN pip install --no-cache-dir . \
+RUN pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}" \
     && useradd --create-home --uid 1000 mofang \
     && mkdir /data && chown mofang /data
 

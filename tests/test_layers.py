@@ -69,7 +69,7 @@ ONLY_IN = {
     "openpyxl": "knowledge/loaders/xlsx",
     "rapidocr": "knowledge/loaders/ocr",
     "pypdfium2": "knowledge/loaders/pdf",
-    "PIL": "knowledge/loaders/pdf_page export/picture",
+    "PIL": "knowledge/loaders/pdf_page export/paper",
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
     "opencc": "text/fold",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny_llama
 from mofang.errors import Invalid, MissingExtra, MofangError, NotFound, TooLarge, Unreadable
-from mofang.export import answers, check, picture, readers, report
+from mofang.export import answers, check, paper, picture, readers, report
 from mofang.measure import load_text
 from mofang.models.store import ModelStore, digest, read_manifest, write_manifest
 from mofang.platform import Memory
@@ -133,10 +133,10 @@ def test_the_picture_compares_all_that_were_checked_against_the_same(models: Mod
 
 
 def test_a_picture_without_chinese_letters_speaks_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "PLACES", {})
+    monkeypatch.setattr(paper, "PLACES", {})
     said: list[str] = []
-    real = picture._Paper.text
-    monkeypatch.setattr(picture._Paper, "text", lambda self, x, y, text, *more, **named: (
+    real = paper.Paper.text
+    monkeypatch.setattr(paper.Paper, "text", lambda self, x, y, text, *more, **named: (
         said.append(text), real(self, x, y, text, *more, **named)))  # fmt: skip
     found = {"reference": {"name": "源"}, "texts": [{"text": "text_zh"}]}
     points = [

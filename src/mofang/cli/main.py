@@ -48,6 +48,7 @@ def build() -> typer.Typer:
         keys,
         mcp,
         models,
+        plan,
         runs,
         tokenizer,
         train,
@@ -87,6 +88,7 @@ def build() -> typer.Typer:
     app.add_typer(data.app, name="data", help=say("main.data"))
     app.add_typer(tokenizer.app, name="tokenizer", help=say("main.tokenizer"))
     app.add_typer(keys.app, name="keys", help=say("main.keys"))
+    app.add_typer(plan.app, name="plan", help=say("plan.about"))
     app.command("mcp", help=say("mcp.about"))(mcp.mcp)
     app.command("doctor", help=say("main.doctor"))(doctor.doctor)
     return app

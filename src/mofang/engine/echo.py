@@ -1,8 +1,8 @@
 """An engine that repeats the last message, character by character: for tests and load trials of everything above it.
 
-Honest where it counts: whole characters, one token a character, stop words, max_tokens, usage, a slot count. A model's
-manifest may hold {"echo": {"delay_s": 0.0, "n_slots": 8, "n_ctx": 8192, "crash_after": 3}}: `crash_after` characters it
-dies as a killed child does.
+Honest where it counts: whole characters, one token a character, stop words, max_tokens, usage, slots that one more waits
+for. A model's manifest may hold {"echo": {"delay_s": 0.0, "n_slots": 8, "n_ctx": 8192, "crash_after": 3}}: `crash_after`
+characters it dies as a killed child does.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ class EchoEngine:
         self._max_tokens = settings.max_tokens
         self._delay_s = float(options.get("delay_s", 0.0))
         self._n_slots = int(options.get("n_slots", 8))
+        self._slots = asyncio.Semaphore(self._n_slots)
         self._n_ctx = int(options.get("n_ctx", settings.n_ctx))
         self._crash_after: int | None = options.get("crash_after")
         self._alive = True
@@ -88,15 +89,16 @@ class EchoEngine:
         yield Delta(progress=Progress("prompt", n_prompt, n_prompt, "tokens"))
         ends = [(at, stop) for at, stop in ((text.find(stop), stop) for stop in sampling.stop if stop) if at >= 0]
         said = text[: min(ends)[0]] if ends else text
-        began = time.perf_counter()
         limit = min(sampling.max_tokens or self._max_tokens, self._n_ctx - n_prompt)
-        for number, character in enumerate(said[:limit]):
-            await asyncio.sleep(self._delay_s)
-            if number == self._crash_after:
-                self._alive = False
-            if not self._alive:
-                raise EngineFailed("engine.engine_died", model=self._name, exit_code=-9, why="echo")
-            yield Delta(content=character)
+        async with self._slots:
+            began = time.perf_counter()
+            for number, character in enumerate(said[:limit]):
+                await asyncio.sleep(self._delay_s)
+                if number == self._crash_after:
+                    self._alive = False
+                if not self._alive:
+                    raise EngineFailed("engine.engine_died", model=self._name, exit_code=-9, why="echo")
+                yield Delta(content=character)
         n_said = min(len(said), limit)
         finish = "length" if len(said) > limit else "stop"
         usage = Usage(n_prompt, n_said)

@@ -74,6 +74,8 @@ class Profile:
     steps: list[Step] = field(default_factory=list)
     speeds: dict[str, float] = field(default_factory=dict)
     """Of the choices: prompt, answer, quoting; tokens a second."""
+    together: dict[str, float] = field(default_factory=dict)
+    """Answers at once → tokens a second, all of them together; empty where that was not asked."""
     agreement: dict[str, float] = field(default_factory=dict)
     """mean_kl, same_top, n_tokens against the model with nothing rounded, and `defaults_mean_kl`: how far the defaults are
     from it; empty where the defaults were kept."""

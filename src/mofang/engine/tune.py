@@ -198,7 +198,7 @@ async def tune(
     What `budget_s` leaves no time for is not asked, and that is said in the notes; the proof is always made.
     """
     work, began = MIXES[mix], clock()
-    champion, steps, notes, found = Choices(), [], [], {}
+    champion, steps, notes, found, together = Choices(), [], [], {}, {}
     async with _Corner(arena) as corner:
         tell(say("engine.tune_start"))
         try:
@@ -235,7 +235,7 @@ async def tune(
             notes.append(say("engine.tune_not_asked", change="n_slots"))
         else:
             await corner.empty()
-            step, note = await _crowd(arena, champion)
+            step, note, together = await _crowd(arena, champion)
             steps.append(step)
             notes.append(note)
             tell(note)
@@ -244,7 +244,7 @@ async def tune(
     return Profile(
         "", champion, mix, "", made_at=datetime.now(UTC).isoformat(timespec="seconds"), steps=steps,
         seconds=round(clock() - began, 1), speeds={kind: round(speed, 2) for kind, speed in speeds.items()},
-        agreement=found, notes=notes,
+        together=together, agreement=found, notes=notes,
     )  # fmt: skip
 
 
@@ -262,8 +262,8 @@ async def _first(
     return speeds, costs
 
 
-async def _crowd(arena: Arena, champion: Choices) -> tuple[Step, str]:
-    """How many slots, and what was measured in a sentence."""
+async def _crowd(arena: Arena, champion: Choices) -> tuple[Step, str, dict[str, float]]:
+    """How many slots, and what was measured: in a sentence, and as Profile.together."""
     rates: dict[int, list[float]] = {count: [] for count in CROWDS}
     async with arena.enter(changed(champion, {"n_slots": max(CROWDS)})) as crowd:
         await crowd.together(max(CROWDS))  # reads what they answer to
@@ -278,7 +278,8 @@ async def _crowd(arena: Arena, champion: Choices) -> tuple[Step, str]:
     usual, found = ({"together": round(speeds[count], 2)} for count in (AUTO_SLOTS, chosen))
     step = Step({"n_slots": chosen}, usual, found, round(gain, 4), round(noise, 4), chosen != AUTO_SLOTS)
     listed = ", ".join(f"{count}: {speed:.4g}" for count, speed in speeds.items())
-    return step, say("engine.tune_slots", listed=listed, n_slots=chosen)
+    together = {str(count): round(speed, 2) for count, speed in speeds.items()}
+    return step, say("engine.tune_slots", listed=listed, n_slots=chosen), together
 
 
 async def _true(corner: "_Corner", arena: Arena, champion: Choices) -> dict[str, Any]:

@@ -165,7 +165,8 @@ def train(
     save = _save_adapter if recipe.tune == "lora" else _save_model
     made = here.first(lambda: save(recipe, run, model, begin, found.files))
     peak = here.total({"peak_memory_bytes": machine.peak(device)})
-    return {**made, "base": begin.name, **summary, "estimated_memory_bytes": needed(row), **peak}
+    memory = {"estimated_memory_bytes": needed(row), **peak}
+    return {**made, "base": begin.name, **summary, **memory, "processes": here.size}
 
 
 def _quantizer(recipe: Training) -> Any:
