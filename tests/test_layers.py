@@ -73,7 +73,7 @@ ONLY_IN = {
     "watchfiles": "cli/watch",
     "usearch": "knowledge/index/",
     "opencc": "text/fold",
-    "pyarrow": "data/files/parquet",
+    "pyarrow": "data/files/parquet launch/storage",
     "chromadb": "knowledge/stores/chroma",
     "psycopg": "knowledge/stores/pgvector",
     "opensearchpy": "knowledge/stores/opensearch",

@@ -188,6 +188,9 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def saved(self, checkpoint: Path) -> None:
+        """A checkpoint lies there, whole: whoever keeps it elsewhere, too, does so now."""
+
     def forget_metrics(self, beyond: int) -> None:
         """Drop the lines of steps beyond `beyond`: they will be measured again."""
         kept = [row for row in self.metrics() if row.get("step", 0) <= beyond]

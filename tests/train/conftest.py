@@ -1,12 +1,14 @@
 """A tiny model that is registered in the test's home, data to learn, and a run that needs no process."""
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import s3_stand_in
 import tiny_llama
 from mofang.models.store import ModelStore
 from mofang.recipes import parse
@@ -43,6 +45,20 @@ def training(home: Path, tiny: str, data: Path) -> Callable[..., Run]:
         return Runs(home).create(parse(Sft, {"base": tiny, "data": [str(data)], **small, **fields}))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[s3_stand_in.Store]:
+    with s3_stand_in.running() as store:
+        yield store
+
+
+@pytest.fixture
+def storage(s3: s3_stand_in.Store, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty place in an object store, whose keys are in the environment."""
+    for name, value in s3_stand_in.KEYS.items():
+        monkeypatch.setenv(name, value)
+    return s3.bucket(f"bucket-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.fixture(autouse=True)

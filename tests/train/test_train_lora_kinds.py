@@ -12,6 +12,7 @@ import tiny_llama
 from mofang.recipes import parse
 from mofang.recipes.sft import Sft
 from mofang.train import attention, lora, tuning
+from mofang.train.world import ALONE
 
 IDS = torch.arange(3, 40)[None]
 KINDS = {
@@ -42,7 +43,7 @@ def ours(folder: Path, **fields):
 
 def save(model, recipe: Sft, folder: Path) -> None:
     lora.save(
-        model, folder, base="tiny", rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout,
+        model, ALONE.whole(lora.named(model)), folder, base="tiny", rank=recipe.lora_rank, alpha=recipe.lora_alpha, dropout=recipe.lora_dropout,
         rslora=recipe.lora_rslora, dora=recipe.lora_dora,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from mofang import platform
 from mofang.errors import Invalid, TooLarge, Unreadable
 from mofang.train import attention, checkpoint, lora, loss, machine
 from mofang.train.loop import Plan, learning_rate
+from mofang.train.world import ALONE
 
 
 @pytest.mark.parametrize("n", [0, 1, 255, 256, 700])
@@ -82,7 +83,7 @@ def test_peft_loads_our_adapter_and_computes_the_same(tiny_folder: Path, tmp_pat
     from peft import PeftModel
 
     ours = adapted(tiny_folder)
-    lora.save(ours, tmp_path, base=str(tiny_folder), rank=4, alpha=8.0, dropout=0.0)
+    lora.save(ours, ALONE.whole(lora.named(ours)), tmp_path, base=str(tiny_folder), rank=4, alpha=8.0, dropout=0.0)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32), tmp_path)
     assert sum("lora_" in name for name, _ in theirs.named_parameters()) == 2 * 7 * 2
     with torch.no_grad():
@@ -126,7 +127,7 @@ def test_targets_by_name_and_those_that_are_none(tiny_folder: Path) -> None:
 def test_an_adapter_of_other_layers_is_refused(tiny_folder: Path) -> None:
     model, other = adapted(tiny_folder), adapted(tiny_folder, targets=("q_proj",))
     with pytest.raises(Unreadable):
-        lora.restore(model, lora.state(other))
+        lora.restore(model, ALONE.whole(lora.named(other)))
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(0, 3))
@@ -157,7 +158,7 @@ def test_checkpoints_come_back_whole_and_old_ones_go(tiny_folder: Path, tmp_path
         logits_sum.backward()
         optimizer.step()
         optimizer.zero_grad()
-        checkpoint.save(tmp_path, model, optimizer, step, keep=2)
+        checkpoint.save(tmp_path, checkpoint.State.of(model, optimizer), step, keep=2)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-000003", "step-000004"]
     other = adapted(tiny_folder, seed=9)
     fresh = torch.optim.AdamW(lora.parameters(other), lr=1e-2)
@@ -166,10 +167,14 @@ def test_checkpoints_come_back_whole_and_old_ones_go(tiny_folder: Path, tmp_path
     saved, back = (each.state_dict()["state"] for each in (optimizer, fresh))
     assert saved.keys() == back.keys()
     assert all(torch.equal(saved[number][name], back[number][name]) for number in saved for name in saved[number])
-    (tmp_path / "step-000004" / "optimizer.safetensors").write_bytes(b"x")
-    with pytest.raises(Unreadable) as raised:
-        checkpoint.load(tmp_path / "step-000004", other, fresh)
-    assert raised.value.code == "checkpoint_broken"
+    checkpoint.check(tmp_path / "step-000004")
+    file = tmp_path / "step-000004" / "optimizer.safetensors"
+    for torn in (file.read_bytes()[:-4], b"x", b""):
+        file.write_bytes(torn)
+        for read in (lambda path: checkpoint.load(path, other, fresh), checkpoint.check):
+            with pytest.raises(Unreadable) as raised:
+                read(tmp_path / "step-000004")
+            assert raised.value.code == "checkpoint_broken"
 
 
 def test_bfloat16_only_where_the_processor_computes_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,26 @@ def test_resumed_is_uninterrupted_bit_for_bit(training: Training, dropout: float
     assert [row.get("eval_loss") for row in whole.metrics()] == [row.get("eval_loss") for row in broken.metrics()]
 
 
+def test_a_torn_checkpoint_is_passed_over_and_said(training: Training) -> None:
+    """As a disk that was full, or a machine that lost its power, leaves it."""
+    whole, broken = training(save_every=1), training(save_every=1)
+    go(whole)
+    stop_after(broken, 3)
+    with pytest.raises(Stopped):
+        go(broken)
+    (broken.folder / "stop").unlink()
+    newest = broken.checkpoints / "step-000003" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    resumed = Run(broken.folder)
+    go(resumed)
+    assert any("step-000003" in note and "step-000002 继续" in note for note in resumed.state().notes)
+    assert losses(whole) == losses(resumed) and same(adapter(whole), adapter(resumed))
+    for path in checkpoint.found(resumed.checkpoints):
+        (path / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(Unreadable):  # rather than begin from nothing
+        go(resumed)
+
+
 def test_metrics_measured_after_the_last_checkpoint_are_measured_again(training: Training) -> None:
     run = training(save_every=2)
     go(run)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import misbehaving
 import psutil
 import pytest
 import torch
@@ -200,6 +201,20 @@ def test_what_is_wrong_is_said_as_by_one_process(training: Training, data: Path)
         sft.run(run.recipe(), run)
     state = through(run, TWO, "failed")
     assert state.error == failed(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "code"), [("raises", "rank_failed"), ("hangs once", "rank_lost")])
+def test_an_error_and_a_hang_of_one_process_are_told(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, code: str
+) -> None:
+    """The first process only loses the second, which is not the reason where there is one."""
+    misbehaving.prepare(tmp_path / "site", monkeypatch, fault, 2)
+    run = training(epochs=50, eval_fraction=0)
+    state = through(run, {**TWO, "hang_minutes": 0.1}, "failed")
+    assert state.error["code"] == code and len(measured(run, "loss")) == 2, run.tail(60)
+    assert (misbehaving.ERROR in state.error["message"]) == (fault == "raises")
+    assert ("hang-minutes" in state.error["hint"]) == (fault == "hangs once")
 
 
 @pytest.mark.slow

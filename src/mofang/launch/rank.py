@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mofang.client import ApiError
 from mofang.errors import MofangError
 from mofang.launch.worker import function, prepare_process
 from mofang.platform import end_with_parent, n_cores, numa_nodes, stay_on
@@ -48,7 +49,8 @@ def tell(recipe: Recipe, run: Run) -> Path:
 
 
 def last_words(folder: Path) -> dict[int, dict[str, Any]]:
-    """By rank: {"rank", "at", "status": done | stopped | failed | crashed, …}, of those that came to an end of their own."""
+    """By rank: {"rank", "at", "status": done | stopped | failed | crashed | lost, …}, of those that came to an end of their
+    own; "lost": another one was gone, or silent for too long."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "ranks").glob("*.json")]
     return {word["rank"]: word for word in found}
 
@@ -59,6 +61,22 @@ def result_of(words: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
     if first.get("status") == "stopped":
         raise Stopped
     return dict(first["result"]) if first.get("status") == "done" else None
+
+
+def cause(words: dict[int, dict[str, Any]], run: Run, killed: MofangError | None = None) -> MofangError | None:
+    """Why there is no result, as far as they said; `killed`: what is known of one that could not say anything. That one
+    lost another is the reason only where there is no other: when one ends, all others lose it."""
+    said = sorted(words.values(), key=lambda word: float(word["at"]))
+    for word in said:
+        if word["status"] == "failed":
+            return ApiError(500, word["error"])
+    if killed:
+        return killed
+    for status, code in (("crashed", "launch.rank_failed"), ("lost", "launch.rank_lost")):
+        for word in said:
+            if word["status"] == status:
+                return MofangError(code, rank=word["rank"], why=word["why"], log=run.log)
+    return None
 
 
 def work(folder: Path, join: Callable[[], Run]) -> dict[str, Any]:
@@ -73,7 +91,8 @@ def work(folder: Path, join: Callable[[], Run]) -> dict[str, Any]:
         return {"status": "failed", "error": failed(error)}
     except Exception as error:
         traceback.print_exc()
-        return {"status": "crashed", "why": f"{type(error).__name__}: {error}"}
+        status = "lost" if _world().is_loss(error) else "crashed"
+        return {"status": status, "why": f"{type(error).__name__}: {error}"}
 
 
 def say_last(folder: Path, rank: int, word: dict[str, Any]) -> None:
@@ -85,7 +104,7 @@ def say_last(folder: Path, rank: int, word: dict[str, Any]) -> None:
 
 def _shared(folder: Path) -> Run:
     world = _world()
-    shared: Run = world.Shared(folder, world.join(folder / "ranks" / "meeting"))
+    shared: Run = world.Shared(folder, world.join(folder / "ranks" / "meeting", Run(folder).launcher()))
     return shared
 
 

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from mofang.client import ApiError
 from mofang.errors import Invalid, MofangError
 from mofang.launch import rank
 from mofang.launch.worker import prepare_process
@@ -41,7 +39,7 @@ def run(launcher: Torchrun, recipe: Recipe, run: Run) -> dict[str, Any]:
     said = rank.last_words(run.folder)
     if (result := rank.result_of(said)) is not None:
         return result
-    raise _cause(said.values(), failures, run)
+    raise _cause(said, failures, run)
 
 
 def n_processes(launcher: Torchrun) -> int:
@@ -96,21 +94,17 @@ class _tied:
         os.close(self._before)
 
 
-def _cause(said: Iterable[dict[str, Any]], failures: dict[int, ProcessFailure], run: Run) -> MofangError:
-    """Why they failed. When one ends, the others lose their connection to it: that is never the reason."""
-    words = sorted(said, key=lambda word: float(word["at"]))
-    for word in words:
-        if word["status"] == "failed":
-            return ApiError(500, word["error"])
+def _cause(said: dict[int, dict[str, Any]], failures: dict[int, ProcessFailure], run: Run) -> MofangError:
+    """Why they failed."""
+    killed: MofangError | None = None
     for number, failure in failures.items():
-        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:  # the agent ends the others by SIGTERM
+        by_us = failure.exitcode == -signal.SIGTERM  # the agent ends the others by it
+        if failure.exitcode < 0 and not by_us and not killed:
             name = signal.Signals(-failure.exitcode).name
-            return MofangError("launch.rank_killed", rank=number, signal=name, log=run.log)
-    for word in words:
-        if word["status"] == "crashed":
-            return MofangError("launch.rank_failed", rank=word["rank"], why=word["why"], log=run.log)
+            killed = MofangError("launch.rank_killed", rank=number, signal=name, log=run.log)
     number, code = next(((number, each.exitcode) for number, each in failures.items()), (0, 0))
-    return MofangError("launch.rank_failed", rank=number, why=f"exit {code}", log=run.log)
+    unknown = MofangError("launch.rank_failed", rank=number, why=f"exit {code}", log=run.log)
+    return rank.cause(said, run, killed) or unknown
 
 
 def main() -> int:

@@ -103,7 +103,10 @@ def _fault(recipe: type[Recipe], fault: Any) -> str:
         )  # fmt: skip
     if fault["type"] == "missing":
         return say("recipes.missing_key", name=name)
-    return say("recipes.bad_value", name=name, value=repr(fault["input"])[:80], why=_why(fault))
+    shown = (
+        fault.get("ctx", {}).get("shown") or repr(fault["input"])[:80]
+    )  # what holds a key says what may be shown of it
+    return say("recipes.bad_value", name=name, value=shown, why=_why(fault))
 
 
 def _why(fault: Any) -> str:

@@ -1,6 +1,7 @@
 """Where and by how many processes a training is computed. It changes nothing that is learned: no method knows of it."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -31,8 +32,19 @@ class Local(Launcher):
     library: ClassVar[str] = ""
 
 
-class Torchrun(Launcher):
-    """Several processes, each with the whole model, which share out the examples of every step (PyTorch's torchrun)."""
+class Several(Launcher):
+    """What the launchers of several processes share: the examples of every step are shared out among them."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What else is: nothing, each process has the whole model; or, for a model that is too large for that, every weight,
+    gradient and optimizer state too, so that each keeps its part and gets the others' when a layer computes (FSDP2)."""
+    hang_minutes: float = Field(default=30, gt=0)
+    """Once training has begun: how long a process may keep the others waiting until it counts as hung, and is ended with
+    them. The first one's saving and uploading is waiting, too."""
+
+
+class Torchrun(Several):
+    """Several processes on one machine or more (PyTorch's torchrun)."""
 
     kind: ClassVar[str] = "torchrun"
     worker: ClassVar[str] = "mofang.launch.torchrun:run"
@@ -56,8 +68,12 @@ class Torchrun(Launcher):
         return value
 
 
-class Ray(Launcher):
-    """The workers of a Ray cluster, each with the whole model, which share out the examples of every step (Ray Train).
+STORAGE_OPTIONS = {"endpoint_override", "region", "scheme"}
+"""What an address of a storage may say behind its "?". No keys: a launcher is kept beside its run, and shown."""
+
+
+class Ray(Several):
+    """The workers of a Ray cluster (Ray Train).
 
     A worker or machine that is lost ends the others; they begin anew, as many as there is room for, at the run's last
     checkpoint.
@@ -77,6 +93,9 @@ class Ray(Launcher):
     """Go on with as few while machines are missing; 0: wait until all are there."""
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are begun anew before the run is given up (it can be resumed then)."""
+    storage: str = ""
+    """s3://bucket/prefix?endpoint_override=host:port: where every checkpoint is kept besides, so that the same recipe
+    goes on from it on other machines, in an empty home. Keys are in the environment (AWS_ACCESS_KEY_ID…)."""
 
     @field_validator("cluster")
     @classmethod
@@ -91,4 +110,18 @@ class Ray(Launcher):
     def _is_a_range(cls, value: int, info: ValidationInfo) -> int:
         if value and value > info.data.get("workers", 0):
             raise PydanticCustomError("fewest_of_workers", "must not be more than workers")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _is_a_bucket_without_keys(cls, value: str) -> str:
+        if not value:
+            return value
+        parts = urlsplit(value)
+        host = parts.netloc.rpartition("@")[2]
+        asked = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+        if "@" in parts.netloc or any("key" in name or "token" in name for name in asked):
+            raise PydanticCustomError("no_keys_in_storage", "must not hold keys", {"shown": f"s3://…@{host}"})
+        if parts.scheme != "s3" or not host or not set(asked) <= STORAGE_OPTIONS:
+            raise PydanticCustomError("storage_address", "must be s3://bucket/prefix")
         return value

@@ -17,3 +17,13 @@ BOARDS = Registry(
     },
 )
 """Places for metrics beside metrics.jsonl: board(run), with begin(rows), write(row), close()."""
+
+STRATEGIES = Registry(
+    "strategy",
+    {
+        "ddp": Entry("mofang.train.world:Ranks", "each process has the whole model"),
+        "fsdp": Entry("mofang.train.sharded:Sharded", "each process has a part of every weight (FSDP2)"),
+    },
+)
+"""What several processes share out besides the examples: a World for processes that torch.distributed has joined, called
+with the time after which one that keeps the others waiting counts as hung. A launcher's `strategy` names one."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from mofang.train import attention
 from mofang.train.kernels import Kernels
@@ -210,7 +211,7 @@ class Decoder:
 
 def fitting(model: Any, dtype: torch.dtype, kernels: Kernels) -> Decoder | None:
     """The fast path for this model as it is to be trained, or None where it would not give the same states."""
-    if not fits(model):
+    if isinstance(model, FSDPModule) or not fits(model):
         return None
     decoder = Decoder(model, dtype, kernels)
     return decoder if _agrees(model, decoder) else None

@@ -15,6 +15,7 @@ from mofang.train import attention
 from mofang.train.decoder import Decoder, alike, fitting, probe
 from mofang.train.kernels import PLAIN, Kernels
 from mofang.train.loss import head_loss, token_logps
+from mofang.train.parts import at_hand, give_up_pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Forward:
     ) -> "Forward":
         """The fastest way that gives what the model itself gives, for examples of at most `longest` tokens."""
         apart = cls(model, device, dtype, mixed, kernels=kernels, packs=False)
-        if not apart._may_pack(longest) or not apart._has_plain_head():
+        if not at_hand(model, lambda: apart._may_pack(longest)) or not apart._has_plain_head():
             model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
             return apart
         return cls(model, device, dtype, mixed, fitting(model, dtype, kernels), kernels)
@@ -49,18 +50,22 @@ class Forward:
 
     def loss(self, examples: Sequence[Example]) -> torch.Tensor:
         """Sum of -log p over the supervised tokens of the examples."""
-        if not self.packs:
-            return -self._apart(examples).sum()
-        hidden, targets, _ = self._states(examples)
-        return head_loss(hidden, self._head(), targets, self.kernels)
+
+        def work() -> torch.Tensor:
+            hidden, targets, _ = self._states(examples)
+            return head_loss(hidden, self._head(), targets, self.kernels)
+
+        return at_hand(self.model, work) if self.packs else -self._apart(examples).sum()
 
     def logps(self, examples: Sequence[Example]) -> torch.Tensor:
         """(n,): each example's sum of log p over its supervised tokens, float32."""
-        if not self.packs:
-            return self._apart(examples)
-        hidden, targets, owners = self._states(examples)
-        sums = torch.zeros(len(examples), dtype=torch.float32, device=self.device)
-        return sums.index_add(0, owners, token_logps(hidden, self._head(), targets, self.kernels))
+
+        def work() -> torch.Tensor:
+            hidden, targets, owners = self._states(examples)
+            sums = torch.zeros(len(examples), dtype=torch.float32, device=self.device)
+            return sums.index_add(0, owners, token_logps(hidden, self._head(), targets, self.kernels))
+
+        return at_hand(self.model, work) if self.packs else self._apart(examples)
 
     def _apart(self, examples: Sequence[Example]) -> torch.Tensor:
         """What `logps` gives, by the model alone."""
@@ -93,6 +98,7 @@ class Forward:
             try:
                 got = self._body(ids, [9, 15])
             except attention.Unknown:
+                give_up_pass(self.model)
                 return False
         return alike(torch.cat([each.last_hidden_state[0] for each in alone]), got, self.dtype)
 
@@ -102,7 +108,9 @@ class Forward:
         ids = torch.arange(8, device=self.device)[None]
         with self._types():
             wanted = self.model(input_ids=ids, position_ids=ids, segments=[8], use_cache=False).logits[0].float()
-            got = (self._body(ids[0], [8]).to(self.dtype) @ self._head().to(self.dtype).t()).float()
+            got = at_hand(
+                self.model, lambda: (self._body(ids[0], [8]).to(self.dtype) @ self._head().to(self.dtype).t()).float()
+            )
         return bool((wanted - got).norm() < 0.02 * wanted.norm())
 
     @contextmanager

@@ -4,6 +4,7 @@ A method brings examples and an objective. What is trained (recipe.tune) decides
 a model of its own among the models.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from mofang.train.examples import Examples
 from mofang.train.forward import Forward
 from mofang.train.kernels import PLAIN, Kernels, compiled
 from mofang.train.loop import Item, Loop, Plan, RowLoss
+from mofang.train.parts import held_bytes
 from mofang.train.samples import Samples, prompts
 
 Objective = Callable[[Forward, Sequence[Any], Sequence[Any]], tuple[RowLoss, Sequence[Any], Sequence[Any]]]
@@ -93,9 +95,10 @@ def train(
     Returns the run's result.
     """
     # Everything that can be refused is refused before the weights are loaded.
+    here = world.of(run)
+    here.check(recipe)
     if recipe.tune != "lora":
         _check_name(recipe, run)
-    here = world.of(run)
     board = BOARDS.get("tensorboard")(run) if recipe.tensorboard and here.rank == 0 else None
     device = machine.device(here.local_rank)
     dtype = machine.dtype(recipe.dtype, device)
@@ -103,22 +106,24 @@ def train(
         shape = AutoModelForCausalLM.from_config(begin.config)
     n_whole = tuning.n_whole(shape, recipe)
     quantizer = _quantizer(recipe)
-    fast = fits(shape) and not recipe.lora_dora and not recipe.lora_dropout and not quantizer
+    fast = fits(shape) and not (recipe.lora_dora or recipe.lora_dropout or quantizer or here.in_parts)
+    parts = here.size if here.in_parts else 1
     longest = found.longest * (len(found.learned) // len(examples))  # a pair lies in one row
     step_tokens = longest * recipe.batch_size if recipe.packing else longest
 
     def needed(row_tokens: int) -> int:
         rank = recipe.lora_rank if recipe.tune == "lora" else 0
         whole = machine.needed_bytes(
-            begin.config, begin.n_parameters, rank, row_tokens, found.longest, dtype.itemsize, n_whole, fast=fast
-        )
+            begin.config, begin.n_parameters, rank, row_tokens, found.longest, dtype.itemsize, n_whole, fast=fast,
+            parts=parts,
+        )  # fmt: skip
         if quantizer:
             whole -= int(quantizer.n_packed(shape) * (dtype.itemsize - quantizer.bytes_each))
-        # The processes of a machine share its memory; each GPU has its own.
-        return whole * here.local_size if device.type == "cpu" else whole
+        # The processes of a machine share its memory; each GPU has its own. One at a time reads the whole model.
+        return max(whole * here.local_size, begin.n_parameters * dtype.itemsize) if device.type == "cpu" else whole
 
     most = max(longest, min(recipe.row_tokens, step_tokens))
-    row = here.first(lambda: _beginning(run, begin, most, longest, device, needed))
+    row = here.first(lambda: _beginning(run, begin, _digest(found.files), most, longest, device, needed))
     if row < most:
         run.note(say("train.shorter_rows", row_tokens=row, wanted=recipe.row_tokens))
         recipe = recipe.model_copy(update={"row_tokens": row})
@@ -130,9 +135,14 @@ def train(
     transformers_logging.disable_progress_bar()
     run.update(progress={"stage": "load", "done": 0, "total": 0, "unit": "", "rate": 0.0, "detail": begin.name})
     more = quantizer.loading(dtype, device) if quantizer else {}
-    model = _model(begin, torch.float32 if n_whole else dtype, **more)
-    trained = tuning.prepare(model, recipe, dtype)
-    model.to(device)
+
+    def make() -> torch.nn.Module:
+        made: torch.nn.Module = _model(begin, torch.float32 if n_whole else dtype, **more)
+        tuning.prepare(made, recipe, dtype)
+        return made
+
+    model = here.load(make, device, dtype)
+    trained = tuning.trained(model)
     run.note(
         say(
             "train.begins",
@@ -146,11 +156,17 @@ def train(
     )
     operations = 4 * begin.n_parameters * tokens // here.size
     kernels = _kernels(run, device, operations, recipe.max_minutes)
-    forward = Forward.of(model, device, dtype, bool(n_whole) and dtype != torch.float32, kernels, found.longest)
+    mixed = bool(n_whole) and dtype != torch.float32 and not here.in_parts  # parts are put together in the one type
+    forward = Forward.of(model, device, dtype, mixed, kernels, found.longest)
     run.note(say(f"train.{forward.path}_path", architecture=begin.config.model_type))
+    if here.in_parts:
+        run.note(say("train.in_parts", n=here.size))
+        recipe = recipe.model_copy(
+            update={"packing": recipe.packing and forward.packs}
+        )  # a pass of the model for each row
     row_loss, examples, held_out = objective(forward, examples, held_out)
     samples = None
-    if recipe.sample_every and here.rank == 0:
+    if recipe.sample_every and (here.rank == 0 or here.in_parts):  # all compute what the first one writes
         wanted = prompts(recipe.sample_prompts, found, begin.tokenizer)
         samples = Samples(forward, begin.tokenizer, wanted, recipe.sample_tokens, run)
     loop = Loop(
@@ -162,10 +178,17 @@ def train(
     finally:
         if board:
             board.close()
-    save = _save_adapter if recipe.tune == "lora" else _save_model
-    made = here.first(lambda: save(recipe, run, model, begin, found.files))
+    held = held_bytes(
+        [*model.parameters(), *(each for kept in loop.optimizer.state.values() for each in kept.values())]
+    )
+    if recipe.tune == "lora":
+        tensors, save = here.whole(lora.named(model)), _save_adapter
+    else:
+        tensors, save = here.whole(_once(model.float())), _save_model
+    made = here.first(lambda: save(recipe, run, model, tensors, begin, found.files))
     peak = here.total({"peak_memory_bytes": machine.peak(device)})
-    memory = {"estimated_memory_bytes": needed(row), **peak}
+    kept = [int(each) for each in here.total({str(here.rank): held}).values()]
+    memory = {"estimated_memory_bytes": needed(row), **peak, "held_bytes": kept}
     return {**made, "base": begin.name, **summary, **memory, "processes": here.size}
 
 
@@ -209,34 +232,47 @@ def _kernels(run: Run, device: torch.device, operations: float, minutes: float |
     return kernels
 
 
+def _digest(files: Sequence[dict[str, Any]]) -> str:
+    """Of the data, wherever its files lie."""
+    return hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
+
+
 def _beginning(
-    run: Run, begin: Begin, wanted: int, least: int, device: torch.device, needed: Callable[[int], int]
+    run: Run, begin: Begin, data: str, wanted: int, least: int, device: torch.device, needed: Callable[[int], int]
 ) -> int:
     """Tokens of a row: those that the run began with, or the most that fit, and written down. Raises Conflict when it
-    began from another base, TooLarge.
+    began from another base or with other `data` (a digest), TooLarge.
 
-    A run that is resumed must go on from the same base, and by the same rows: others add up in another order.
+    A run that is resumed must go on from the same base, its place among the same examples, and by the same rows: others
+    add up in another order.
     """
     note = run.folder / "base.json"
     before = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
     if before.get("sha256", begin.sha256) != begin.sha256:
         raise Conflict("train.base_changed", id=run.id)
+    if before.get("data", data) != data:
+        raise Conflict("train.data_changed", id=run.id)
     row = int(before.get("row_tokens", wanted))
     row = machine.fitting_row(row, row if before else least, begin.name, device, needed)
-    note.write_text(json.dumps({"sha256": begin.sha256, "row_tokens": row}), encoding="utf-8")
+    note.write_text(json.dumps({"sha256": begin.sha256, "data": data, "row_tokens": row}), encoding="utf-8")
     return row
 
 
 # ---- what came of it ----
 
+Tensors = dict[str, torch.Tensor]
+"""Whole, by name."""
 
-def _save_adapter(recipe: Training, run: Run, model, begin: Begin, files: list[dict[str, Any]]) -> dict[str, Any]:
+
+def _save_adapter(
+    recipe: Training, run: Run, model, tensors: Tensors, begin: Begin, files: list[dict[str, Any]]
+) -> dict[str, Any]:
     aside = run.folder / ".out.part"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     lora.save(
-        model, aside, base=str(begin.base.path) if begin.base else "", rank=recipe.lora_rank, alpha=recipe.lora_alpha,
-        dropout=recipe.lora_dropout, rslora=recipe.lora_rslora, dora=recipe.lora_dora,
+        model, tensors, aside, base=str(begin.base.path) if begin.base else "", rank=recipe.lora_rank,
+        alpha=recipe.lora_alpha, dropout=recipe.lora_dropout, rslora=recipe.lora_rslora, dora=recipe.lora_dora,
     )  # fmt: skip
     begin.tokenizer.save(aside)
     write_manifest(
@@ -255,7 +291,9 @@ def _save_adapter(recipe: Training, run: Run, model, begin: Begin, files: list[d
     return {"adapter": str(run.out)}
 
 
-def _save_model(recipe: Training, run: Run, model, begin: Begin, data: list[dict[str, Any]]) -> dict[str, Any]:
+def _save_model(
+    recipe: Training, run: Run, model, tensors: Tensors, begin: Begin, data: list[dict[str, Any]]
+) -> dict[str, Any]:
     """A Hugging Face folder among the models, in float32 as it was trained."""
     store = ModelStore(settings.load())
     name = recipe.name or run.id
@@ -263,7 +301,7 @@ def _save_model(recipe: Training, run: Run, model, begin: Begin, data: list[dict
     aside = store.folder / f".train-{run.id}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
-    model.float().save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=tensors)
     begin.tokenizer.save(aside)
     files = digests(aside, "hf")
     write_manifest(
@@ -285,6 +323,13 @@ def _save_model(recipe: Training, run: Run, model, begin: Begin, data: list[dict
         shutil.rmtree(store.folder / name)
     store.publish(aside, name)
     return {"model": name, "path": str(store.folder / name)}
+
+
+def _once(model) -> Tensors:
+    """The model's state; of a tensor with two names, the first."""
+    first = {name for name, _ in model.named_parameters()}
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in again}
 
 
 def _check_name(recipe: Training, run: Run) -> None:

@@ -18,11 +18,11 @@ import torch
 
 from mofang.data.encode import Ids
 from mofang.data.pack import pack
-from mofang.errors import MofangError
+from mofang.errors import MofangError, Unreadable
 from mofang.platform import give_back_memory
 from mofang.runs import Run, Stopped
 from mofang.strings import say
-from mofang.train import checkpoint
+from mofang.train import checkpoint, lora
 from mofang.train import pace as paces
 from mofang.train.pace import Pace
 from mofang.train.samples import Samples
@@ -124,9 +124,9 @@ class Loop:
 
     def resume(self) -> int:
         """Go to the newest checkpoint, when there is one. Returns the step at which training goes on."""
-        saved = self.world.first(lambda: [path.name for path in checkpoint.found(self.run.checkpoints)])
-        if saved:
-            self.step = checkpoint.load(self.run.checkpoints / saved[-1], self.model, self.optimizer)
+        newest = self.world.first(self._newest)
+        if newest:
+            self.step = checkpoint.load(self.run.checkpoints / newest, self.model, self.optimizer)
         self.world.align(self.parameters)
         self.run.forget_metrics(beyond=self.step)
         metrics = self.run.metrics()
@@ -134,9 +134,27 @@ class Loop:
             self.board.begin(metrics)
         return self.step
 
+    def _newest(self) -> str:
+        """The name of the newest checkpoint that can be read, "" where there is none. A broken one is said and left; if
+        all are, raises Unreadable of the newest: to begin from nothing would lose what was learned."""
+        first: Unreadable | None = None
+        for path in reversed(checkpoint.found(self.run.checkpoints)):
+            try:
+                checkpoint.check(path)
+            except Unreadable as error:
+                first = first or error
+                continue
+            if first:
+                self.run.note(say("train.checkpoint_before", why=first.message(), used=path.name))
+            return path.name
+        if first:
+            raise first
+        return ""
+
     def train(self) -> dict[str, float]:
         """Run to the end of the plan. Raises Stopped after saving. Returns the first and last losses."""
         recipe = self.recipe
+        self.world.begin_steps()
         started = time.monotonic()
         self._evaluate()
         evaluated = time.monotonic() - started
@@ -176,7 +194,7 @@ class Loop:
                 give_back_memory()
             ended = self.step == steps
             if self.step % recipe.save_every == 0 or ended:
-                self.world.first(self._save)
+                self._save()
             if not ended:
                 self._check_stop()
             self._evaluate()
@@ -218,7 +236,7 @@ class Loop:
         found = self.world.total(self._through(batch, lambda loss: (loss / weight).backward()))
         self.world.add_gradients(self.parameters)
         total, n_rows = found.pop("loss"), int(found.pop("rows"))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.max_grad_norm).item()
+        norm = self.world.clip(self.parameters, self.recipe.max_grad_norm)
         if not math.isfinite(total) or not math.isfinite(norm):
             raise MofangError("train.not_finite", step=self.step + 1, rate=f"{rate:g}")
         for group in self.optimizer.param_groups:
@@ -231,10 +249,12 @@ class Loop:
         """Sums over this process's share of the examples: "loss", "rows", and what else is measured. `then` gets each
         row's loss."""
         sums: Any = Counter({"loss": 0.0, "rows": 0})
-        for row in self._rows(self.world.share(examples, lambda example: len(example.ids))):
+        own = self._rows(self.world.share(examples, lambda example: len(example.ids)))
+        for row, counts in self.world.evenly(own, [examples[0]]):
             loss, measured = self.row_loss(row)
-            then(loss)
-            sums.update({"loss": loss.item(), "rows": 1, **measured})
+            then(loss if counts else 0 * loss)
+            if counts:
+                sums.update({"loss": loss.item(), "rows": 1, **measured})
         return sums
 
     def _rows(self, batch: Sequence[Item]) -> list[list[Item]]:
@@ -267,7 +287,8 @@ class Loop:
             also["eval_bits_per_byte"] = total / math.log(2) / self.eval_bytes
         self._record({"step": self.step, "eval_loss": total / count, **also})
         if self.recipe.load_best_model_at_end and self.step and min(self._measured())[1] == self.step:
-            self.world.first(lambda: checkpoint.save_best(self.run.checkpoints, self.model, self.step))
+            weights = self.world.whole(lora.named(self.model))
+            self.world.first(lambda: checkpoint.save_best(self.run.checkpoints, weights, self.step))
         self.model.train()
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -297,7 +318,7 @@ class Loop:
             return {}
         loss, step = min(self._measured())
         if step != self.step:
-            self.world.first(lambda: checkpoint.load_best(self.run.checkpoints, self.model))
+            checkpoint.load_best(self.run.checkpoints, self.model)
             self.world.align(self.parameters)
             self.run.note(say("train.took_best", step=step, loss=f"{loss:.4f}"))
         return {"best_step": step, "best_eval_loss": loss}
@@ -306,12 +327,17 @@ class Loop:
         """Raises Stopped when somebody asked for it, after saving."""
         if self.run.stop_asked():
             if self.step:
-                self.world.first(self._save)
+                self._save()
             raise Stopped
 
     def _save(self) -> None:
-        keep = self.recipe.keep_checkpoints
-        checkpoint.save(self.run.checkpoints, self.model, self.optimizer, self.step, keep=keep)
+        state = checkpoint.State.of(self.model, self.optimizer, self.world)
+
+        def write() -> None:
+            keep = self.recipe.keep_checkpoints
+            self.run.saved(checkpoint.save(self.run.checkpoints, state, self.step, keep=keep))
+
+        self.world.first(write)
 
     def _sample(self) -> None:
         every = self.recipe.sample_every

@@ -11,7 +11,7 @@ LoraConfig and its checkpoint format.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mofang.errors import Invalid, Unreadable
+from mofang.train.parts import part_of
 
 PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -151,11 +152,6 @@ def named(model: nn.Module) -> dict[str, nn.Parameter]:
     return found | whole
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of `named`, a head that is the embedding once."""
-    return {name: parameter.detach().contiguous().cpu() for name, parameter in named(model).items()}
-
-
 def twins(model: nn.Module) -> dict[str, str]:
     """Second names of trained parameters → the first: a head that is the embedding."""
     first: dict[int, str] = {id(parameter): name for name, parameter in named(model).items()}
@@ -174,20 +170,21 @@ def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         for name, parameter in found.items():
             if parameter.shape != tensors[name].shape:
                 raise Unreadable("train.adapter_misfit", names=name, n=1)
-            parameter.copy_(tensors[name])
+            parameter.copy_(part_of(tensors[name], parameter))
 
 
 def save(
-    model: nn.Module, folder: Path, *, base: str, rank: int, alpha: float, dropout: float, rslora: bool = False,
-    dora: bool = False,
+    model: nn.Module, trained: Mapping[str, torch.Tensor], folder: Path, *, base: str, rank: int, alpha: float,
+    dropout: float, rslora: bool = False, dora: bool = False,
 ) -> None:  # fmt: skip
     """Write the adapter as peft does, then read it back: an adapter that is empty or cut is found now.
+
+    trained: the tensors of `named`, whole.
 
     An embedding that is also the head is written under both names: whoever loads only one would leave the other as it
     was (peft issue 2777).
     """
-    tensors = state(model)
-    tensors |= {twin: tensors[name].clone() for twin, name in twins(model).items()}
+    tensors = {**trained, **{twin: trained[name].clone() for twin, name in twins(model).items()}}
     whole = {name.removeprefix(PREFIX).rpartition(".")[0] for name in tensors if ".lora_" not in name}
     config: dict[str, Any] = {
         "peft_type": "LORA",

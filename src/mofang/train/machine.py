@@ -24,12 +24,15 @@ def dtype(wanted: str, on: torch.device) -> torch.dtype:
 
 
 def needed_bytes(
-    config, n_parameters: int, lora_rank: int, row_tokens: int, longest: int, item: int, n_whole: int = 0, *, fast: bool
-) -> int:
+    config, n_parameters: int, lora_rank: int, row_tokens: int, longest: int, item: int, n_whole: int = 0, *, fast: bool,
+    parts: int = 1,
+) -> int:  # fmt: skip
     """Bytes that a training takes at its peak: weights, what the backward pass keeps of one row, optimizer.
 
     `lora_rank` 0: no adapter. Of the parameters `n_whole` are trained whole: float32, a gradient, Adam's two moments.
-    `longest`: tokens of the longest example. `fast`: whether the layers go the fast path (decoder.py).
+    `longest`: tokens of the longest example. `fast`: whether the layers go the fast path (decoder.py). `parts`: among how
+    many processes weights, gradients and moments are shared out (sharded.py); each has at hand, whole, those that are
+    outside of the layers and two layers'.
 
     Kept of each token in each layer: the inputs of projections and attention, and off the fast path those of norms and
     SwiGLU; and the probabilities of attention.BLOCK queries at a time. The factors were fitted to measured peaks
@@ -44,7 +47,11 @@ def needed_bytes(
     trained = layers * lora_rank * (9 * width + 3 * inner)  # all linear layers, at most
     whole = n_whole * (4 * 4 - item)
     of_row = row_tokens * kept + layers * config.num_attention_heads * probabilities * item
-    return int(n_parameters * item + whole + trained * 4 * 4 + of_row + head + (580 << 20))
+    lasting = n_parameters * item + whole + trained * 4 * 4
+    if parts > 1:
+        outside = 2 * config.vocab_size * width
+        lasting = lasting / parts + 2 * item * (outside + 2 * max(0, n_parameters - outside) / layers)
+    return int(lasting + of_row + head + (580 << 20))
 
 
 def peak(on: torch.device) -> int:

@@ -5,6 +5,7 @@ small step added to a bfloat16 weight is lost in its rounding.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,11 @@ def prepare(model: nn.Module, recipe: Training, dtype: torch.dtype) -> list[nn.P
         for parameter in model.parameters():
             if parameter.is_floating_point():  # a quantized weight is bytes
                 parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+    return trained(model)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """What is free of a model, in fixed order."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -38,6 +44,12 @@ def n_whole(model: nn.Module, recipe: Training) -> int:
     else:
         TUNINGS[recipe.tune](model, recipe)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def blocks(model: Any) -> nn.ModuleList:
+    """The decoder layers."""
+    count = model.config.num_hidden_layers
+    return next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
 
 
 def _lora(model: nn.Module, recipe: Training) -> None:
@@ -53,12 +65,12 @@ def _full(model: nn.Module, recipe: Training) -> None:
 
 
 def _layers(model: nn.Module, recipe: Training) -> None:
-    count = model.config.num_hidden_layers
-    blocks = next(module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    found = blocks(model)
+    count = len(found)
     for number in recipe.layers:
         if not -count <= number < count:
             raise Invalid("train.no_such_block", param="layers", number=number, n=count, last=count - 1)
-        _free([blocks[number]])
+        _free([found[number]])
     _free(_modules(model, recipe.modules_to_save))
 
 

@@ -8,23 +8,40 @@ All processes go through the same calls in the same order. Nothing here knows wh
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from mofang.platform import loopback
+from mofang.recipes.launchers import Several
 from mofang.runs import Run, State, Stopped
+from mofang.train import STRATEGIES
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
-"""How long the others wait for one: the first may have a large corpus to tokenize. That one ended is known at once."""
+"""How long the others wait for one before training begins: the first may have a large corpus to tokenize. That one ended
+is known at once."""
+PARTED = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|broken pipe|timed? ?out", re.IGNORECASE)
+"""In what gloo says when another process is gone or silent: it has no class of its own for it."""
 BUCKET = 1 << 23
 """Numbers that are summed in one go, 32 MB: fewer messages for many small tensors, and no second copy of large ones."""
+
+
+class Lost(Exception):
+    """Another process is gone, or does not answer."""
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error only says that another process is gone, or silent: that one knows the reason."""
+    known = isinstance(error, Lost | dist.DistError)
+    return known or (isinstance(error, RuntimeError) and bool(PARTED.search(str(error))))
 
 
 class World:
@@ -33,6 +50,8 @@ class World:
     rank, size = 0, 1
     local_rank, local_size = 0, 1
     """Among the processes of this machine."""
+    in_parts: ClassVar[bool] = False
+    """Whether each process keeps only a part of the model; see mofang.train.sharded."""
 
     def first(self, make: Callable[[], T]) -> T:
         """What the first process's `make` returns; the others wait for it and call nothing."""
@@ -55,16 +74,44 @@ class World:
     def align(self, tensors: Sequence[torch.Tensor]) -> None:
         """The first process's values in the place of everybody's."""
 
+    def check(self, recipe: Any) -> None:
+        """Raises Invalid for a training that cannot be computed so."""
+
+    def load(self, make: Callable[[], torch.nn.Module], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        """The model that `make` reads, as this process keeps it; it computes in `dtype`."""
+        return make().to(device)
+
+    def begin_steps(self) -> None:
+        """From here on no process has much to do that the others have not."""
+
+    def evenly(self, rows: Sequence[T], filler: T) -> list[tuple[T, bool]]:
+        """The rows that this process puts through the model, and whether each counts: where all must go through it
+        equally often, one that has fewer computes `filler` for nothing."""
+        return [(row, True) for row in rows]
+
+    def clip(self, parameters: Sequence[torch.nn.Parameter], longest: float) -> float:
+        """Shorten the gradient to `longest`. Returns its length before."""
+        return torch.nn.utils.clip_grad_norm_(parameters, longest).item()
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors, whole, in the first process's main memory; nothing on the others, which must call it, too."""
+        return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
 
 ALONE = World()
 
 
 class Ranks(World):
-    """One of several processes, joined by torch.distributed: over gloo on CPUs, over NCCL between GPUs."""
+    """One of several processes, joined by torch.distributed: over gloo on CPUs, over NCCL between GPUs; each with the
+    whole model.
 
-    def __init__(self) -> None:
+    hang: how long one may keep the others waiting between two steps.
+    """
+
+    def __init__(self, hang: timedelta) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_rank, self.local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        self.hang = hang
 
     def first(self, make: Callable[[], T]) -> T:
         told = [make() if self.rank == 0 else None]
@@ -111,6 +158,12 @@ class Ranks(World):
         for tensor in tensors:
             dist.broadcast(tensor.data, src=0)
 
+    def begin_steps(self) -> None:
+        _set_pg_timeout(self.hang)
+
+    def whole(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {} if self.rank else super().whole(tensors)
+
 
 def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """In order, as many together as are BUCKET numbers at most, or one that is larger."""
@@ -124,7 +177,7 @@ def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield bucket
 
 
-def join(meeting: Path) -> World:
+def join(meeting: Path, launcher: Several) -> World:
     """Meet the others, as torchrun's variables in the environment say: by the file `meeting` on one machine, which opens
     no port to others; over TCP between several. (NCCL was never run: no GPU was at hand.)"""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -138,7 +191,8 @@ def join(meeting: Path) -> World:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=PATIENCE, **told)
-    return Ranks()
+    world: World = STRATEGIES.get(launcher.strategy)(timedelta(minutes=launcher.hang_minutes))
+    return world
 
 
 def leave() -> None:

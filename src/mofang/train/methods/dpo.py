@@ -81,15 +81,17 @@ def _computed(forward: Forward, pairs: Sequence[Pair], row_tokens: int, run: Run
     """(n, 2) float32: sums of log p of the better and the worse answers, the companions off."""
     here = world.of(run)
     sums = torch.zeros(len(pairs), 2)
-    rows = pack([len(pair.ids) for pair in pairs], row_tokens)
+    rows = pack([len(pair.ids) for pair in pairs], row_tokens if forward.packs else 0)
     forward.model.eval()
     with torch.no_grad(), lora.off(forward.model):
         done = 0
         for start in range(0, len(rows), here.size):  # a row for each process
             run.check_stop()
             together = rows[start : start + here.size]
-            for row in together[here.rank : here.rank + 1]:
-                sums[row] = torch.stack(preference.logps(forward, [pairs[number] for number in row]), dim=1).cpu()
+            for row, counts in here.evenly(together[here.rank : here.rank + 1], together[0]):
+                found = torch.stack(preference.logps(forward, [pairs[number] for number in row]), dim=1).cpu()
+                if counts:
+                    sums[row] = found
             done += sum(map(len, together))
             progress = {"stage": "reference", "done": done, "total": len(pairs), "unit": "", "rate": 0.0, "detail": ""}
             run.update(progress=progress)
