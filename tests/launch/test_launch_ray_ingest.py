@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 import ingested
+import mofang
+from mofang.client import ApiError
 from mofang.engine.hashed import HashEmbedder
 from mofang.errors import Invalid, MofangError
 from mofang.knowledge.base import AddReport
@@ -353,7 +355,22 @@ def test_what_is_said_wrongly_is_told_before_anything_begins(home: Path) -> None
     assert raised.value.code == "ingest_not_local" and "--workers" in raised.value.message("zh")
 
 
-# ---- the command, with a Ray of its own ----
+# ---- from Python, and the command ----
+
+
+def test_python_takes_in_by_a_cluster_too(
+    at: Home, files: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOFANG_EMBEDDING_MODEL", "hash")
+    paths = [path for _, path in files if path.suffix == ".md"]
+    with mofang.KnowledgeBase("又一个") as base:
+        with pytest.raises(ApiError) as raised:
+            base.add(*paths, workers=2)
+        assert raised.value.code == "ingest_not_local" and base.documents() == []
+        told = base.add(*paths, launcher="ray", cluster=at.cluster, workers=1)
+        assert {file["status"] for file in told} == {"added"} and len(base.documents()) == len(paths)
+        assert base.add(*paths)[0]["status"] == "unchanged"
+    assert ingested.embedded(at.log) == len(ingested.vectors(at.base.parent / "又一个"))
 
 
 def test_the_command_is_killed_is_stopped_and_goes_on(
