@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 import ingested
+import mofang
+from mofang.client import ApiError
 from mofang.engine.hashed import HashEmbedder
 from mofang.errors import Invalid, MofangError
 from mofang.knowledge.base import AddReport
@@ -52,38 +54,60 @@ def driver() -> psutil.Process:
 TWO_MACHINES = """
 import sys
 from ray.cluster_utils import Cluster
-node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
-cluster = Cluster(initialize_head=True, head_node_args=node)
-cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+second = cluster.add_node(**node)
 cluster.wait_for_nodes()
 print(cluster.address, flush=True)
-sys.stdin.read()
+for line in sys.stdin:
+    if line == "lose\\n":
+        cluster.remove_node(second, allow_graceful=False)
+    else:
+        second = cluster.add_node(**node)
+        cluster.wait_for_nodes()
+    print("done", flush=True)
 cluster.shutdown()
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of one for all tests, in a process of its own: two machines, both of them this one."""
-    path = os.pathsep.join([str(ingested.plugin(tmp_path_factory.mktemp("plugin"))), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(
-        [sys.executable, "-c", TWO_MACHINES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin and process.stdout
-    address = process.stdout.readline().decode().strip()
-    family = [process, *psutil.Process(process.pid).children(recursive=True)]
-    try:
-        assert address
-        yield address
-    finally:
-        process.stdin.close()
+class Machines:
+    """A cluster in a process of its own: two machines, both of them this one. The second can be lost, and come again."""
+
+    def __init__(self, plugin: Path) -> None:
+        path = os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", TWO_MACHINES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        self.address = self._said()
+        assert self.address
+
+    def _said(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+    def second(self, word: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+        assert self._said() == "done"
+
+    def close(self) -> None:
+        family = psutil.Process(self._process.pid).children(recursive=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
-        process.stdout.close()
-        for each in family:
+            self._process.communicate(timeout=30)
+        for each in [self._process, *family]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """One for all tests."""
+    machines = Machines(ingested.plugin(tmp_path_factory.mktemp("plugin")))
+    yield machines
+    machines.close()
 
 
 @asynccontextmanager
@@ -125,8 +149,8 @@ def local(
 
 
 @pytest.fixture
-def at(home: Path, cluster: str) -> Home:
-    return Home(home, cluster)
+def at(home: Path, cluster: Machines) -> Home:
+    return Home(home, cluster.address)
 
 
 async def test_the_base_is_the_one_that_one_process_makes(
@@ -187,6 +211,27 @@ async def test_a_killed_desk_is_replaced_and_its_batches_asked_of_the_other(
     assert n <= ingested.embedded(at.log) <= n + 2 * 2 * BATCH, (
         "what was at a killed desk is embedded again, and no more"
     )
+
+
+async def test_a_machine_is_lost_and_its_desk_finds_room_on_the_other(
+    at: Home, cluster: Machines, files: list[tuple[str, Path]], local: tuple[Path, AddReport, list[Progress]]
+) -> None:
+    lost = False
+
+    def tell(progress: Progress) -> None:
+        nonlocal lost
+        if progress.stage == "embed" and not lost and progress.done > progress.total / 4:
+            lost = True
+            cluster.second("lose")
+
+    try:
+        report = await at.add(files, tell)
+    finally:
+        if lost:
+            cluster.second("come")
+    assert lost and report.files == local[1].files
+    ingested.same(local[0], at.base)
+    ingested.is_whole(at.base)
 
 
 async def test_a_reader_that_is_killed_is_begun_anew(
@@ -310,7 +355,22 @@ def test_what_is_said_wrongly_is_told_before_anything_begins(home: Path) -> None
     assert raised.value.code == "ingest_not_local" and "--workers" in raised.value.message("zh")
 
 
-# ---- the command, with a Ray of its own ----
+# ---- from Python, and the command ----
+
+
+def test_python_takes_in_by_a_cluster_too(
+    at: Home, files: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOFANG_EMBEDDING_MODEL", "hash")
+    paths = [path for _, path in files if path.suffix == ".md"]
+    with mofang.KnowledgeBase("又一个") as base:
+        with pytest.raises(ApiError) as raised:
+            base.add(*paths, workers=2)
+        assert raised.value.code == "ingest_not_local" and base.documents() == []
+        told = base.add(*paths, launcher="ray", cluster=at.cluster, workers=1)
+        assert {file["status"] for file in told} == {"added"} and len(base.documents()) == len(paths)
+        assert base.add(*paths)[0]["status"] == "unchanged"
+    assert ingested.embedded(at.log) == len(ingested.vectors(at.base.parent / "又一个"))
 
 
 def test_the_command_is_killed_is_stopped_and_goes_on(
