@@ -1,6 +1,6 @@
 """Waiting for the first token as `mofang plan` foresees it, against real clients of two real replicas on Ray.
 
-    python bench/plan.py [--seconds 60] [--json FILE]
+    python bench/plan.py [--seconds 90] [--case 4] [--json FILE]
 
 The model repeats its question character by character, each after a fixed delay, so that nothing but the queue, the routing
 and the slots decides how long people wait. So many clients ask, read to the end, think (exponentially long) and ask again;
@@ -59,15 +59,15 @@ CASES = (Case(6, 2.0), Case(10, 2.0), Case(16, 2.0), Case(10, 2.0, stays=True))
 
 
 def foreseen(case: Case) -> dict[str, list[float]]:
-    """p50 and p95 of each seed. The first character takes its delay like the others."""
+    """p50 and p95 of each seed. A question's one token is read with the next token of those who are being answered, which
+    takes the delay that a first character takes."""
     together = {count: count / DELAY_S for count in range(1, SLOTS + 1)}
     service = Service(REPLICAS, SLOTS, Speeds(1e9, together))
-    lengths = around(1, CHARACTERS + 1, variation=0)
+    lengths = around(1, CHARACTERS, variation=0)
     crowd = Crowd(case.users, case.think_s, lengths, turns=1e12 if case.stays else 1)
     found = [simulate(service, crowd, seed=seed, requests=2000) for seed in range(SEEDS)]
     return {
-        name: sorted(percentile(each.ttft, share) + DELAY_S for each in found)
-        for name, share in (("p50", 0.5), ("p95", 0.95))
+        name: sorted(percentile(each.ttft, share) for each in found) for name, share in (("p50", 0.5), ("p95", 0.95))
     }
 
 
@@ -104,8 +104,8 @@ def serving(folder: Path) -> Iterator[str]:
         process.wait(timeout=60)
 
 
-async def first_token(client: httpx.AsyncClient, question: str) -> float:
-    """Seconds until the first character; returns when the answer is whole."""
+async def timed(client: httpx.AsyncClient, question: str) -> tuple[float, float]:
+    """Seconds until the first character, and from it to the end."""
     body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": question}]}
     began, first = time.perf_counter(), 0.0
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -115,10 +115,10 @@ async def first_token(client: httpx.AsyncClient, question: str) -> float:
                 choices = json.loads(line[6:]).get("choices") or [{}]
                 if choices[0].get("delta", {}).get("content"):
                     first = time.perf_counter() - began
-    return first
+    return first, time.perf_counter() - began - first
 
 
-async def ask_on(client: httpx.AsyncClient, case: Case, until: float, found: list[tuple[float, float]]) -> None:
+async def ask_on(client: httpx.AsyncClient, case: Case, until: float, found: list[tuple[float, float, float]]) -> None:
     name = uuid.uuid4().hex
     while True:
         await asyncio.sleep(random.expovariate(1 / case.think_s))
@@ -126,30 +126,34 @@ async def ask_on(client: httpx.AsyncClient, case: Case, until: float, found: lis
             return
         name = name if case.stays else uuid.uuid4().hex
         asked_at = time.monotonic()
-        found.append((asked_at, await first_token(client, name.ljust(CHARACTERS, "."))))
+        found.append((asked_at, *await timed(client, name.ljust(CHARACTERS, "."))))
 
 
-async def measured(url: str, case: Case, seconds: float) -> list[float]:
-    """Seconds to each first token, ascending; of the questions after the warm-up."""
-    found: list[tuple[float, float]] = []
+async def measured(url: str, case: Case, seconds: float) -> tuple[list[float], float]:
+    """Seconds to each first token, ascending; of the questions after the warm-up. And how many times longer an answer took
+    than its characters' delays: what the machine itself costs, busy with something else perhaps."""
+    found: list[tuple[float, float, float]] = []
     began = time.monotonic()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) as client:
         until = began + WARM_UP_S + seconds
         await asyncio.gather(*(ask_on(client, case, until, found) for _ in range(case.users)))
-    return sorted(ttft for at, ttft in found if at > began + WARM_UP_S)
+    counted = [(ttft, rest) for at, ttft, rest in found if at > began + WARM_UP_S]
+    slower = median(rest for _, rest in counted) / ((CHARACTERS - 1) * DELAY_S)
+    return sorted(ttft for ttft, _ in counted), slower
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--case", type=int, choices=range(1, len(CASES) + 1), help="one of the rows alone")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as url:
-        for case in CASES:
-            ttft = asyncio.run(measured(url, case, options.seconds))
-            row: dict[str, Any] = {"case": str(case), "n": len(ttft)}
+        for case in CASES[options.case - 1 : options.case] if options.case else CASES:
+            ttft, slower = asyncio.run(measured(url, case, options.seconds))
+            row: dict[str, Any] = {"case": str(case), "n": len(ttft), "slower": slower}
             for name, values in foreseen(case).items():
                 real = percentile(ttft, {"p50": 0.5, "p95": 0.95}[name])
                 row[name] = {"foreseen": median(values), "low": values[0], "high": values[-1], "measured": real}
@@ -159,7 +163,7 @@ def main() -> None:
                 f"measured {row[name]['measured']:.2f} s, {row[name]['foreseen'] / row[name]['measured']:.2f} x"
                 for name in ("p50", "p95")
             )
-            print(f"{row['case']:46} {row['n']:4} answers   {told}", flush=True)
+            print(f"{row['case']:48} {row['n']:4} answers, {slower:.2f} x their delays   {told}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

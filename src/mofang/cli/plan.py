@@ -82,7 +82,7 @@ def _show_serving(found: "ServingPlan", picture: Path | None) -> None:
     from mofang.cli import render
 
     asked = found.asked
-    wish = {"users": asked.users, "think": f"{asked.think_s:g}", "ttft": f"{asked.ttft_s:g}"}
+    wish = {"users": str(asked.users), "think": f"{asked.think_s:g}", "ttft": f"{asked.ttft_s:g}"}
     lengths = {"prompt": f"{found.prompt_tokens:.0f}", "answer": f"{found.answer_tokens:.0f}"}
     render.show(say("plan.needs", model=found.model, replicas=found.replicas, slots=found.slots, **wish, **lengths))
     columns = [(say(f"plan.column_{name}"), "right") for name in ("replicas", "p50", "p95", "each", "all", "busy")]

@@ -198,7 +198,8 @@ async def tune(
     What `budget_s` leaves no time for is not asked, and that is said in the notes; the proof is always made.
     """
     work, began = MIXES[mix], clock()
-    champion, steps, notes, found, together = Choices(), [], [], {}, {}
+    champion, steps, notes, found = Choices(), [], [], {}
+    together: dict[str, float] = {}
     async with _Corner(arena) as corner:
         tell(say("engine.tune_start"))
         try:

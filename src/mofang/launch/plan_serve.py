@@ -171,7 +171,7 @@ def _known(settings: Settings, ref: ModelRef, n_prompt: int) -> _Known:
     provider, found = tuned(settings, ref) if ref.format == "gguf" and ref.path.is_file() else (None, None)
     if provider is None or found is None:
         raise NotFound("plan.not_tuned", name=ref.name)
-    machine = {"cpu": cpu_name() or "?", "cores": n_cores(), "provider": found.provider}
+    machine = {"cpu": cpu_name() or "?", "cores": str(n_cores()), "provider": found.provider}
     sources = [say("plan.from_profile", model=ref.name, when=found.made_at[:16], **machine)]
     notes = [] if found.together else [say("plan.crowd_unknown", model=ref.name)]
     prompt, together = found.speeds["prompt"], _together(found)

@@ -33,7 +33,6 @@ def connected(address: str) -> Iterator[None]:
     if not address:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # asked for by a new Ray: other users give it no orders
         told |= {
-            "address": "local",  # or it would join whatever cluster this machine belongs to
             "num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
