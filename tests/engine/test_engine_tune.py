@@ -166,11 +166,13 @@ async def test_slots_are_as_many_as_pay(crowd, slots) -> None:
     step = found.steps[-1]
     assert step.taken == (slots != AUTO_SLOTS) and step.challenger == {"together": crowd[slots]}
     assert str(slots) in found.notes[-1]
+    assert found.together == {str(count): speed for count, speed in crowd.items()}, "kept for `mofang plan`"
 
 
 async def test_slots_are_not_asked_about_without_time_for_it() -> None:
     found = await tuned_whole(Scripted(seconds=5.0), budget_s=50.0)
     assert not found.choices.n_slots and any("n_slots" in note for note in found.notes)
+    assert not found.together
 
 
 async def test_what_a_question_costs_is_known_before_it_is_asked() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from mofang.engine import profile
@@ -174,6 +175,13 @@ def test_the_command_says_it_and_as_json(measured: Path, mofang, tmp_path: Path)
         assert len(image.convert("RGB").getcolors(1 << 20) or ()) > 10, "something is drawn"
     told = json.loads(mofang("serve", "--users", "20", "--p95-ttft", "8s", "--json").stdout)
     assert told["model"] == "qwen" and told["asked"]["users"] == 20 and told["rows"][0]["replicas"] == 1
+
+
+def test_help_is_whole_at_80_columns(home: Path, mofang, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("serve", "train"):
+        shown = mofang(command, "--help").stdout
+        assert "…" not in shown and max(cell_len(line) for line in shown.splitlines()) <= 80
 
 
 @pytest.mark.parametrize(

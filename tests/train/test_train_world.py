@@ -104,6 +104,7 @@ def test_two_processes_learn_what_one_learns(training: Training) -> None:
     assert two.samples() == one.samples()
     assert two.log.read_text().count("--- step 2") == one.log.read_text().count("--- step 2") > 0, "said by one of them"
     assert two.state().result["peak_memory_bytes"] > one.state().result["peak_memory_bytes"]
+    assert (two.state().result["processes"], one.state().result["processes"]) == (2, 1)
 
 
 @pytest.mark.slow

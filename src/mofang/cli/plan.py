@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mofang.cli.recipe import RecipeCommand
 from mofang.strings import say
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ AMOUNTS = {"": 1, "k": 1e3, "m": 1e6, "b": 1e9, "万": 1e4, "亿": 1e8}
 Json = Annotated[bool, typer.Option("--json", help=say("cli.option_json"))]
 
 
-@app.command("serve", help=say("plan.serve"))
+@app.command("serve", cls=RecipeCommand, help=say("plan.serve"))
 def serve(
     users: Annotated[int, typer.Option("--users", min=1, max=10_000, help=say("plan.option_users"))],
     think_time: Annotated[str, typer.Option("--think-time", metavar="TIME", help=say("plan.option_think"))] = "30s",
@@ -57,7 +58,7 @@ def serve(
         _show_serving(found, picture)
 
 
-@app.command("train", help=say("plan.train"))
+@app.command("train", cls=RecipeCommand, help=say("plan.train"))
 def train(
     tokens: Annotated[str, typer.Option("--tokens", metavar="50M", help=say("plan.option_tokens"))],
     base: Annotated[str, typer.Option("--base", metavar="NAME", help=say("plan.option_base"))] = "",
