@@ -303,11 +303,15 @@ class Pool:
 
     async def _renew(self, asked: ModelRef, ref: ModelRef) -> None:
         """Unload a base that was loaded before the adapter came, once all who use it or wait for it are done."""
-        while asked.base and isinstance(engine := self._place(ref.name).engine, Adaptable) and not engine.knows(asked):
-            if self._place(ref.name).line.idle:
+        while asked.base:
+            place = self._place(ref.name)
+            engine = place.engine
+            if engine is None or not isinstance(engine, Adaptable) or engine.knows(asked):
+                return
+            if place.line.idle:
                 await self.unload(ref.name)
             else:
-                await _left(self._place(ref.name))
+                await _left(place)
 
     async def _renewed(self, ref: ModelRef) -> Engine:
         """A newly loaded engine for all who come from now on. Those before them are answered by the one that is there,

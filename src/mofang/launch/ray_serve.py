@@ -25,7 +25,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -204,29 +204,35 @@ class Replica:
 
     async def stream(self, adapter: ModelRef | None, method: str, *arguments: Any) -> AsyncGenerator[list[Delta], None]:
         """The pieces of an answer, several together but for the first words; an empty list every BEAT_S of silence."""
-        async with aclosing(getattr(self._under(adapter), method)(*arguments)) as source:
-            next_piece: asyncio.Task[Delta] = asyncio.ensure_future(anext(source))
-            joined, begun, loop = [], False, asyncio.get_running_loop()
-            until = loop.time() + BEAT_S
-            self._n_answers += 1
+        pieces: list[Delta] = []
+        news = asyncio.Event()
+
+        async def read() -> None:
             try:
-                while True:
-                    done, _ = await asyncio.wait({next_piece}, timeout=max(0.0, until - loop.time()))
-                    if done:
-                        joined.append(next_piece.result())
-                        next_piece = asyncio.ensure_future(anext(source))
-                        if len(joined) == 1:
-                            until = loop.time() + (min(MOST_JOIN_S, JOIN_S * self._n_answers) if begun else 0.0)
-                    if loop.time() >= until:
-                        yield joined
-                        begun = begun or any(map(_says, joined))
-                        joined, until = [], loop.time() + BEAT_S
-            except StopAsyncIteration:
-                if joined:
-                    yield joined
+                async with aclosing(getattr(self._under(adapter), method)(*arguments)) as source:
+                    async for piece in source:
+                        pieces.append(piece)
+                        news.set()
             finally:
-                self._n_answers -= 1
-                next_piece.cancel()
+                news.set()
+
+        reading, begun = asyncio.create_task(read()), False
+        self._n_answers += 1
+        try:
+            while pieces or not reading.done():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), BEAT_S)
+                if begun and pieces:
+                    await asyncio.wait({reading}, timeout=min(MOST_JOIN_S, JOIN_S * self._n_answers))
+                joined = pieces.copy()
+                pieces.clear(), news.clear()
+                yield joined
+                begun = begun or any(map(_says, joined))
+            await reading
+        finally:
+            self._n_answers -= 1
+            reading.cancel()
+            await asyncio.wait({reading})
 
     def _under(self, adapter: ModelRef | None) -> Any:
         return adapted(self._engine, adapter) if adapter else self._engine
