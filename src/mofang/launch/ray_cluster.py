@@ -28,10 +28,9 @@ KNOCK_S = 10.0
 def connected(address: str) -> Iterator[None]:
     """Connected to the cluster at `address` ("auto": the one that this machine belongs to), or to a Ray of our own that
     ends with the block. Raises MofangError where nobody answers."""
-    told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        told["address"] = address
-    else:
+    # "local": one of our own, though this machine may be in a cluster already.
+    told: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": "ERROR"}
+    if not address:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # asked for by a new Ray: other users give it no orders
         told |= {
             "num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES,
