@@ -248,6 +248,12 @@ def test_a_machine_is_lost_and_the_other_goes_on(training: Training, cluster: An
     same_losses(one, two)
 
 
+@pytest.mark.usefixtures("cluster")
+def test_a_run_without_a_cluster_has_a_ray_of_its_own_beside_one(training: Training) -> None:
+    """Ray would else join what it finds on the machine."""
+    through(training(max_steps=1, eval_fraction=0), {"launcher": "ray", "workers": 1})
+
+
 def test_a_cluster_that_is_not_there(training: Training) -> None:
     state = through(training(), {"launcher": "ray", "cluster": "127.0.0.1:1"}, "failed")
     assert state.error["code"] == "ray_no_cluster" and "127.0.0.1:1" in state.error["message"]

@@ -292,7 +292,7 @@ def _save_adapter(
 
 
 def _save_model(
-    recipe: Training, run: Run, model, tensors: Tensors, begin: Begin, data: list[dict[str, Any]]
+    recipe: Training, run: Run, model, tensors: Tensors, begin: Begin, files: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A Hugging Face folder among the models, in float32 as it was trained."""
     store = ModelStore(settings.load())
@@ -303,7 +303,7 @@ def _save_model(
     aside.mkdir()
     model.save_pretrained(aside, state_dict=tensors)
     begin.tokenizer.save(aside)
-    files = digests(aside, "hf")
+    made = digests(aside, "hf")
     write_manifest(
         aside,
         {
@@ -311,12 +311,12 @@ def _save_model(
             "name": name,
             "kind": begin.base.kind if begin.base else "base",
             "format": "hf",
-            "size_bytes": sum(file["size_bytes"] for file in files),
-            "sha256": files[0]["sha256"],
-            "files": files,
+            "size_bytes": sum(file["size_bytes"] for file in made),
+            "sha256": made[0]["sha256"],
+            "files": made,
             "source": "mofang",
             "added_at": now(),
-            **_history(recipe, run, begin, data),
+            **_history(recipe, run, begin, files),
         },
     )
     if _own(store, name, run):

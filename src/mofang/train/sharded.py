@@ -40,9 +40,9 @@ class Sharded(Ranks):
 
     def check(self, recipe: Any) -> None:
         if recipe.tune == "new_rows":  # keeps old rows by a hook on the weight, of which a process has other rows
-            raise Invalid("train.not_in_parts", param="tune", value=recipe.tune)
+            raise Invalid("train.not_in_parts", param="tune", name="tune", value=recipe.tune)
         if recipe.quantize_base != "none":
-            raise Invalid("train.not_in_parts", param="quantize_base", value=recipe.quantize_base)
+            raise Invalid("train.not_in_parts", param="quantize_base", name="quantize_base", value=recipe.quantize_base)
 
     def load(self, make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The processes of a machine read the model one after the other: its memory holds it whole only once."""
