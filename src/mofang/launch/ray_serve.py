@@ -227,7 +227,8 @@ class Replica:
                 if begun and pieces:
                     await asyncio.wait({reading}, timeout=min(MOST_JOIN_S, JOIN_S * self._n_answers))
                 joined = pieces.copy()
-                pieces.clear(), news.clear()
+                pieces.clear()
+                news.clear()
                 yield joined
                 begun = begun or any(map(_says, joined))
             await reading
