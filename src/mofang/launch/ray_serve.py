@@ -66,6 +66,8 @@ heard that it goes. One that hangs is replaced at once, and holds its memory for
 BUSY_S, CALM_S, LOOK_BACK_S = 5.0, 300.0, 12.0
 """How long there must be much, or little, to do before replicas come or go, and over which time that is measured: the
 gateway counts every ten seconds."""
+A_LITTLE = 0.001
+"""Cores that Ray keeps for a replica that is to have none: what asks for nothing is put on any machine, not on each."""
 LOOK_S = 0.25
 """How often it is looked whether replicas have started."""
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
@@ -225,7 +227,8 @@ class Replica:
                 if begun and pieces:
                     await asyncio.wait({reading}, timeout=min(MOST_JOIN_S, JOIN_S * self._n_answers))
                 joined = pieces.copy()
-                pieces.clear(), news.clear()
+                pieces.clear()
+                news.clear()
                 yield joined
                 begun = begun or any(map(_says, joined))
             await reading
@@ -332,7 +335,10 @@ class _Application:
             max_ongoing_requests=n_slots + 1,
             max_constructor_retry_count=STARTS,
             request_router_config=RequestRouterConfig(request_router_class=ROUTER),
-            ray_actor_options={"num_cpus": serving.cpus, "runtime_env": {"env_vars": ray_cluster.environment()}},
+            ray_actor_options={
+                "num_cpus": serving.cpus or A_LITTLE,
+                "runtime_env": {"env_vars": ray_cluster.environment()},
+            },
             health_check_period_s=CHECK_EVERY_S,
             health_check_timeout_s=CHECK_TIMEOUT_S,
             graceful_shutdown_timeout_s=DRAIN_S,
