@@ -63,7 +63,9 @@ class Storage:
         with self._reached():
             found = self._read("training.json")
             if found:
-                apart = {name for name in told if name not in PLACES and told[name] != found.get("training", {}).get(name)}
+                apart = {
+                    name for name in told if name not in PLACES and told[name] != found.get("training", {}).get(name)
+                }
                 if apart:
                     raise Conflict("launch.storage_of_another", uri=self.uri, fields=", ".join(sorted(apart)))
             self._write("training.json", {"training": told, "run": run.id, "turn": self.turn})
