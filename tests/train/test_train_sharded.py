@@ -99,7 +99,7 @@ def by_two(runs: list[Run], strategy: str) -> list[dict[str, Any]]:
         for rank in "01"
     ]
     try:
-        said = [each.communicate(timeout=200)[1].decode() for each in both]
+        said = [each.communicate(timeout=280)[1].decode() for each in both]
     finally:
         for each in both:
             each.kill()
@@ -114,11 +114,11 @@ def file_of(run: Run, made: dict[str, Any]) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("gemma2")
 def test_every_method_learns_in_parts_what_one_process_learns(make: Make) -> None:
+    """And each process holds half of the bytes of all weights and of the optimizer's state, measured in the tensors."""
     ones, twos = ([make(kind, **fields) for kind, fields in WAYS.values()] for _ in range(2))
     found = by_two(twos, "fsdp")
     for way, one, two, made in zip(WAYS, ones, twos, found, strict=True):
         wanted = alone(one)
-        print(way)
         same_losses(one, two)
         alike(file_of(one, wanted), file_of(two, made))
         assert one.samples() == two.samples() and bool(one.samples()) == (way == "sft lora")
@@ -126,23 +126,14 @@ def test_every_method_learns_in_parts_what_one_process_learns(make: Make) -> Non
             assert measured(one, name) == pytest.approx(measured(two, name), rel=1e-3, abs=1e-5)
         assert made.get("best_step") == wanted.get("best_step")
         assert any("FSDP2" in note for note in two.state().notes)
-    apart = list(WAYS).index("sft apart")
-    assert any("逐条计算" in note for note in twos[apart].state().notes)
-
-
-@pytest.mark.slow
-def test_each_process_holds_its_part_of_weights_and_optimizer(make: Make) -> None:
-    """Measured in the tensors themselves: three numbers of four bytes for every trained weight, one for a frozen one."""
-    fields = {**SCRATCH, "hidden_size": 64, "max_steps": 2}
-    ones = make("pretrain", **fields), make("sft", max_steps=2)
-    twos = make("pretrain", **fields), make("sft", max_steps=2)
-    wanted = [alone(run)["held_bytes"] for run in ones]
-    found = by_two([*twos], "fsdp")
-    trained = sum(tensor.numel() for tensor in load_file(file_of(twos[0], found[0])).values())
-    assert wanted[0] == [pytest.approx(12 * trained, rel=0.01)]
-    for (whole,), made in zip(wanted, found, strict=True):
+        (whole,) = wanted["held_bytes"]
         assert len(made["held_bytes"]) == 2
         assert all(each == pytest.approx(whole / 2, rel=0.05) for each in made["held_bytes"])
+        if way == "pretrain new":  # a weight and Adam's two moments, four bytes each
+            trained = sum(tensor.numel() for tensor in load_file(file_of(two, made)).values())
+            assert whole == pytest.approx(12 * trained, rel=0.01)
+    apart = list(WAYS).index("sft apart")
+    assert any("逐条计算" in note for note in twos[apart].state().notes)
 
 
 @pytest.mark.slow
