@@ -205,7 +205,14 @@ class FakePool:
         return self.engines[name]
 
     async def load(
-        self, name: str, kind: Kind | None = None, *, pin: bool | None = None, keep_alive: float | None = None
+        self,
+        name: str,
+        kind: Kind | None = None,
+        *,
+        pin: bool | None = None,
+        keep_alive: float | None = None,
+        reload: bool = False,
+        replicas: tuple[int, int] | None = None,
     ) -> EngineInfo:
         self.kept.append(keep_alive)
         engine = self._find(name, kind)

@@ -20,6 +20,7 @@ _WIDE = (
 _OPEN = "（《〈「『【〔〖［｛“‘(\\[{"
 _CLOSE = "，。、；：？！）》〉」』】〕〗］｝”’…—·％,.;:?!)\\]}%"
 _JOINED = "(?:[\ufe00-\ufe0f\u20e3\U0001f3fb-\U0001f3ff]|\u200d.)*"
+JOINER = "\u200d"
 _UNIT = re.compile(rf"(?:[{_OPEN}]*(?:(?![{_CLOSE}])[{_WIDE}]{_JOINED}|[^\s{_WIDE}{_OPEN}]+)[{_CLOSE}]*|\S)\s*|\s+")
 """What is not torn apart: one Chinese character or one Latin word, with the marks that must not leave it."""
 
@@ -68,6 +69,8 @@ class ChineseText(Text):
             return super().wrap(console, width, justify=justify, overflow=overflow, tab_size=tab_size, no_wrap=True)
         lines = Lines()
         for line in self.split(allow_blank=True):
+            # A joiner that joins nothing (half an emoji of a streamed answer): rich counts cells wrong, or raises.
+            line = line[len(line.plain) - len(line.plain.lstrip(JOINER)) :]
             if "\t" in line:
                 line.expand_tabs(tab_size)
             pieces = line.divide(line_breaks(line.plain, width))
