@@ -67,7 +67,7 @@ check: lint fast
 test: dev system
 	@$(BIN)/python tests/bring_models.py
 	$(MAKE) lint
-	$(BIN)/pytest -m 'not soak' --numprocesses auto --dist loadfile --no-loadscope-reorder --durations=25 --durations-min=5
+	$(BIN)/pytest -m 'not soak' --durations=25 --durations-min=5
 
 soak: dev system
 	@$(BIN)/python tests/bring_models.py

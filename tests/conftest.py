@@ -20,20 +20,6 @@ CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tes
 """Models that test runs share; `make test` fills it (tests/bring_models.py)."""
 
 
-def pytest_configure() -> None:
-    """Each of xdist's workers keeps to its share of the cores: two that each use all would be slower than one."""
-    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        cores, n_workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        share = cores[int(worker.removeprefix("gw")) % len(cores) :: n_workers]
-        os.sched_setaffinity(0, share)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes first, so that the last core does not work alone at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty MOFANG_HOME of its own, with every other MOFANG_* variable removed."""

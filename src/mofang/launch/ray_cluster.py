@@ -25,15 +25,17 @@ KNOCK_S = 10.0
 
 
 @contextmanager
-def connected(address: str) -> Iterator[None]:
+def connected(address: str, *, places: int = 0) -> Iterator[None]:
     """Connected to the cluster at `address` ("auto": the one that this machine belongs to), or to a Ray of our own that
-    ends with the block. Raises MofangError where nobody answers."""
+    ends with the block. Raises MofangError where nobody answers.
+
+    places: processes that must fit into a Ray of our own, whatever cores there are: it would wait for more for ever."""
     # "local" is said: of no address at all, Ray makes the cluster that `ray start` began on this machine.
     told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
     if not address:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # asked for by a new Ray: other users give it no orders
         told |= {
-            "num_cpus": n_cores(), "include_dashboard": False, "object_store_memory": STORE_BYTES,
+            "num_cpus": max(n_cores(), places), "include_dashboard": False, "object_store_memory": STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside

@@ -50,7 +50,7 @@ def run(launcher: Ray, recipe: Recipe, run: Run) -> dict[str, Any]:
     """The recipe's result, as the first worker returned it. Raises what a worker failed with, Stopped."""
     folder = rank.tell(recipe, run)
     _agree_on_patience(launcher)
-    with ray_cluster.connected(launcher.cluster):
+    with ray_cluster.connected(launcher.cluster, places=launcher.workers):
         scaling = _scaling(launcher)
         count = scaling.num_workers if isinstance(scaling.num_workers, int) else launcher.workers
         run.note(say("launch.ray_workers", n=count, nodes=len(ray_cluster.nodes())))
