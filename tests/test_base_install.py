@@ -32,6 +32,7 @@ HEAVY_WORKERS = (
     "mofang.export.",
     "mofang.launch.torchrun",
     "mofang.launch.ray_",
+    "mofang.launch.storage",
     "mofang.engine.transformers.core",
     "mofang.engine.sentence_transformers.core",
     "mofang.engine.llama_cpp.core",
