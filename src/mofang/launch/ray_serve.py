@@ -51,9 +51,9 @@ from mofang.settings import Settings, secrets
 
 BEAT_S, SILENCE_S = 1.0, 8.0
 """How often a replica that has nothing to say yet says so, and for how long it may be silent before it counts as lost."""
-JOIN_S, MOST_JOIN_S = 0.02, 0.16
-"""Pieces that come within it travel together, but for the first: so much for each answer under way, and at most. A message
-between Ray's processes takes a millisecond of a core, whatever is in it."""
+JOIN_S = 0.02
+"""Pieces that come within it travel together, but for the first: a message between Ray's processes takes a millisecond of
+a core, whatever is in it."""
 PATIENCE_S, PAUSE_S = 30.0, 0.25
 """For how long another replica is looked for, at other places of the ring, until one has come in place of the lost one."""
 CHECK_EVERY_S, CHECK_TIMEOUT_S = 1, 2
@@ -197,7 +197,6 @@ class Replica:
 
     async def __init__(self, engine: str, ref: ModelRef, settings: Settings) -> None:  # type: ignore[misc]  # Serve waits
         self._engine: Any = await ENGINES.get(engine)(ref, settings, progress=lambda _: None)
-        self._n_answers = 0
 
     async def call(self, adapter: ModelRef | None, method: str, *arguments: Any, **named: Any) -> Any:
         """What the engine's method returns."""
@@ -219,13 +218,12 @@ class Replica:
                 news.set()
 
         reading, begun = asyncio.create_task(read()), False
-        self._n_answers += 1
         try:
             while pieces or not reading.done():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), BEAT_S)
                 if begun and pieces:
-                    await asyncio.wait({reading}, timeout=min(MOST_JOIN_S, JOIN_S * self._n_answers))
+                    await asyncio.wait({reading}, timeout=JOIN_S)
                 joined = pieces.copy()
                 pieces.clear()
                 news.clear()
@@ -233,7 +231,6 @@ class Replica:
                 begun = begun or any(map(_says, joined))
             await reading
         finally:
-            self._n_answers -= 1
             reading.cancel()
             await asyncio.wait({reading})
 
