@@ -29,8 +29,9 @@ from typing import Any
 
 import httpx
 
+from mofang.knowledge.evaluate import percentile
 from mofang.launch import home as homes
-from mofang.launch.queueing import Crowd, Service, Speeds, around, percentile, simulate
+from mofang.launch.queueing import Crowd, Service, Speeds, around, simulate
 
 REPLICAS, SLOTS = 2, 2
 DELAY_S, CHARACTERS = 0.05, 40

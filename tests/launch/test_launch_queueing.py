@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mofang.knowledge.evaluate import percentile
 from mofang.launch.queueing import (
     Crowd,
     Lengths,
@@ -17,7 +18,6 @@ from mofang.launch.queueing import (
     Speeds,
     _Simulation,
     around,
-    percentile,
     simulate,
 )
 

@@ -7,11 +7,10 @@ import fake_gateway
 import psutil
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from test_ui_browser import ANSWER, QUESTION, ask
 
 pytestmark = [pytest.mark.browser, pytest.mark.soak, pytest.mark.timeout(3000)]
 
-QUESTION = "[data-testid=stChatInput] textarea"
-ANSWER = "[class*=st-key-answer_] .stMarkdown"
 ROUNDS, AT_ONCE = 40, 5
 WARM = 10
 """Rounds until every page was once seen and what is kept for all is there."""
@@ -20,8 +19,7 @@ PLACES = ("models", "train", "quantize", "lens", "concepts", "knowledge", "syste
 
 def _asked(page: Page, question: str) -> None:
     page.locator(f"{QUESTION}:enabled").wait_for()
-    page.fill(QUESTION, question)
-    page.press(QUESTION, "Enter")
+    ask(page, question)
     page.locator(".mf-user").last.wait_for()
 
 

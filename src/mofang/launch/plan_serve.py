@@ -16,7 +16,8 @@ from typing import Any
 from mofang.engine.llama.provider import describe, tuned
 from mofang.engine.profile import AUTO_SLOTS, Profile
 from mofang.errors import Invalid, NotFound
-from mofang.launch.queueing import Crowd, Lengths, Outcome, Service, Speeds, among, around, percentile, simulate
+from mofang.knowledge.evaluate import percentile
+from mofang.launch.queueing import Crowd, Lengths, Outcome, Service, Speeds, among, around, simulate
 from mofang.models.base import ModelRef
 from mofang.models.store import ModelStore
 from mofang.platform import cpu_name, memory, n_cores
@@ -152,7 +153,7 @@ def fewest_for(p95: Callable[[int], float], wanted: float, *, most: int) -> int 
 def _reading_alone(speeds: Speeds, lengths: Lengths) -> float:
     """Seconds that 95 of 100 prompts take at most where nobody else asks: no number of replicas is faster."""
     random = Random(0)
-    return percentile(sorted(lengths(random)[0] / speeds.prompt for _ in range(SEEN)), TOLD)
+    return percentile([lengths(random)[0] / speeds.prompt for _ in range(SEEN)], TOLD)
 
 
 def _row(replicas: int, found: Outcome) -> Row:

@@ -131,11 +131,6 @@ class Outcome:
         return len(self.responses) / self.seconds
 
 
-def percentile(ascending: Sequence[float], share: float) -> float:
-    """The value that so large a share is not above."""
-    return ascending[min(len(ascending) - 1, max(0, math.ceil(share * len(ascending)) - 1))]
-
-
 def simulate(service: Service, crowd: Crowd, *, seed: int = 0, requests: int = 0) -> Outcome:
     """Let them ask until `requests` answers were counted (0: enough for a 95th percentile)."""
     wanted = requests or max(ENOUGH, ENOUGH_EACH * crowd.users)

@@ -88,15 +88,16 @@ def share(count: int) -> int:
     return max(1, int(min(cores) // -(-count // len(cores))))
 
 
-def last_line(error: BaseException | None) -> str:
+def last_line(error: BaseException | str | None) -> str:
     """What an error of Ray's comes to: above it stand the traces of every process on the way."""
     lines = [line.strip() for line in str(error or "").splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
-def environment() -> dict[str, str]:
-    """What a process on another machine must know of this one's environment; no keys are among it."""
+def runtime_env() -> dict[str, Any]:
+    """Ray's word for what a process on another machine is given: what it must know of this one's environment; no keys are
+    among it."""
     secret = {f"MOFANG_{name.upper()}" for name in settings.secrets()}
     ours = {name: value for name, value in os.environ.items() if name.startswith("MOFANG_") and name not in secret}
     told = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # see worker.prepare_process
-    return {**ours, **{name: os.environ[name] for name in told if name in os.environ}}
+    return {"env_vars": {**ours, **{name: os.environ[name] for name in told if name in os.environ}}}

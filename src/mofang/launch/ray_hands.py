@@ -86,7 +86,7 @@ class RayHands:
         count, _ = ray_cluster.crew(self._workers)
         self._report(Progress("notice", 0, detail=say("launch.ray_workers", n=count, nodes=len(nodes))))
         self._reader = ray.remote(_read).options(
-            num_cpus=0, max_retries=TRIES, scheduling_strategy="SPREAD", runtime_env=_environment()
+            num_cpus=0, max_retries=TRIES, scheduling_strategy="SPREAD", runtime_env=ray_cluster.runtime_env()
         )
 
     async def read(self, path: Path, name: str, cutting: Cutting) -> Cut:
@@ -113,7 +113,7 @@ class RayHands:
             max_restarts=-1,
             max_concurrency=1,
             scheduling_strategy="SPREAD",
-            runtime_env=_environment(),
+            runtime_env=ray_cluster.runtime_env(),
         )
         desks = Desks(ref.name, [hired.remote(ref, settings) for _ in range(count)], self._report)
         try:
@@ -122,10 +122,6 @@ class RayHands:
             yield desks
         finally:
             await desks.close()
-
-
-def _environment() -> dict[str, Any]:
-    return {"env_vars": ray_cluster.environment()}
 
 
 class Desks:

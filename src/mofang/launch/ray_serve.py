@@ -262,7 +262,7 @@ def _lost(error: BaseException) -> EngineFailed:
     return EngineFailed("launch.replica_lost", why=_said(cause or error))
 
 
-def _said(error: BaseException) -> str:
+def _said(error: BaseException | str) -> str:
     """Its last line's first sentence: what follows are Ray's numbers."""
     return ray_cluster.last_line(error).split(". ")[0]
 
@@ -305,7 +305,7 @@ class _Application:
             if running >= serving.replicas:
                 return
             if why:
-                raise EngineFailed("launch.replica_failed", model=self._ref.name, why=_said(RuntimeError(why)))
+                raise EngineFailed("launch.replica_failed", model=self._ref.name, why=_said(why))
             if time.monotonic() > until:
                 values = {"replicas": serving.replicas, "running": running, "seconds": f"{limit_s:g}"}
                 raise EngineFailed("launch.replicas_wait", model=self._ref.name, **values)
@@ -334,7 +334,7 @@ class _Application:
             request_router_config=RequestRouterConfig(request_router_class=ROUTER),
             ray_actor_options={
                 "num_cpus": serving.cpus or A_LITTLE,
-                "runtime_env": {"env_vars": ray_cluster.environment()},
+                "runtime_env": ray_cluster.runtime_env(),
             },
             health_check_period_s=CHECK_EVERY_S,
             health_check_timeout_s=CHECK_TIMEOUT_S,

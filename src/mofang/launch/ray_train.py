@@ -73,7 +73,7 @@ def _fit(launcher: Ray, scaling: ScalingConfig, run: Run) -> TrainingFailedError
             name=f"ray-{uuid.uuid4().hex}",
             storage_path=str(run.folder / "ranks"),
             failure_config=FailureConfig(max_failures=launcher.max_failures),
-            worker_runtime_env={"env_vars": ray_cluster.environment()},
+            worker_runtime_env=ray_cluster.runtime_env(),
         ),
     )
     (run.folder / "ranks" / LEFT).unlink(missing_ok=True)

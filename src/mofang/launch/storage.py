@@ -162,16 +162,13 @@ class Storage:
     def _receive(self, name: str, target: Path, wanted: Any) -> None:
         """Raises Unreadable for a file that is not what was sent."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        sha256, size = hashlib.sha256(), 0
+        found: Any = None
         try:
             with self.files.open_input_stream(f"{self.root}/{name}") as source, target.open("wb") as file:
-                while piece := source.read(PIECE):
-                    sha256.update(piece)
-                    size += len(piece)
-                    file.write(piece)
+                found = _copied(source, file)
         except FileNotFoundError:
-            size = -1
-        if not wanted or wanted != {"size_bytes": size, "sha256": sha256.hexdigest()}:
+            pass
+        if not wanted or wanted != found:
             raise Unreadable("launch.storage_broken", uri=self.uri, name=name)
 
     def _read(self, name: str) -> Any:
@@ -188,13 +185,8 @@ class Storage:
 
     def _send(self, path: Path, name: str) -> dict[str, Any]:
         """Returns what `_receive` will want."""
-        sha256, size = hashlib.sha256(), 0
         with path.open("rb") as file, self.files.open_output_stream(f"{self.root}/{name}") as target:
-            while piece := file.read(PIECE):
-                sha256.update(piece)
-                size += len(piece)
-                target.write(piece)
-        return {"size_bytes": size, "sha256": sha256.hexdigest()}
+            return _copied(file, target)
 
     def _write(self, name: str, value: Any) -> None:
         with self.files.open_output_stream(f"{self.root}/{name}") as target:
@@ -206,6 +198,16 @@ class Storage:
             yield
         except OSError as error:
             raise MofangError("launch.storage_unreachable", uri=self.uri, why=str(error).splitlines()[0]) from error
+
+
+def _copied(source: Any, target: Any) -> dict[str, Any]:
+    """Copy one open file into another; what a manifest says of it."""
+    sha256, size = hashlib.sha256(), 0
+    while piece := source.read(PIECE):
+        sha256.update(piece)
+        size += len(piece)
+        target.write(piece)
+    return {"size_bytes": size, "sha256": sha256.hexdigest()}
 
 
 def _is_whole(path: Path) -> bool:

@@ -103,6 +103,7 @@ def page_html(lang: str) -> str:
     return html.replace("</head>", f"{head}</head>")
 
 
+@cache
 def _parts() -> list[str]:
     """The files of FIRST and what they import. Another version of Streamlit may call them otherwise: none, then."""
     folder = STREAMLIT / "static" / "js"
