@@ -3,7 +3,7 @@
 from mofang.registry import Entry, Registry
 
 SERVING = Registry(
-    "serving",
+    "launcher",
     {
         "local": Entry("mofang.launch.local:alone", "models are children of the gateway"),
         "ray": Entry("mofang.launch.ray_serve:spread", "models are replicas on a Ray cluster", "ray", "ray"),
@@ -13,7 +13,7 @@ SERVING = Registry(
 parts (launch.local.Parts). Raises Invalid for an option that it cannot use."""
 
 INGESTING = Registry(
-    "ingesting",
+    "launcher",
     {
         "local": Entry("mofang.launch.local:ingest_here", "the gateway reads, its embedder embeds"),
         "ray": Entry("mofang.launch.ray_ingest:spread", "machines of a Ray cluster read and embed", "ray", "ray"),
