@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from mofang.errors import Conflict, EngineFailed, NotFound
 from mofang.knowledge import ingest
 from mofang.knowledge.base import AddReport
 from mofang.knowledge.ingest import Cut, Cutting, Ingest, clean_name, cut
-from mofang.knowledge.store import FILE, Store
+from mofang.knowledge.store import FILE, StagedFile, Store
 from mofang.messages import Progress
 
 
@@ -359,6 +360,28 @@ async def test_hands_that_are_not_there_are_said_once(bench: Bench) -> None:
     hands.opened = 0
     report = await by(hands, bench, files)
     assert {file.status for file in report.files} == {"unchanged"} and not hands.opened
+
+
+async def test_leaving_in_the_middle_of_a_copy_leaves_no_copy(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, on, made, stage = threading.Event(), threading.Event(), threading.Event(), Store.stage
+
+    def slow(store: Store, path: Path) -> StagedFile:
+        begun.set()
+        assert on.wait(20)
+        try:
+            return stage(store, path)
+        finally:
+            made.set()
+
+    monkeypatch.setattr(Store, "stage", slow)
+    adding = asyncio.create_task(by(ManyHands(), bench, [bench.write("一.txt", "第一份文件。")]))
+    assert await asyncio.to_thread(begun.wait, 20)
+    adding.cancel()
+    asyncio.get_running_loop().call_later(0.1, on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert await asyncio.to_thread(made.wait, 20)
+    ingested.is_whole(bench.folder / "knowledge" / "库")
 
 
 async def test_leaving_many_hands_leaves_whole_documents_and_no_stray_files(bench: Bench, small: None) -> None:

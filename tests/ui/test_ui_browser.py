@@ -569,7 +569,8 @@ def test_language_and_page_survive_a_reload(bench: Any, visit: Any) -> None:
 
 def test_a_text_branches_under_the_microscope(bench: Any, visit: Any) -> None:
     page = visit(f"{bench.url}/lens")
-    page.get_by_label("文字").first.fill("从前")
+    text = page.get_by_role("textbox", name="文字")  # of the tab that is open: those of the others have no role
+    text.fill("从前")
     page.locator(".st-key-write button").click()
     tokens = page.locator("button.mf-token")
     expect(tokens).to_have_count(len(fake_gateway.STORY))
@@ -583,7 +584,7 @@ def test_a_text_branches_under_the_microscope(bench: Any, visit: Any) -> None:
     expect(tokens.nth(2)).to_have_attribute("aria-pressed", "true")
     expect(options.get_by_role("button", name="⟨E9 BE⟩")).to_be_disabled()
     options.get_by_role("button", name="␣the").click()
-    expect(page.get_by_label("文字").first).to_have_value("从前有个 the")
+    expect(text).to_have_value("从前有个 the")
     expect(tokens).to_have_count(len(fake_gateway.STORY))
     page.get_by_role("tab", name="向量地图").click()
     page.locator(".st-key-map_draw button").click()

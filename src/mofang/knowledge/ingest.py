@@ -240,7 +240,7 @@ class Ingest:
             if known is not None and await asyncio.to_thread(_sha256, path) == known:
                 self._reports[place] = FileReport(name, "unchanged")
                 return None
-            staged = await asyncio.to_thread(self.store.stage, path)
+            staged = await self._stage(path)
         except Exception as error:
             self._unread(place, name, path, error)
             return None
@@ -253,6 +253,21 @@ class Ingest:
             self._discard([staged])
             self._unread(place, name, path, error)
             return None
+
+    async def _stage(self, path: Source) -> StagedFile:
+        """Cancelled, it waits until the copy is made, and removes it: a thread cannot be called off, and nobody else would
+        know of what it leaves."""
+        copying = asyncio.create_task(asyncio.to_thread(self.store.stage, path))
+        try:
+            return await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            copying.add_done_callback(self._unstage)
+            await asyncio.wait([copying])
+            raise
+
+    def _unstage(self, copying: "asyncio.Task[StagedFile]") -> None:
+        if not copying.cancelled() and copying.exception() is None:
+            self.store.discard(copying.result())
 
     def _unread(self, place: int, name: str, path: Source, error: Exception) -> None:
         self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
