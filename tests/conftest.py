@@ -1,6 +1,7 @@
 """Every test gets its own home folder, no settings of this machine, and no network beyond loopback."""
 
 import os
+import signal
 import socket
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +19,12 @@ hypothesis.settings.load_profile("mofang")
 
 CACHE = Path(os.environ.get("MOFANG_CACHE", Path.home() / ".cache" / "mofang-tests"))
 """Models that test runs share; `make test` fills it (tests/bring_models.py)."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what tests start, also where `make test` runs in the background: a shell has those ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -102,14 +102,18 @@ def tied(arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *arguments]
 
 
-def start_detached(arguments: Sequence[str], *, log: Path) -> subprocess.Popen[bytes]:
-    """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says."""
+def start_detached(
+    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that outlives us, at the priority of work beside a chat; `log` receives all that it says, `env` is
+    added to our environment."""
     with log.open("ab") as sink:
         process = subprocess.Popen(
             arguments,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
+            env={**os.environ, **(env or {})},
             start_new_session=os.name == "posix",
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )

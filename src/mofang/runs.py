@@ -33,6 +33,7 @@ from mofang.errors import Conflict, Invalid, MissingExtra, MofangError, NotFound
 from mofang.messages import Progress
 from mofang.platform import end_process, has_module, is_same_process, start_detached, started_at
 from mofang.recipes import METHODS, Launcher, Recipe, launcher_of, parse, read_yaml, recipe_class
+from mofang.strings import language
 
 Status = Literal["created", "running", "done", "stopped", "failed", "interrupted"]
 
@@ -230,7 +231,8 @@ class Run:
             error={},
             progress={},
         )
-        process = start_detached([sys.executable, "-m", WORKER, str(self.folder)], log=self.log)
+        spoken = {"MOFANG_LANG": language()}  # of who starts it: what it tells, and its report, are read by them
+        process = start_detached([sys.executable, "-m", WORKER, str(self.folder)], log=self.log, env=spoken)
         until = time.monotonic() + STARTING_S
         while process.poll() is None and time.monotonic() < until:
             if self._written().pid != os.getpid():

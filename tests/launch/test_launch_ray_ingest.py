@@ -27,9 +27,11 @@ from mofang.knowledge.library import Library
 from mofang.launch import INGESTING
 from mofang.messages import Progress
 from mofang.settings import Settings
+from store_places import PLACES, chroma_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 BASE = "库"
+STORES_ELSEWHERE = {"chroma": chroma_server, "pgvector": PLACES["pgvector"], "opensearch": PLACES["opensearch"]}
 Tell = Callable[[Progress], None]
 
 
@@ -304,6 +306,37 @@ async def test_the_driver_is_killed_and_the_next_add_does_the_rest(
     assert ingested.embedded(at.log) - before == len(missing), "only what is missing"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Chroma's own
+@pytest.mark.parametrize("store", STORES_ELSEWHERE)
+async def test_an_index_elsewhere_answers_as_the_built_in_one_does(
+    store: str, at: Home, files: list[tuple[str, Path]], local: tuple[Path, AddReport, list[Progress]], tmp_path: Path
+) -> None:
+    """Though the driver was killed on the way. Only the committer speaks to the store."""
+    here = Library(local[0].parent, _hash)
+    with STORES_ELSEWHERE[store](tmp_path) as settings:
+        at.library.remove(BASE)
+        at.library = Library(at.base.parent, _hash, settings=settings)
+        at.library.create(BASE, embedding_model="hash", store=store)
+
+        def tell(progress: Progress) -> None:
+            if progress.stage == "embed" and progress.done > progress.total / 2:
+                driver().kill()
+
+        with pytest.raises(MofangError):
+            await at.add(files, tell)
+        await at.add(files)
+        for words in ("怎样办理第7项手续", "第3章", "报销"):
+            notices: list[str] = []
+            there = await at.library.search([BASE], words, notices=notices)
+            assert [(hit.title, hit.text) for hit in there] == [
+                (hit.title, hit.text) for hit in await here.search([BASE], words)
+            ]
+            assert there and not notices
+        ingested.same(local[0], at.base)
+        ingested.is_whole(at.base)
+        at.library.close()
+
+
 def until(true: Callable[[], bool], timeout_s: float = 30.0) -> None:
     end = time.monotonic() + timeout_s
     while not true():
@@ -385,7 +418,7 @@ def test_the_command_is_killed_is_stopped_and_goes_on(
     def begin() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,
         )  # fmt: skip
 
     def family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:

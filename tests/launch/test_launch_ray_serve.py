@@ -2,6 +2,7 @@
 more or fewer."""
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
@@ -120,9 +121,12 @@ def test_a_hung_replica_is_found_and_its_request_answered_by_another(served: Ser
         print(f"answered {time.monotonic() - begun:.1f} s after the replica was stopped")
         until(lambda: {one.pid for one in served.replicas("smollm2")} - before)
         print(f"begun anew {time.monotonic() - begun:.1f} s after it")
+        until(lambda: not victim.is_running())
+        print(f"its memory is free {time.monotonic() - begun:.1f} s after it")
     finally:
-        os.kill(victim.pid, signal.SIGCONT)
-    until(lambda: len(served.replicas("smollm2")) == 2 and not victim.is_running())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim.pid, signal.SIGCONT)
+    until(lambda: len(served.replicas("smollm2")) == 2)
 
 
 async def opened(client: openai.AsyncOpenAI, turns: list[Any], question: str) -> int:

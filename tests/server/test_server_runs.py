@@ -139,6 +139,17 @@ def test_what_a_run_left_for_people_is_served_and_nothing_else(gateway: Gateway,
     assert (raised.value.status, raised.value.code) == (404, "no_file")
 
 
+@pytest.mark.parametrize(("lang", "said"), [("en", "no model"), ("zh", "没有")])
+def test_a_run_speaks_the_language_of_who_starts_it(gateway: Gateway, lang: str, said: str) -> None:
+    with gateway.client(lang=lang) as client:
+        run = client.start_run("check", {"model": "无此模型"})["id"]
+        wait_until(lambda: client.run(run)["status"] == "failed", timeout_s=60)
+        assert said in client.run(run)["error"]["message"].lower()
+        client.resume_run(run)
+        wait_until(lambda: client.run(run)["status"] == "failed", timeout_s=60)
+        assert said in client.run(run)["error"]["message"].lower()
+
+
 @pytest.mark.slow
 def test_a_training_from_start_to_end(gateway: Gateway, home: Path, tmp_path: Path) -> None:
     ModelStore(Settings(home=home)).add(tiny_llama.make(tmp_path / "tiny"), "tiny")

@@ -6,8 +6,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -25,11 +26,14 @@ KNOCK_S = 10.0
 
 
 @contextmanager
-def connected(address: str, *, places: int = 0) -> Iterator[None]:
+def connected(
+    address: str, *, places: int = 0, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
     """Connected to the cluster at `address` ("auto": the one that this machine belongs to), or to a Ray of our own that
     ends with the block. Raises MofangError where nobody answers.
 
-    places: processes that must fit into a Ray of our own, whatever cores there are: it would wait for more for ever."""
+    places: processes that must fit into a Ray of our own, whatever cores there are: it would wait for more for ever.
+    environment: of every process that is begun for us, Ray's own among them."""
     # "local" is said: of no address at all, Ray makes the cluster that `ray start` began on this machine.
     told: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
     if not address:
@@ -38,6 +42,8 @@ def connected(address: str, *, places: int = 0) -> Iterator[None]:
             "num_cpus": max(n_cores(), places), "include_dashboard": False, "object_store_memory": STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }  # fmt: skip
+    if environment:
+        told["runtime_env"] = {"env_vars": dict(environment)}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anybody outside
     ours = signal.getsignal(signal.SIGTERM)
     leads = hasattr(os, "getsid") and os.getsid(0) == os.getpid()

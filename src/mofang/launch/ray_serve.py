@@ -62,7 +62,10 @@ STARTS = 2
 """How often a replica that cannot load its model tries again."""
 DRAIN_S, DRAIN_LOOK_S = 300.0, 1.0
 """For how long a replica that is to go may still answer, and how often it looks whether it does: not before the gateway has
-heard that it goes. One that hangs is replaced at once, and holds its memory for as long."""
+heard that it goes."""
+FOR_SERVE = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
+"""One that hangs, or whose llama.cpp is gone, has nothing to end in peace: by itself Serve would wait for it all of DRAIN_S,
+with the model in memory twice. Source: ray.serve._private.constants."""
 BUSY_S, CALM_S, LOOK_BACK_S = 5.0, 300.0, 12.0
 """How long there must be much, or little, to do before replicas come or go, and over which time that is measured: the
 gateway counts every ten seconds."""
@@ -99,7 +102,7 @@ class Serving:
 @contextmanager
 def engines(serving: Serving, settings: Settings) -> Iterator[tuple[ModelStore, Pool]]:
     """The models on disk, and those in the cluster's memory, for the length of the block."""
-    with ray_cluster.connected(serving.cluster):
+    with ray_cluster.connected(serving.cluster, environment=FOR_SERVE):
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         # No port of Ray's own: the gateway is the way in.
         serve.start(proxy_location="Disabled", logging_config={"log_level": "ERROR"})

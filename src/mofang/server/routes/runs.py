@@ -22,6 +22,7 @@ from mofang.server import uploads
 from mofang.server.auth import is_loopback
 from mofang.server.backend import Backend
 from mofang.server.routes.here import Here, Lang, Owner
+from mofang.strings import speaking
 from mofang.tokenizer import load
 from mofang.wire import ResumeRequest, RunRequest
 
@@ -79,14 +80,15 @@ def list_runs(backend: Here, training: bool | None = None, kind: str | None = No
 
 
 @router.post("/v1/runs", status_code=202, dependencies=[Owner])
-def start(body: RunRequest, backend: Here) -> dict[str, Any]:
-    """Start a training or an export. All faults of the recipe come back at once."""
+def start(body: RunRequest, backend: Here, lang: Lang) -> dict[str, Any]:
+    """Start a training or an export, which speaks the asker's language. All faults of the recipe come back at once."""
     _only_here(backend)
     recipe = parse(recipe_class(body.kind), _with_datasets(body.recipe, backend))
     launcher = launcher_of(body.launcher) if body.launcher else None
     need(type(recipe), launcher)
     run = _runs(backend).create(recipe)
-    run.start(launcher)
+    with speaking(lang):
+        run.start(launcher)
     return _shape(run)
 
 
@@ -121,11 +123,12 @@ def stop(run_id: str, backend: Here) -> dict[str, Any]:
 
 
 @router.post("/v1/runs/{run_id}/resume", status_code=202, dependencies=[Owner])
-def resume(run_id: str, backend: Here, body: ResumeRequest | None = None) -> dict[str, Any]:
+def resume(run_id: str, backend: Here, lang: Lang, body: ResumeRequest | None = None) -> dict[str, Any]:
     """Go on from the last checkpoint, as it was started before or as `launcher` says."""
     _only_here(backend)
     run = _runs(backend).get(run_id)
-    run.start(run.relaunched(body.launcher if body else {}))
+    with speaking(lang):
+        run.start(run.relaunched(body.launcher if body else {}))
     return _shape(run)
 
 
