@@ -11,6 +11,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
+# Tests at a time; each may start a cluster, a model and a browser of its own (some 6 GB).
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 export MOFANG_CACHE ?= $(HOME)/.cache/mofang-tests
@@ -67,7 +69,7 @@ check: lint fast
 test: dev system
 	@$(BIN)/python tests/bring_models.py
 	$(MAKE) lint
-	$(BIN)/pytest -m 'not soak' --durations=25 --durations-min=5
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not soak' -n $(TEST_PROCESSES) --dist worksteal --durations=25 --durations-min=5
 
 soak: dev system
 	@$(BIN)/python tests/bring_models.py

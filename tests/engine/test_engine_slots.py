@@ -159,7 +159,11 @@ def _files(home: Path) -> list[Path]:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize(("make", "document"), [("smollm2", SHORT), ("qwen", DOCUMENT)], indirect=["make"])
+@pytest.mark.parametrize(
+    ("make", "document"),
+    [("smollm2", SHORT), pytest.param("qwen", DOCUMENT, marks=pytest.mark.soak)],
+    indirect=["make"],
+)
 async def test_a_long_document_survives_an_unload(make: Make, document: str, home: Path) -> None:
     pool = make()
     _, cold = await _ask(pool, document + "问：第三条说什么？")

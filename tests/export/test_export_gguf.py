@@ -191,7 +191,7 @@ def test_from_a_gguf_to_a_gguf_that_was_taught(
     "fields, source",
     [
         ({"tune": "lora", "modules_to_save": ["embed_tokens", "lm_head"], "learning_rate": 1e-3}, "read-hf"),
-        ({"tune": "layers", "layers": [0, -1], "learning_rate": 1e-3}, "read"),
+        pytest.param({"tune": "layers", "layers": [0, -1], "learning_rate": 1e-3}, "read", marks=pytest.mark.soak),
     ],
     ids=["tied head", "own model"],
 )

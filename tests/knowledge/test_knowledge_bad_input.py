@@ -293,7 +293,9 @@ def test_a_truncated_pdf_is_refused_or_told(share: float, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("megabytes", "encoding"), [(60, "utf-8"), (40, "gb18030")])
+@pytest.mark.parametrize(
+    ("megabytes", "encoding"), [(60, "utf-8"), pytest.param(40, "gb18030", marks=pytest.mark.soak)]
+)
 def test_a_text_of_20_million_characters_is_taken_in_with_bounded_memory_and_searched_at_once(
     megabytes: int, encoding: str, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ from store_places import PLACES, chroma_server
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 BASE = "库"
 STORES_ELSEWHERE = {"chroma": chroma_server, "pgvector": PLACES["pgvector"], "opensearch": PLACES["opensearch"]}
+ONE_FIRST = ["chroma", *(pytest.param(name, marks=pytest.mark.soak) for name in ("pgvector", "opensearch"))]
 Tell = Callable[[Progress], None]
 
 
@@ -307,7 +308,7 @@ async def test_the_driver_is_killed_and_the_next_add_does_the_rest(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Chroma's own
-@pytest.mark.parametrize("store", STORES_ELSEWHERE)
+@pytest.mark.parametrize("store", ONE_FIRST)
 async def test_an_index_elsewhere_answers_as_the_built_in_one_does(
     store: str, at: Home, files: list[tuple[str, Path]], local: tuple[Path, AddReport, list[Progress]], tmp_path: Path
 ) -> None:

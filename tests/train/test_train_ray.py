@@ -116,6 +116,7 @@ def test_new_weights_in_parts_of_two_workers(training: Training, home: Path, tmp
     assert all(each == pytest.approx(wanted["held_bytes"][0] / 2, rel=0.05) for each in made["held_bytes"])
 
 
+@pytest.mark.soak
 def test_an_error_of_one_worker_ends_the_run_with_it(
     training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_worker_that_hangs_is_found_and_all_begin_anew(
     same_losses(one, two)
 
 
+@pytest.mark.soak
 def test_killed_while_sending_and_gone_on_with_on_another_machine(
     training: Training,
     storage: str,
@@ -205,6 +207,7 @@ def second(cluster: Any) -> Any:
     return node
 
 
+@pytest.mark.soak
 def test_a_machine_that_will_be_taken_away_is_left_after_saving(training: Training, cluster: Any, second: Any) -> None:
     """Ray is told what a cloud tells: the run saves at that very step, and the other machine goes on from it. That is no
     failure."""
