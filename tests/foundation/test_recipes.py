@@ -33,7 +33,7 @@ def test_every_recipe_keeps_the_contract(kind: str) -> None:
     assert recipe.kind == kind and ":" in recipe.worker
     for name in recipe.model_fields:
         for lang in LANGUAGES:
-            assert say(f"recipes.field_{name}", lang=lang)
+            assert say(recipe.words(name), lang=lang)
     made = parse(recipe, least(kind))
     assert parse(recipe, yaml.safe_load(made.as_yaml())) == made
     assert made.title()

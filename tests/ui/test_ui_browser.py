@@ -504,6 +504,17 @@ def test_nothing_is_clipped_and_every_page_speaks_one_language(bench: Any, visit
     expect(page.locator("[data-testid=stSidebar]")).to_have_attribute("data-collapsed", "true")
 
 
+@pytest.mark.parametrize("lang", words.LANGUAGES)
+@pytest.mark.parametrize("width", [PHONE, TABLET])
+def test_what_is_chosen_above_a_chat_takes_one_row(bench: Any, visit: Any, lang: str, width: int) -> None:
+    page = visit(f"{bench.url}?lang={lang}", width=width)
+    page.wait_for_selector(".mf-hero")
+    buttons = page.locator(".st-key-chat_bar [data-testid=stPopoverButton]")
+    expect(buttons).to_have_count(4)
+    page.wait_for_timeout(500)
+    assert len({box["y"] for button in buttons.all() if (box := button.bounding_box())}) == 1
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -57,7 +57,7 @@ def command(
     parameters += [_field(recipe, name, positional=name == positional) for name in names]
     if second:
         parameters.insert(1, _parameter(SECOND, Annotated[str | None, typer.Argument(
-            metavar=f"[{second.upper()}]", help=say(f"recipes.field_{second}"), show_default=False)], None))  # fmt: skip
+            metavar=f"[{second.upper()}]", help=say(recipe.words(second)), show_default=False)], None))  # fmt: skip
     parameters += launcher_options() if launched else []
     parameters += [
         _parameter("overrides", Annotated[list[str] | None, typer.Option(
@@ -126,7 +126,7 @@ def _field(recipe: type[Recipe], name: str, *, positional: bool) -> inspect.Para
     """Every option's default is None: what was not given is the recipe's to decide."""
     field = recipe.model_fields[name]
     kind, choices = _type(field.annotation)
-    words = say(f"recipes.field_{name}")
+    words = say(recipe.words(name))
     if choices:
         words += say("cli.choices", choices=" | ".join(choices))
     default = field.default if field.default_factory is None else field.default_factory()  # type: ignore[call-arg]

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import yaml
@@ -15,7 +16,8 @@ R = TypeVar("R", bound="Recipe")
 
 
 class Recipe(BaseModel):
-    """Fields are what people may set. Each field's name and sentence are `recipes.field_<name>` in strings/."""
+    """Fields are what people may set. Each field's name and sentence are `recipes.field_<name>` in strings/, or those of
+    what `called` says."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
@@ -29,6 +31,8 @@ class Recipe(BaseModel):
     """Optional dependencies that the worker needs; "" for none."""
     library: ClassVar[str] = "torch"
     """The import name whose absence means that `extra` is not installed."""
+    called: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Of fields that mean something else here than in other recipes: in words, they are these."""
 
     def title(self) -> str:
         """A few words for lists of runs."""
@@ -39,11 +43,16 @@ class Recipe(BaseModel):
         """JSON schema of its fields; in words of that language each is called by `title`, and told of by `help`."""
         schema = cls.model_json_schema()
         for name, field in schema.get("properties", {}).items():
-            key = f"recipes.field_{name}"
+            key = cls.words(name)
             field |= {"title": say(key, part="label", lang=lang), "help": say(key, lang=lang)}
             if make := cls.model_fields[name].default_factory:  # which pydantic leaves out
                 field["default"] = make()  # type: ignore[call-arg]
         return schema
+
+    @classmethod
+    def words(cls, field: str) -> str:
+        """The key of its name and sentence in strings/."""
+        return f"recipes.field_{cls.called.get(field, field)}"
 
     def as_yaml(self) -> str:
         """The resolved recipe, every field with its value, as it is kept beside a run."""

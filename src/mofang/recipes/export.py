@@ -1,5 +1,6 @@
 """From one form of a model to another."""
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -45,6 +46,7 @@ class Merge(_Export):
 
     kind: ClassVar[str] = "merge"
     worker: ClassVar[str] = "mofang.export.merge:run"
+    called: ClassVar[Mapping[str, str]] = {"weights": "adapter_weights"}
 
     adapters: list[str] = Field(default_factory=list)
     """Further adapters, added after `model` in this order: runs or folders."""
