@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from served import Gateway, serving
 
@@ -244,6 +244,8 @@ JSON = st.recursive(
 
 
 @given(JSON)
+@example({"mapping": {"x": {"parent": []}}})
+@example({"mapping": {"x": {"children": 7}}, "current_node": {}})
 @settings(max_examples=200, deadline=None)
 def test_anything_is_read_or_refused(data: Any) -> None:
     try:

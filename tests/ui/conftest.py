@@ -10,11 +10,12 @@ from typing import Any
 import fake_gateway
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from mofang.platform import end_child, start_child
 
 CHROMIUM = "/usr/bin/chromium"
+expect.set_options(timeout=20_000)  # milliseconds; as for every other wait here, on cores that other tests share
 
 
 @pytest.fixture

@@ -218,14 +218,14 @@ def _chatgpt(data: Any, lang: str) -> list[Read] | None:
 def _one_of_chatgpt(one: Mapping[str, Any]) -> Read:
     nodes = {str(name): node for name, node in one["mapping"].items() if isinstance(node, dict)}
     shown: set[str] = set()
-    at: Any = one.get("current_node")
+    at = _id(one.get("current_node"))
     while at in nodes and at not in shown:
         shown.add(at)
-        at = nodes[at].get("parent")
+        at = _id(nodes[at].get("parent"))
     found = Read({"title": str(one.get("title") or "")[:200]})
     if stamp := _time(one.get("create_time")):
         found.fields["created_at"] = stamp
-    roots = [name for name, node in nodes.items() if node.get("parent") not in nodes]
+    roots = [name for name, node in nodes.items() if _id(node.get("parent")) not in nodes]
     waiting: list[tuple[str, str | None]] = [(name, None) for name in reversed(roots)]
     seen: set[str] = set()
     while waiting:
@@ -250,12 +250,19 @@ def _one_of_chatgpt(one: Mapping[str, Any]) -> Read:
             parent = name
         elif message is not None and role != "system":
             found.skipped += 1
-        children = [str(child) for child in nodes[name].get("children") or () if str(child) in nodes]
+        listed = nodes[name].get("children")
+        named = map(_id, listed if isinstance(listed, list) else ())
+        children = [child for child in named if child in nodes]
         # The branch that was looked at comes last, and so is the one that is shown.
         waiting += [(child, parent) for child in sorted(children, key=shown.__contains__)[::-1]]
     if len(seen) < len(nodes):
         raise Invalid("server.import_tree", param="mapping", id=next(iter(nodes.keys() - seen)))
     return found
+
+
+def _id(value: Any) -> str | None:
+    """A node's name; None for none, and for what cannot be one."""
+    return str(value) if isinstance(value, str | int) else None
 
 
 def _written(message: Any) -> tuple[str, str]:
