@@ -1,5 +1,6 @@
 """The workbench's parts that know nothing of Streamlit: sentences, figures, the tree, prose, the watch, colours."""
 
+import contextlib
 import re
 import string
 import time
@@ -13,6 +14,7 @@ import pytest
 import streamlit
 from hypothesis import example, given
 from hypothesis import strategies as some
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mofang.client import Client
 from mofang.engine.tune import MIXES
@@ -394,6 +396,39 @@ def test_the_page_is_ours_before_streamlit_draws() -> None:
 def test_the_policy_lets_the_browser_reach_this_host_only() -> None:
     assert not re.search(r"https?:|\*", shell.POLICY)
     assert "connect-src 'self'" in shell.POLICY and "default-src 'self'" in shell.POLICY
+
+
+class Broken(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_visitor_who_leaves_in_the_middle_of_a_message_is_no_fault(leaves: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        socket = WebSocket(scope, receive, send)
+        await socket.accept()
+        with contextlib.suppress(WebSocketDisconnect):
+            await socket.send_bytes(b"a")
+        if not leaves:
+            await socket.close()
+        await socket.close()  # as Streamlit does it
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if leaves and message["type"] == "websocket.send":
+            raise OSError("gone")
+
+    scope = {"type": "websocket", "headers": [], "path": "/", "query_string": b""}
+    (guard,) = shell.middleware()
+    await guard.cls(app)(scope, receive, send)
+
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        raise Broken
+
+    with pytest.raises(Broken):
+        await guard.cls(broken)(scope, receive, send)
 
 
 def test_streamlit_is_told_to_be_quiet_and_careful() -> None:

@@ -62,12 +62,16 @@ def middleware() -> list[Middleware]:
 
 
 class _Guard:
-    """Adds the security headers to every HTTP answer."""
+    """Adds the security headers to every HTTP answer, and lets visitors leave."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
+            return
+
         async def guarded(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [
@@ -78,7 +82,27 @@ class _Guard:
                 ]
             await send(message)
 
-        await self.app(scope, receive, guarded if scope["type"] == "http" else send)
+        await self.app(scope, receive, guarded)
+
+    async def _socket(self, scope: Scope, receive: Any, send: Send) -> None:
+        """Streamlit closes a socket once more when its visitor left in the middle of a message, and fails with that: a page
+        of the log for everybody who leaves so."""
+        over = False
+
+        async def told(message: MutableMapping[str, Any]) -> None:
+            nonlocal over
+            over = over or message["type"] == "websocket.close"
+            try:
+                await send(message)
+            except OSError:
+                over = True
+                raise
+
+        try:
+            await self.app(scope, receive, told)
+        except RuntimeError:
+            if not over:
+                raise
 
 
 @cache
