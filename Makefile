@@ -11,7 +11,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-# Tests at a time; each may start a cluster, a model and a browser of its own (some 6 GB).
+# Tests at a time; each may start a cluster, a model and a browser of its own.
 TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -31,8 +31,10 @@ from store_places import PLACES, chroma_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 BASE = "库"
-STORES_ELSEWHERE = {"chroma": chroma_server, "pgvector": PLACES["pgvector"], "opensearch": PLACES["opensearch"]}
-ONE_FIRST = ["chroma", *(pytest.param(name, marks=pytest.mark.soak) for name in ("pgvector", "opensearch"))]
+ELSEWHERE = [
+    pytest.param("chroma", chroma_server, id="chroma"),
+    *(pytest.param(name, PLACES[name], id=name, marks=pytest.mark.soak) for name in ("pgvector", "opensearch")),
+]
 Tell = Callable[[Progress], None]
 
 
@@ -308,13 +310,18 @@ async def test_the_driver_is_killed_and_the_next_add_does_the_rest(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Chroma's own
-@pytest.mark.parametrize("store", ONE_FIRST)
+@pytest.mark.parametrize(("store", "place"), ELSEWHERE)
 async def test_an_index_elsewhere_answers_as_the_built_in_one_does(
-    store: str, at: Home, files: list[tuple[str, Path]], local: tuple[Path, AddReport, list[Progress]], tmp_path: Path
+    store: str,
+    place: Callable[[Path], Any],
+    at: Home,
+    files: list[tuple[str, Path]],
+    local: tuple[Path, AddReport, list[Progress]],
+    tmp_path: Path,
 ) -> None:
     """Though the driver was killed on the way. Only the committer speaks to the store."""
     here = Library(local[0].parent, _hash)
-    with STORES_ELSEWHERE[store](tmp_path) as settings:
+    with place(tmp_path) as settings:
         at.library.remove(BASE)
         at.library = Library(at.base.parent, _hash, settings=settings)
         at.library.create(BASE, embedding_model="hash", store=store)

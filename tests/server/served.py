@@ -29,7 +29,7 @@ class Gateway:
         return httpx.Client(base_url=self.url, trust_env=False, timeout=20, headers=headers, **options)
 
     def client(self, **options: Any) -> Client:
-        return Client(self.url, self.key, timeout_s=20, **options)
+        return Client(self.url, self.key, **{"timeout_s": 20, **options})
 
     def event(self) -> asyncio.Event:
         """For a scripted engine to wait on; `release` sets it."""

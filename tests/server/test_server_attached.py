@@ -313,7 +313,7 @@ def test_an_older_home_gets_the_new_columns(tmp_path: Path) -> None:
 def test_a_real_model_answers_from_a_file_and_tells_when_one_is_too_long(home: Path, qwen: Path) -> None:
     settings = Settings(home=home, port=0, n_ctx=2048, model_path=str(qwen.parent))
     slow = 120  # seconds; the first to read the model's file reads it from the disk
-    with serving(LocalBackend(settings)) as gateway, Client(gateway.url, timeout_s=slow) as client:
+    with serving(LocalBackend(settings)) as gateway, gateway.client(timeout_s=slow) as client:
         text = "甲方应在收到货物之后的四十五天以内付清全部货款。"
         one = client.add_file("合同.pdf", pdf([[(50, 500, 12, text)]]))["id"]
         model = qwen.stem

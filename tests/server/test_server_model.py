@@ -13,7 +13,6 @@ import openai
 import pytest
 from served import Gateway, serving
 
-from mofang.client import Client
 from mofang.models.store import ModelStore
 from mofang.server.backend import LocalBackend
 from mofang.settings import Settings
@@ -189,7 +188,7 @@ def test_a_continuation_tells_ids_and_bytes(real: Gateway) -> None:
 
 
 def test_neighbours_of_a_real_vocabulary(real: Gateway) -> None:
-    with Client(real.url, timeout_s=120) as client:  # a whole matrix is read, on a machine that may be busy
+    with real.client(timeout_s=120) as client:  # a whole matrix is read, on a machine that may be busy
         near = [one["piece"] for one in client.neighbours("qwen", "北京", 8)["data"]]
         assert {"上海", "北京市"} <= set(near)
         assert " queen" in [one["piece"] for one in client.neighbours("smollm2", " king", 8)["data"]]

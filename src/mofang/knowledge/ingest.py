@@ -14,7 +14,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Coroutine, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -44,6 +44,7 @@ MIN_LIMIT = 40
 
 Report = Callable[[Progress], None]
 Cut = tuple[ParsedDocument, list[Chunk]]
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -193,7 +194,7 @@ class Ingest:
         """Raises what opening the embedder raises, and Conflict when it is not the base's own."""
         began = time.monotonic()
         with ExitStack() as opened:
-            given = await asyncio.to_thread(opened.enter_context, unpacked(files))
+            given = await _to_the_end(opened.enter_context, unpacked(files))
             try:
                 async with self._stack, aclosing(self._windows(given.files)) as windows:
                     async for window in windows:
@@ -240,11 +241,10 @@ class Ingest:
             if known is not None and await asyncio.to_thread(_sha256, path) == known:
                 self._reports[place] = FileReport(name, "unchanged")
                 return None
-            staged = await self._stage(path)
+            staged = await _to_the_end(self._stage, path)
         except Exception as error:
             self._unread(place, name, path, error)
             return None
-        self._staged.add(staged)
         self._hands.open()
         try:
             document, chunks = await self._hands.read(staged.path, name, self._cutting)
@@ -254,20 +254,10 @@ class Ingest:
             self._unread(place, name, path, error)
             return None
 
-    async def _stage(self, path: Source) -> StagedFile:
-        """Cancelled, it waits until the copy is made, and removes it: a thread cannot be called off, and nobody else would
-        know of what it leaves."""
-        copying = asyncio.create_task(asyncio.to_thread(self.store.stage, path))
-        try:
-            return await asyncio.shield(copying)
-        except asyncio.CancelledError:
-            copying.add_done_callback(self._unstage)
-            await asyncio.wait([copying])
-            raise
-
-    def _unstage(self, copying: "asyncio.Task[StagedFile]") -> None:
-        if not copying.cancelled() and copying.exception() is None:
-            self.store.discard(copying.result())
+    def _stage(self, path: Source) -> StagedFile:
+        staged = self.store.stage(path)
+        self._staged.add(staged)
+        return staged
 
     def _unread(self, place: int, name: str, path: Source, error: Exception) -> None:
         self._reports[place] = _failed(name, path_of(path), out_of_space(error, self.store.folder) or error)
@@ -395,6 +385,21 @@ class Ingest:
     def _give_up(self, work: _Work, error: MofangError) -> None:
         work.missing = {}
         self._reports[work.place] = _failed(work.new.name, work.new.file.path, error)
+
+
+async def _to_the_end(call: Callable[[A], T], value: A) -> T:
+    """What the call returns, made in a thread. Who is cancelled waits until it has ended: a thread cannot be called off, and
+    what it makes has to be there by the time that all is cleared away."""
+    running = asyncio.create_task(asyncio.to_thread(call, value))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):  # once more
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # is nobody's any more
+        raise
 
 
 async def _in_order(calls: Iterable[Coroutine[Any, Any, T]], n: int) -> AsyncGenerator[T, None]:
